@@ -1,0 +1,19 @@
+//! All that the control plane and the data plane share.
+//!
+//! Two documents cross between them. A [`RouteTable`] goes from the controller to every proxy and says where requests
+//! go; a [`Report`] goes back and says what became of them. Both are JSON. A table is swapped whole and numbered by a
+//! [`Generation`] that only grows; a report repeats what was not acknowledged, so that losing one loses nothing.
+//!
+//! Start with [`table`], then [`report`].
+
+pub mod report;
+pub mod table;
+
+pub use report::{
+    Arm, BootId, Cell, Chosen, Epoch, InFlight, LATENCY_BUCKETS, Outcome, Report, ReportAck,
+    latency_bucket,
+};
+pub use table::{
+    BasisPoints, Endpoint, Generation, Limits, Match, Route, RouteTable, Shield, Sticky,
+    TableError, Timeouts, Upstream,
+};

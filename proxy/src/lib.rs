@@ -1,0 +1,1 @@
+//! A weighted reverse proxy.

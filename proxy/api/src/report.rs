@@ -5,12 +5,13 @@
 //! been counted as timed out because it is too old. A report holds every epoch that is not both final and acknowledged:
 //! a lost report loses nothing, a repeated one adds nothing, and a late answer belongs to the moment of its request.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::table::{Endpoint, Generation};
+use crate::table::{BasisPoints, Endpoint, Generation};
 
 /// How many latency buckets there are.
 pub const LATENCY_BUCKETS: u16 = 640;
@@ -202,6 +203,9 @@ pub struct Epoch {
     pub number: u64,
     /// The table in force for its whole length.
     pub generation: Generation,
+    /// The canary's share by route, as that table has it: one entry for every route, so that the controller need not
+    /// remember every table it ever made.
+    pub weights: BTreeMap<String, BasisPoints>,
     /// How long it lasted, or has lasted so far.
     pub duration_ms: u32,
     /// Whether nothing of it can change any more: it is over, and all its requests have outcomes.

@@ -1,0 +1,943 @@
+//! One attempt to make a canary the stable release: where it is, and what moves it.
+//!
+//! ```text
+//! Deploying → Analyzing{step} ⇄ Gated{step} → Baking → Warm → Promoting → Promoted
+//!      └───────────┴───────────────┴───────────┴───────┴─────────┴→ RollingBack → RolledBack
+//! ```
+//! Any of the upper row may be paused and resumed.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::desired::{Desired, Observed, Placement};
+use crate::judge::Position;
+use crate::plan::{Hold, Spec, Step};
+use crate::release::{Release, RolloutId, ServiceName};
+use crate::serial::millis;
+use crate::weight::Weight;
+use crate::{Duration, Timestamp};
+
+/// Longest wait for requests in flight to a release that traffic has left, and for proxies to say that they left it.
+/// Longer than the proxies' default response time-out of 10 s with a retry, short enough for a person who watches.
+pub const DRAIN_MAX: Duration = Duration::from_secs(30);
+
+/// Longest wait for the canary's tasks to be gone before the rollout counts as ended. An ended rollout still asks for
+/// their removal, so nothing is left over; only its ending need not wait for a slow engine.
+pub const REMOVE_MAX: Duration = Duration::from_secs(60);
+
+/// Where a rollout is. What matters in one phase only lives in that phase. Elapsed time counts only while the
+/// controller is up and the rollout not paused: it is saved as it passes, so neither downtime nor a jump of the clock
+/// moves it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "name", rename_all = "snake_case")]
+pub enum Phase {
+    /// The canary's tasks are starting; it gets no request.
+    Deploying {
+        /// Time in this phase.
+        #[serde(rename = "elapsed_ms", with = "millis")]
+        #[schemars(with = "u64")]
+        elapsed: Duration,
+    },
+    /// The canary gets the step's weight and is judged.
+    Analyzing {
+        /// Index of the step in the plan, from 0.
+        step: usize,
+        /// Time in this step.
+        #[serde(rename = "elapsed_ms", with = "millis")]
+        #[schemars(with = "u64")]
+        elapsed: Duration,
+    },
+    /// Waits for a person at the weight before.
+    Gated {
+        /// Index of the gate in the plan, from 0.
+        step: usize,
+        /// Time at this gate.
+        #[serde(rename = "elapsed_ms", with = "millis")]
+        #[schemars(with = "u64")]
+        elapsed: Duration,
+    },
+    /// The last comparison, most requests on the canary.
+    Baking {
+        /// Time in this phase.
+        #[serde(rename = "elapsed_ms", with = "millis")]
+        #[schemars(with = "u64")]
+        elapsed: Duration,
+    },
+    /// Every request on the canary, stable up and idle.
+    Warm {
+        /// Time in this phase.
+        #[serde(rename = "elapsed_ms", with = "millis")]
+        #[schemars(with = "u64")]
+        elapsed: Duration,
+    },
+    /// A person stopped it where it was; requests go on as they went.
+    Paused {
+        /// Where it goes on.
+        at: Box<Phase>,
+    },
+    /// The stable group is being brought to the canary's release.
+    Promoting {
+        /// How far that is.
+        stage: Promotion,
+        /// Time in this stage.
+        #[serde(rename = "elapsed_ms", with = "millis")]
+        #[schemars(with = "u64")]
+        elapsed: Duration,
+    },
+    /// Requests go back to stable, and the canary goes.
+    RollingBack {
+        /// Why.
+        cause: Cause,
+        /// How far that is.
+        stage: Retreat,
+        /// Time in this stage.
+        #[serde(rename = "elapsed_ms", with = "millis")]
+        #[schemars(with = "u64")]
+        elapsed: Duration,
+    },
+    /// Ended: the canary's release is the stable one.
+    Promoted,
+    /// Ended: the release before is the stable one, as it was.
+    RolledBack {
+        /// Why.
+        cause: Cause,
+    },
+}
+
+impl Phase {
+    /// The same place with no time spent in it: equal for two phases that differ in elapsed time alone.
+    #[must_use]
+    pub fn at_start(&self) -> Self {
+        let elapsed = Duration::ZERO;
+        match self.clone() {
+            Self::Deploying { .. } => Self::Deploying { elapsed },
+            Self::Analyzing { step, .. } => Self::Analyzing { step, elapsed },
+            Self::Gated { step, .. } => Self::Gated { step, elapsed },
+            Self::Baking { .. } => Self::Baking { elapsed },
+            Self::Warm { .. } => Self::Warm { elapsed },
+            Self::Paused { at } => Self::Paused {
+                at: Box::new(at.at_start()),
+            },
+            Self::Promoting { stage, .. } => Self::Promoting { stage, elapsed },
+            Self::RollingBack { cause, stage, .. } => Self::RollingBack {
+                cause,
+                stage,
+                elapsed,
+            },
+            ended @ (Self::Promoted | Self::RolledBack { .. }) => ended,
+        }
+    }
+
+    /// Time spent in this place; of a paused one, in the place it paused at.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        match self {
+            Self::Deploying { elapsed }
+            | Self::Analyzing { elapsed, .. }
+            | Self::Gated { elapsed, .. }
+            | Self::Baking { elapsed }
+            | Self::Warm { elapsed }
+            | Self::Promoting { elapsed, .. }
+            | Self::RollingBack { elapsed, .. } => *elapsed,
+            Self::Paused { at } => at.elapsed(),
+            Self::Promoted | Self::RolledBack { .. } => Duration::ZERO,
+        }
+    }
+
+    /// The phase's name, as it stands in JSON, metrics and on the terminal.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Deploying { .. } => "deploying",
+            Self::Analyzing { .. } => "analyzing",
+            Self::Gated { .. } => "gated",
+            Self::Baking { .. } => "baking",
+            Self::Warm { .. } => "warm",
+            Self::Paused { .. } => "paused",
+            Self::Promoting { .. } => "promoting",
+            Self::RollingBack { .. } => "rolling_back",
+            Self::Promoted => "promoted",
+            Self::RolledBack { .. } => "rolled_back",
+        }
+    }
+
+    /// Whether nothing moves it any more.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        matches!(self, Self::Promoted | Self::RolledBack { .. })
+    }
+}
+
+/// How far a promotion in place is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Promotion {
+    /// Every request moves to the canary.
+    Shifting,
+    /// The stable group, which serves nothing, is updated to the release.
+    Updating,
+    /// Requests move back to the stable group, which is ready and runs the release.
+    Returning,
+    /// The canary group is removed.
+    Removing,
+}
+
+/// How far a rollback is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Retreat {
+    /// Promotion had begun: the stable group goes back to the release before. Until it is ready the canary keeps what
+    /// stable cannot carry.
+    Restoring {
+        /// Whether the canary group is still there to carry anything.
+        canary: bool,
+    },
+    /// The canary gets nothing; requests in flight finish.
+    Leaving,
+    /// The canary group is removed.
+    Removing,
+}
+
+/// Why a rollout ended early.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Cause {
+    /// The judge: the canary is worse.
+    Evidence {
+        /// The signal that weighed most: `errors`, `latency`, `saturation`, `warm_up`, `restarts`.
+        signal: String,
+    },
+    /// Somebody ended it.
+    Person {
+        /// Who.
+        by: String,
+        /// Their words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// Somebody refused at a gate.
+    Rejected {
+        /// Who.
+        by: String,
+        /// Their words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// A newer release took its place.
+    Superseded {
+        /// The newer rollout.
+        by: RolloutId,
+    },
+    /// The step found neither harm nor proof before its deadline.
+    InsufficientEvidence,
+    /// Nobody answered at a gate.
+    GateUnanswered,
+    /// The whole took too long.
+    Deadline,
+    /// The canary never became ready.
+    NotReady {
+        /// Why its last task ended or could not start.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trouble: Option<String>,
+    },
+}
+
+/// How a rollout ended, as callers tell endings apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// The canary's release is the stable one.
+    Promoted,
+    /// On evidence.
+    RolledBack,
+    /// By a person.
+    Aborted,
+    /// By a newer release.
+    Superseded,
+    /// Not enough evidence, or no answer, before a deadline.
+    InsufficientEvidence,
+    /// The canary never became ready.
+    NotReady,
+}
+
+impl Cause {
+    /// The ending it leads to.
+    #[must_use]
+    pub fn ending(&self) -> Ending {
+        match self {
+            Self::Evidence { .. } => Ending::RolledBack,
+            Self::Person { .. } | Self::Rejected { .. } => Ending::Aborted,
+            Self::Superseded { .. } => Ending::Superseded,
+            Self::InsufficientEvidence | Self::GateUnanswered | Self::Deadline => {
+                Ending::InsufficientEvidence
+            }
+            Self::NotReady { .. } => Ending::NotReady,
+        }
+    }
+}
+
+/// What a person, or a pipeline for them, may order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    /// On to the next step without further proof; ends a pause first.
+    Promote,
+    /// All the way, without further steps.
+    PromoteFull,
+    /// Stay as it is.
+    Pause,
+    /// End the pause.
+    Resume,
+    /// Back to stable. Wins over everything that arrives with it.
+    Abort(Cause),
+    /// The gate may open.
+    Approve {
+        /// Who says so.
+        by: String,
+    },
+}
+
+/// The part of a rollout that the judge ruled on, so that a late ruling cannot move another step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// A step of the plan.
+    Step(usize),
+    /// The bake.
+    Bake,
+}
+
+/// What the judge's verdict means for the rollout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Ruling {
+    /// Proven no worse than the margin.
+    Pass,
+    /// Not known yet.
+    Hold,
+    /// Worse.
+    Fail {
+        /// The signal that weighed most.
+        signal: String,
+    },
+}
+
+/// What happens to a rollout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// So much time passed while the controller was up.
+    Passed(Duration),
+    /// The world was looked at.
+    Observed(Observed),
+    /// The judge ruled.
+    Judged {
+        /// On which part.
+        stage: Stage,
+        /// What.
+        ruling: Ruling,
+    },
+    /// Somebody ordered something.
+    Ordered(Command),
+}
+
+/// One attempt to make a canary the stable release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// Its name.
+    pub id: RolloutId,
+    /// What is released.
+    pub service: ServiceName,
+    /// Where, as its author named it: `staging`, `production`; a label.
+    pub environment: String,
+    /// Who started it.
+    pub author: String,
+    /// When, for people.
+    pub created: Timestamp,
+    /// When it last moved to another phase, for people.
+    pub moved: Timestamp,
+    /// The release served by default; what an abort goes back to.
+    pub stable: Release,
+    /// The release on trial.
+    pub canary: Release,
+    /// What it goes by. Its own copy.
+    pub spec: Spec,
+    /// Whether it goes all the way as soon as it is ready, without analysis: the release was stable before.
+    pub full: bool,
+    /// Where it is.
+    pub phase: Phase,
+    /// Time since its start.
+    #[serde(rename = "elapsed_ms", with = "millis")]
+    pub elapsed: Duration,
+    /// What was last seen.
+    pub observed: Observed,
+}
+
+impl Rollout {
+    /// A rollout at its start.
+    #[must_use]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "all of them are the rollout; a builder would hide a missing one"
+    )]
+    pub fn new(
+        id: RolloutId,
+        service: ServiceName,
+        environment: String,
+        author: String,
+        stable: Release,
+        canary: Release,
+        spec: Spec,
+        full: bool,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            service,
+            environment,
+            author,
+            created: now,
+            moved: now,
+            stable,
+            canary,
+            spec,
+            full,
+            phase: Phase::Deploying {
+                elapsed: Duration::ZERO,
+            },
+            elapsed: Duration::ZERO,
+            observed: Observed::default(),
+        }
+    }
+
+    /// The rollout after `event`. An event that is late, or of another step, changes nothing but what was observed.
+    #[must_use]
+    pub fn on(mut self, event: Event, now: Timestamp) -> Self {
+        let before = self.phase.at_start();
+        let phase = self.phase.clone();
+        self.phase = match event {
+            Event::Passed(time) => self.after_time(phase, time),
+            Event::Observed(observed) => {
+                self.observed = observed;
+                self.after_observation(phase)
+            }
+            Event::Judged { stage, ruling } => self.after_ruling(phase, stage, ruling),
+            Event::Ordered(command) => self.after_order(phase, command),
+        };
+        if self.phase.at_start() != before {
+            self.moved = now;
+        }
+        self
+    }
+
+    /// How it ended, once it has.
+    #[must_use]
+    pub fn ending(&self) -> Option<Ending> {
+        if self.phase == Phase::Promoted {
+            Some(Ending::Promoted)
+        } else if let Phase::RolledBack { cause } = &self.phase {
+            Some(cause.ending())
+        } else {
+            None
+        }
+    }
+
+    /// Why it is going back, or went.
+    #[must_use]
+    pub fn cause(&self) -> Option<&Cause> {
+        if let Phase::RollingBack { cause, .. } | Phase::RolledBack { cause } = &self.phase {
+            Some(cause)
+        } else {
+            None
+        }
+    }
+
+    /// The phase it is in, or would be in if it were not paused.
+    #[must_use]
+    pub fn running_phase(&self) -> &Phase {
+        if let Phase::Paused { at } = &self.phase {
+            at
+        } else {
+            &self.phase
+        }
+    }
+
+    /// What the judge must know of where the rollout is; `None` while there is nothing to compare.
+    #[must_use]
+    pub fn position(&self) -> Option<(Stage, Position)> {
+        let plan = &self.spec.plan;
+        match self.running_phase() {
+            Phase::Analyzing { step, .. } => Some((Stage::Step(*step), self.position_of(*step))),
+            // A gate waits at the step before it; the judge goes on watching there.
+            Phase::Gated { step, .. } => {
+                Some((Stage::Step(*step), self.position_of(step.saturating_sub(1))))
+            }
+            Phase::Baking { .. } => Some((
+                Stage::Bake,
+                Position {
+                    step: plan.steps().len(),
+                    weight: self.spec.bake.weight,
+                    next: None,
+                    last_gate: false,
+                    hold: Hold {
+                        least: self.spec.bake.period,
+                        most: self.spec.deadlines.evidence,
+                    },
+                },
+            )),
+            Phase::Deploying { .. }
+            | Phase::Warm { .. }
+            | Phase::Paused { .. }
+            | Phase::Promoting { .. }
+            | Phase::RollingBack { .. }
+            | Phase::Promoted
+            | Phase::RolledBack { .. } => None,
+        }
+    }
+
+    fn position_of(&self, step: usize) -> Position {
+        let plan = &self.spec.plan;
+        let hold = match plan.steps().get(step) {
+            Some(Step::Weight { hold, .. }) => *hold,
+            Some(Step::Gate { .. }) | None => Hold {
+                least: Duration::ZERO,
+                most: self.spec.deadlines.evidence,
+            },
+        };
+        let after = plan.weight_after(step);
+        Position {
+            step,
+            weight: plan.weight_at(step),
+            next: Some(after.unwrap_or(self.spec.bake.weight)),
+            last_gate: after.is_none(),
+            hold,
+        }
+    }
+
+    /// What this rollout asks of the world.
+    #[must_use]
+    pub fn desired(&self) -> Desired {
+        self.desired_in(&self.phase)
+    }
+
+    fn desired_in(&self, phase: &Phase) -> Desired {
+        let full = self.observed.stable_replicas.max(1);
+        let run = |replicas| Placement::Run {
+            release: self.canary.clone(),
+            replicas,
+        };
+        let on_trial = |target: Weight| Desired {
+            weight: self.carried(target),
+            canary: run(target.replicas(full)),
+            stable: None,
+        };
+        let plan = &self.spec.plan;
+        match phase {
+            Phase::Paused { at } => self.desired_in(at),
+            Phase::Deploying { .. } => Desired {
+                weight: Weight::ZERO,
+                canary: run(self.first_replicas()),
+                stable: None,
+            },
+            Phase::Analyzing { step, .. } | Phase::Gated { step, .. } => {
+                on_trial(plan.weight_at(*step))
+            }
+            Phase::Baking { .. } => on_trial(self.spec.bake.weight),
+            Phase::Warm { .. }
+            | Phase::Promoting {
+                stage: Promotion::Shifting,
+                ..
+            } => on_trial(Weight::ALL),
+            Phase::Promoting {
+                stage: Promotion::Updating,
+                ..
+            } => Desired {
+                // Whatever the canary cannot carry goes to tasks of the stable group that are ready, whichever release
+                // they run; with none there the canary keeps everything.
+                weight: self.carried(Weight::ALL).max(
+                    self.left_by_stable(self.observed.stable_ready + self.observed.stable_updated),
+                ),
+                canary: run(full),
+                stable: Some(self.canary.clone()),
+            },
+            Phase::Promoting {
+                stage: Promotion::Returning,
+                ..
+            } => Desired {
+                weight: self.left_by_stable(self.observed.stable_updated),
+                canary: run(full),
+                stable: Some(self.canary.clone()),
+            },
+            Phase::Promoting {
+                stage: Promotion::Removing,
+                ..
+            } => Desired {
+                weight: Weight::ZERO,
+                canary: Placement::Absent,
+                stable: Some(self.canary.clone()),
+            },
+            Phase::RollingBack {
+                stage: Retreat::Restoring { canary: true },
+                ..
+            } => Desired {
+                weight: self.left_by_stable(self.observed.stable_ready),
+                canary: Placement::Keep,
+                stable: Some(self.stable.clone()),
+            },
+            Phase::RollingBack {
+                stage: Retreat::Restoring { canary: false },
+                ..
+            } => Desired {
+                weight: Weight::ZERO,
+                canary: Placement::Absent,
+                stable: Some(self.stable.clone()),
+            },
+            Phase::RollingBack {
+                stage: Retreat::Leaving,
+                ..
+            } => Desired {
+                weight: Weight::ZERO,
+                canary: Placement::Keep,
+                stable: None,
+            },
+            Phase::RollingBack {
+                stage: Retreat::Removing,
+                ..
+            }
+            | Phase::Promoted
+            | Phase::RolledBack { .. } => Desired {
+                weight: Weight::ZERO,
+                canary: Placement::Absent,
+                stable: None,
+            },
+        }
+    }
+
+    /// The largest weight of the plan, not above `target`, that the canary's ready tasks can carry. Only the plan's own
+    /// weights: a replica that comes or goes shall not make a new weight each time.
+    fn carried(&self, target: Weight) -> Weight {
+        let full = self.observed.stable_replicas.max(1);
+        let capacity = Weight::carried_by(self.observed.canary_ready, full).min(target);
+        if capacity == target {
+            return target;
+        }
+        let plan = &self.spec.plan;
+        let steps = (0..plan.steps().len()).map(|step| plan.weight_at(step));
+        steps
+            .chain([self.spec.bake.weight])
+            .filter(|weight| *weight <= capacity)
+            .max()
+            .unwrap_or(Weight::ZERO)
+    }
+
+    /// What the canary must keep because `ready` tasks of the stable group cannot carry it; nothing if it has no ready
+    /// task itself.
+    fn left_by_stable(&self, ready: u32) -> Weight {
+        if self.observed.canary_ready == 0 {
+            return Weight::ZERO;
+        }
+        Weight::carried_by(ready, self.observed.stable_replicas.max(1)).rest()
+    }
+
+    /// Tasks that must be ready before the canary may get its first request.
+    fn first_replicas(&self) -> u32 {
+        let first = if self.full {
+            Weight::ALL
+        } else {
+            self.spec.plan.weight_at(0)
+        };
+        first.replicas(self.observed.stable_replicas.max(1))
+    }
+
+    fn after_time(&mut self, phase: Phase, time: Duration) -> Phase {
+        if matches!(
+            phase,
+            Phase::Paused { .. } | Phase::Promoted | Phase::RolledBack { .. }
+        ) {
+            return phase;
+        }
+        self.elapsed += time;
+        let late = self.elapsed >= self.spec.deadlines.rollout;
+        let deadlines = self.spec.deadlines;
+        match phase {
+            Phase::Deploying { elapsed } if elapsed + time >= deadlines.ready => {
+                let trouble = self.observed.trouble.clone();
+                retreat(Phase::Deploying { elapsed }, Cause::NotReady { trouble })
+            }
+            Phase::Analyzing { elapsed, .. } | Phase::Baking { elapsed }
+                if elapsed + time >= deadlines.evidence =>
+            {
+                retreat(phase, Cause::InsufficientEvidence)
+            }
+            Phase::Gated { .. } if late => retreat(phase, Cause::GateUnanswered),
+            Phase::Deploying { .. }
+            | Phase::Analyzing { .. }
+            | Phase::Baking { .. }
+            | Phase::Warm { .. }
+            | Phase::Promoting {
+                stage: Promotion::Shifting | Promotion::Updating,
+                ..
+            } if late => retreat(phase, Cause::Deadline),
+            // What returns to a stable group that is not ready again by now, does not return.
+            Phase::Promoting {
+                stage: Promotion::Returning,
+                ..
+            } if late && self.left_by_stable(self.observed.stable_updated) != Weight::ZERO => {
+                retreat(phase, Cause::Deadline)
+            }
+            Phase::Deploying { elapsed } => Phase::Deploying {
+                elapsed: elapsed + time,
+            },
+            Phase::Analyzing { step, elapsed } => Phase::Analyzing {
+                step,
+                elapsed: elapsed + time,
+            },
+            Phase::Gated { step, elapsed } => Phase::Gated {
+                step,
+                elapsed: elapsed + time,
+            },
+            Phase::Baking { elapsed } => Phase::Baking {
+                elapsed: elapsed + time,
+            },
+            Phase::Warm { elapsed } if elapsed + time >= self.spec.keep_warm => {
+                promoting(Promotion::Shifting)
+            }
+            Phase::Warm { elapsed } => Phase::Warm {
+                elapsed: elapsed + time,
+            },
+            Phase::Promoting {
+                stage: Promotion::Returning,
+                elapsed,
+            } if elapsed + time >= DRAIN_MAX
+                && self.left_by_stable(self.observed.stable_updated) == Weight::ZERO =>
+            {
+                promoting(Promotion::Removing)
+            }
+            Phase::Promoting {
+                stage: Promotion::Removing,
+                elapsed,
+            } if elapsed + time >= REMOVE_MAX => Phase::Promoted,
+            Phase::Promoting { stage, elapsed } => Phase::Promoting {
+                stage,
+                elapsed: elapsed + time,
+            },
+            Phase::RollingBack {
+                cause,
+                stage: Retreat::Leaving,
+                elapsed,
+            } if elapsed + time >= DRAIN_MAX => rolling_back(cause, Retreat::Removing),
+            Phase::RollingBack {
+                cause,
+                stage: Retreat::Removing,
+                elapsed,
+            } if elapsed + time >= REMOVE_MAX => Phase::RolledBack { cause },
+            Phase::RollingBack {
+                cause,
+                stage,
+                elapsed,
+            } => Phase::RollingBack {
+                cause,
+                stage,
+                elapsed: elapsed + time,
+            },
+            Phase::Paused { .. } | Phase::Promoted | Phase::RolledBack { .. } => phase,
+        }
+    }
+
+    fn after_observation(&self, phase: Phase) -> Phase {
+        let seen = &self.observed;
+        let full = seen.stable_replicas.max(1);
+        let left = seen.weight_seen == Some(Weight::ZERO) && seen.canary_in_flight == 0;
+        match phase {
+            Phase::Deploying { .. }
+                if seen.canary_ready >= self.first_replicas() && seen.stable_replicas > 0 =>
+            {
+                if self.full {
+                    promoting(Promotion::Shifting)
+                } else {
+                    Phase::Analyzing {
+                        step: 0,
+                        elapsed: Duration::ZERO,
+                    }
+                }
+            }
+            Phase::Promoting {
+                stage: Promotion::Shifting,
+                ..
+            } if seen.canary_ready >= full && seen.weight_seen == Some(Weight::ALL) => {
+                promoting(Promotion::Updating)
+            }
+            Phase::Promoting {
+                stage: Promotion::Updating,
+                ..
+            } if seen.stable_updated >= full => promoting(Promotion::Returning),
+            Phase::Promoting {
+                stage: Promotion::Returning,
+                ..
+            } if left && seen.stable_updated >= full => promoting(Promotion::Removing),
+            Phase::Promoting {
+                stage: Promotion::Removing,
+                ..
+            } if !seen.canary_exists => Phase::Promoted,
+            // Ready is not enough: while the group still wants the new release, its old tasks are about to go.
+            Phase::RollingBack {
+                ref cause,
+                stage: Retreat::Restoring { .. },
+                ..
+            } if seen.stable_ready >= full
+                && seen.stable_wants.as_ref() == Some(&self.stable.id) =>
+            {
+                rolling_back(cause.clone(), Retreat::Leaving)
+            }
+            Phase::RollingBack {
+                ref cause,
+                stage: Retreat::Leaving,
+                ..
+            } if left => rolling_back(cause.clone(), Retreat::Removing),
+            Phase::RollingBack {
+                ref cause,
+                stage: Retreat::Removing,
+                ..
+            } if !seen.canary_exists => Phase::RolledBack {
+                cause: cause.clone(),
+            },
+            Phase::Deploying { .. }
+            | Phase::Analyzing { .. }
+            | Phase::Gated { .. }
+            | Phase::Baking { .. }
+            | Phase::Warm { .. }
+            | Phase::Paused { .. }
+            | Phase::Promoting { .. }
+            | Phase::RollingBack { .. }
+            | Phase::Promoted
+            | Phase::RolledBack { .. } => phase,
+        }
+    }
+
+    fn after_ruling(&self, phase: Phase, stage: Stage, ruling: Ruling) -> Phase {
+        let current = match self.stage_of(&phase) {
+            Some(current) if current == stage => current,
+            _ => return phase,
+        };
+        match (phase, ruling) {
+            // The harm test goes on while a person holds the rollout: a pause must not keep users on a bad release.
+            (phase, Ruling::Fail { signal }) => retreat(phase, Cause::Evidence { signal }),
+            (Phase::Analyzing { .. } | Phase::Baking { .. }, Ruling::Pass) => {
+                self.after_stage(current)
+            }
+            (phase, Ruling::Pass | Ruling::Hold) => phase,
+        }
+    }
+
+    fn after_order(&mut self, phase: Phase, command: Command) -> Phase {
+        match (command, phase) {
+            (
+                _,
+                phase @ (Phase::Promoted | Phase::RolledBack { .. } | Phase::RollingBack { .. }),
+            ) => phase,
+            (Command::Abort(cause), phase) => retreat(phase, cause),
+            (Command::Pause, phase @ Phase::Paused { .. }) => phase,
+            (Command::Pause, phase) => Phase::Paused {
+                at: Box::new(phase),
+            },
+            (Command::Resume | Command::Promote, Phase::Paused { at }) => *at,
+            (Command::Resume, phase) => phase,
+            (Command::Promote, Phase::Analyzing { step, .. } | Phase::Gated { step, .. })
+            | (Command::Approve { .. }, Phase::Gated { step, .. }) => {
+                self.after_stage(Stage::Step(step))
+            }
+            (Command::Promote, Phase::Baking { .. }) => self.after_stage(Stage::Bake),
+            (Command::Promote, Phase::Warm { .. }) => promoting(Promotion::Shifting),
+            (Command::PromoteFull, phase @ Phase::Promoting { .. }) => phase,
+            (Command::PromoteFull, Phase::Paused { at })
+                if matches!(*at, Phase::Promoting { .. }) =>
+            {
+                *at
+            }
+            (Command::PromoteFull, Phase::Paused { at }) => {
+                self.after_order(*at, Command::PromoteFull)
+            }
+            // Not ready yet: nothing is skipped but the analysis.
+            (Command::PromoteFull, phase @ Phase::Deploying { .. }) => {
+                self.full = true;
+                phase
+            }
+            (Command::PromoteFull, _) => promoting(Promotion::Shifting),
+            (Command::Promote | Command::Approve { .. }, phase) => phase,
+        }
+    }
+
+    fn stage_of(&self, phase: &Phase) -> Option<Stage> {
+        match phase {
+            Phase::Analyzing { step, .. } | Phase::Gated { step, .. } => Some(Stage::Step(*step)),
+            Phase::Baking { .. } => Some(Stage::Bake),
+            Phase::Paused { at } => self.stage_of(at),
+            Phase::Deploying { .. }
+            | Phase::Warm { .. }
+            | Phase::Promoting { .. }
+            | Phase::RollingBack { .. }
+            | Phase::Promoted
+            | Phase::RolledBack { .. } => None,
+        }
+    }
+
+    fn after_stage(&self, stage: Stage) -> Phase {
+        let elapsed = Duration::ZERO;
+        match stage {
+            Stage::Step(step) => match self.spec.plan.steps().get(step + 1) {
+                Some(Step::Weight { .. }) => Phase::Analyzing {
+                    step: step + 1,
+                    elapsed,
+                },
+                Some(Step::Gate { .. }) => Phase::Gated {
+                    step: step + 1,
+                    elapsed,
+                },
+                None => Phase::Baking { elapsed },
+            },
+            Stage::Bake => Phase::Warm { elapsed },
+        }
+    }
+}
+
+fn promoting(stage: Promotion) -> Phase {
+    Phase::Promoting {
+        stage,
+        elapsed: Duration::ZERO,
+    }
+}
+
+fn rolling_back(cause: Cause, stage: Retreat) -> Phase {
+    Phase::RollingBack {
+        cause,
+        stage,
+        elapsed: Duration::ZERO,
+    }
+}
+
+/// The way back from `phase`: straight away where stable was not touched, else by restoring it first.
+fn retreat(phase: Phase, cause: Cause) -> Phase {
+    match phase {
+        Phase::Paused { at } => retreat(*at, cause),
+        Phase::Promoting {
+            stage: Promotion::Updating | Promotion::Returning,
+            ..
+        } => rolling_back(cause, Retreat::Restoring { canary: true }),
+        Phase::Promoting {
+            stage: Promotion::Removing,
+            ..
+        } => rolling_back(cause, Retreat::Restoring { canary: false }),
+        Phase::Promoted | Phase::RolledBack { .. } | Phase::RollingBack { .. } => phase,
+        Phase::Deploying { .. }
+        | Phase::Analyzing { .. }
+        | Phase::Gated { .. }
+        | Phase::Baking { .. }
+        | Phase::Warm { .. }
+        | Phase::Promoting {
+            stage: Promotion::Shifting,
+            ..
+        } => rolling_back(cause, Retreat::Leaving),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,674 @@
+//! Laws of the state machine, and its whole table as a snapshot.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a test names the phases it is about"
+)]
+
+use std::fmt::Write as _;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::plan::{Bake, Deadlines, Guard, Plan, Ready, RouteMatch, Sticky};
+
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+fn percent(percent: u8) -> Weight {
+    Weight::from_percent(percent).unwrap()
+}
+
+fn spec() -> Spec {
+    let hold = Hold {
+        least: Duration::from_secs(10),
+        most: Duration::from_secs(300),
+    };
+    Spec {
+        service: "web".parse().unwrap(),
+        port: 9000,
+        ready: Ready {
+            path: "/ready".into(),
+        },
+        route: RouteMatch {
+            host: "*".into(),
+            path: "/".into(),
+        },
+        sticky: Sticky::None,
+        shield: true,
+        plan: Plan::new(vec![
+            Step::Weight {
+                weight: percent(10),
+                hold,
+            },
+            Step::Gate {
+                approvers: "release-managers".into(),
+            },
+            Step::Weight {
+                weight: percent(50),
+                hold,
+            },
+        ])
+        .unwrap(),
+        bake: Bake {
+            weight: percent(80),
+            period: Duration::from_secs(60),
+        },
+        keep_warm: Duration::from_secs(120),
+        deadlines: Deadlines {
+            ready: Duration::from_secs(300),
+            evidence: Duration::from_secs(1_800),
+            rollout: Duration::from_secs(7_200),
+        },
+        guard: Guard::default(),
+    }
+}
+
+fn rollout() -> Rollout {
+    let release = |tag: &str, digit: &str| {
+        Release::new(
+            format!("web:{tag}"),
+            format!("sha256:{}", digit.repeat(64)),
+            None,
+        )
+    };
+    Rollout::new(
+        RolloutId::new(&"web".parse().unwrap(), 7),
+        "web".parse().unwrap(),
+        "production".into(),
+        "ada".into(),
+        release("v1", "1"),
+        release("v2", "2"),
+        spec(),
+        false,
+        NOW,
+    )
+}
+
+/// Four replicas of stable, and of the canary as many as are asked for; every proxy applies `weight`.
+fn healthy(canary_ready: u32, weight: Weight) -> Observed {
+    Observed {
+        stable_replicas: 4,
+        stable_wants: Some(rollout().stable.id),
+        stable_ready: 4,
+        stable_updated: 0,
+        canary_exists: true,
+        canary_ready,
+        weight_seen: Some(weight),
+        canary_in_flight: 0,
+        trouble: None,
+    }
+}
+
+fn at(phase: Phase) -> Rollout {
+    let mut rollout = rollout();
+    rollout.observed = healthy(4, Weight::ZERO);
+    rollout.phase = phase;
+    rollout
+}
+
+fn cause() -> Cause {
+    Cause::Person {
+        by: "bob".into(),
+        reason: None,
+    }
+}
+
+fn pause(at: Phase) -> Phase {
+    Phase::Paused { at: Box::new(at) }
+}
+
+/// One of every phase, and of every stage.
+fn phases() -> Vec<Phase> {
+    let elapsed = Duration::from_secs(5);
+    let promoting = |stage| Phase::Promoting { stage, elapsed };
+    let back = |stage| Phase::RollingBack {
+        cause: cause(),
+        stage,
+        elapsed,
+    };
+    vec![
+        Phase::Deploying { elapsed },
+        Phase::Analyzing { step: 0, elapsed },
+        Phase::Gated { step: 1, elapsed },
+        Phase::Analyzing { step: 2, elapsed },
+        Phase::Baking { elapsed },
+        Phase::Warm { elapsed },
+        pause(Phase::Deploying { elapsed }),
+        pause(Phase::Analyzing { step: 0, elapsed }),
+        pause(promoting(Promotion::Updating)),
+        promoting(Promotion::Shifting),
+        promoting(Promotion::Updating),
+        promoting(Promotion::Returning),
+        promoting(Promotion::Removing),
+        back(Retreat::Restoring { canary: true }),
+        back(Retreat::Restoring { canary: false }),
+        back(Retreat::Leaving),
+        back(Retreat::Removing),
+        Phase::Promoted,
+        Phase::RolledBack { cause: cause() },
+    ]
+}
+
+/// One of every event that the table shows.
+fn events() -> Vec<(&'static str, Event)> {
+    let judged = |stage, ruling| Event::Judged { stage, ruling };
+    let fail = || Ruling::Fail {
+        signal: "errors".into(),
+    };
+    let updated = Observed {
+        stable_ready: 0,
+        stable_updated: 4,
+        stable_wants: Some(rollout().canary.id),
+        ..healthy(4, Weight::ALL)
+    };
+    vec![
+        ("1 s passes", Event::Passed(Duration::from_secs(1))),
+        ("30 s pass", Event::Passed(Duration::from_secs(30))),
+        ("2 min pass", Event::Passed(Duration::from_secs(120))),
+        ("1 h passes", Event::Passed(Duration::from_secs(3_600))),
+        ("3 h pass", Event::Passed(Duration::from_secs(3 * 3_600))),
+        (
+            "canary ready, weight 0 seen",
+            Event::Observed(healthy(4, Weight::ZERO)),
+        ),
+        (
+            "canary ready, weight 100 % seen",
+            Event::Observed(healthy(4, Weight::ALL)),
+        ),
+        (
+            "stable updated, weight 100 % seen",
+            Event::Observed(updated.clone()),
+        ),
+        (
+            "stable updated, weight 0 seen",
+            Event::Observed(Observed {
+                weight_seen: Some(Weight::ZERO),
+                ..updated
+            }),
+        ),
+        (
+            "old release ready, new one wanted",
+            Event::Observed(Observed {
+                stable_wants: Some(rollout().canary.id),
+                ..healthy(4, Weight::ALL)
+            }),
+        ),
+        (
+            "canary gone",
+            Event::Observed(Observed {
+                canary_exists: false,
+                ..healthy(0, Weight::ZERO)
+            }),
+        ),
+        (
+            "nothing ready",
+            Event::Observed(Observed {
+                stable_ready: 0,
+                weight_seen: None,
+                ..healthy(0, Weight::ZERO)
+            }),
+        ),
+        ("judge: step 1 passes", judged(Stage::Step(0), Ruling::Pass)),
+        ("judge: step 3 passes", judged(Stage::Step(2), Ruling::Pass)),
+        ("judge: bake passes", judged(Stage::Bake, Ruling::Pass)),
+        ("judge: step 1 fails", judged(Stage::Step(0), fail())),
+        ("judge: bake fails", judged(Stage::Bake, fail())),
+        ("judge: step 1 holds", judged(Stage::Step(0), Ruling::Hold)),
+        ("promote", Event::Ordered(Command::Promote)),
+        ("promote --full", Event::Ordered(Command::PromoteFull)),
+        ("pause", Event::Ordered(Command::Pause)),
+        ("resume", Event::Ordered(Command::Resume)),
+        (
+            "approve",
+            Event::Ordered(Command::Approve { by: "eve".into() }),
+        ),
+        ("abort", Event::Ordered(Command::Abort(cause()))),
+    ]
+}
+
+fn show(phase: &Phase) -> String {
+    match phase {
+        Phase::Analyzing { step, .. } => format!("analyzing step {}", step + 1),
+        Phase::Gated { step, .. } => format!("gated at step {}", step + 1),
+        Phase::Promoting { stage, .. } => format!("promoting: {stage:?}"),
+        Phase::RollingBack { stage, cause, .. } => {
+            format!("rolling back: {stage:?} ({:?})", cause.ending())
+        }
+        Phase::RolledBack { cause } => format!("rolled back ({:?})", cause.ending()),
+        Phase::Paused { at } => format!("paused at {}", show(at)),
+        phase => phase.name().to_owned(),
+    }
+}
+
+#[test]
+fn moves_as_the_table_says() {
+    let mut table = String::new();
+    for phase in phases() {
+        writeln!(table, "{}", show(&phase)).unwrap();
+        let mut still = Vec::new();
+        for (name, event) in events() {
+            let after = at(phase.clone()).on(event, NOW);
+            if after.phase.at_start() == phase.at_start() {
+                still.push(name);
+            } else {
+                writeln!(table, "  {name:34} → {}", show(&after.phase)).unwrap();
+            }
+        }
+        writeln!(table, "  unmoved by: {}\n", still.join("; ")).unwrap();
+    }
+    insta::assert_snapshot!(table);
+}
+
+#[test]
+fn asks_of_the_world_what_the_table_says() {
+    let mut table = String::new();
+    let worlds = [
+        ("healthy", healthy(4, Weight::ZERO)),
+        ("half the canary ready", healthy(2, Weight::ZERO)),
+        ("no canary ready", healthy(0, Weight::ZERO)),
+        (
+            "half of stable updated",
+            Observed {
+                stable_ready: 0,
+                stable_updated: 2,
+                ..healthy(4, Weight::ALL)
+            },
+        ),
+        (
+            "stable updated",
+            Observed {
+                stable_ready: 0,
+                stable_updated: 4,
+                ..healthy(4, Weight::ALL)
+            },
+        ),
+    ];
+    for phase in phases() {
+        writeln!(table, "{}", show(&phase)).unwrap();
+        for (name, observed) in &worlds {
+            let mut rollout = at(phase.clone());
+            rollout.observed = observed.clone();
+            let Desired {
+                weight,
+                canary,
+                stable,
+            } = rollout.desired();
+            let canary = match canary {
+                Placement::Absent => "absent".to_owned(),
+                Placement::Keep => "kept".to_owned(),
+                Placement::Run { replicas, .. } => format!("{replicas} tasks"),
+            };
+            let stable = stable.map_or("left alone", |release| {
+                if release == rollout.stable {
+                    "old release"
+                } else {
+                    "new release"
+                }
+            });
+            writeln!(
+                table,
+                "  {name:24} weight {weight:>5}  canary {canary:8} stable {stable}",
+                weight = weight.to_string()
+            )
+            .unwrap();
+        }
+    }
+    insta::assert_snapshot!(table);
+}
+
+#[test]
+fn f14_after_an_abort_the_weight_is_zero_and_stays_so_and_nothing_is_scaled_up() {
+    for phase in phases().into_iter().filter(|phase| {
+        let untouched = matches!(
+            phase,
+            Phase::Promoting {
+                stage: Promotion::Shifting,
+                ..
+            }
+        );
+        !phase.is_ended()
+            && (untouched
+                || !matches!(
+                    phase,
+                    Phase::Promoting { .. } | Phase::RollingBack { .. } | Phase::Paused { .. }
+                ))
+    }) {
+        let mut rollout = at(phase).on(Event::Ordered(Command::Abort(cause())), NOW);
+        for (_, event) in events() {
+            // A restart is a round trip through the store.
+            rollout = serde_json::from_str(&serde_json::to_string(&rollout).unwrap()).unwrap();
+            let desired = rollout.desired();
+            assert_eq!(desired.weight, Weight::ZERO, "{:?}", rollout.phase);
+            assert!(
+                !matches!(desired.canary, Placement::Run { .. }),
+                "{:?}",
+                rollout.phase
+            );
+            rollout = rollout.on(event, NOW);
+        }
+        assert!(rollout.phase.is_ended(), "{:?}", rollout.phase);
+    }
+}
+
+#[test]
+fn f16_a_flip_back_gives_stable_no_more_than_it_can_carry() {
+    let mut rollout = at(Phase::Promoting {
+        stage: Promotion::Updating,
+        elapsed: Duration::ZERO,
+    });
+    rollout.observed = Observed {
+        stable_ready: 0,
+        stable_updated: 1,
+        ..healthy(4, Weight::ALL)
+    };
+    let rollout = rollout.on(Event::Ordered(Command::Abort(cause())), NOW);
+    assert_eq!(
+        rollout.desired().weight,
+        Weight::ALL,
+        "nothing of the old release is ready yet"
+    );
+    assert_eq!(rollout.desired().stable, Some(rollout.stable.clone()));
+    let half = Observed {
+        stable_ready: 2,
+        ..healthy(4, Weight::ALL)
+    };
+    let rollout = rollout.on(Event::Observed(half), NOW);
+    assert_eq!(rollout.desired().weight, percent(50));
+    let rollout = rollout.on(Event::Observed(healthy(4, percent(50))), NOW);
+    assert_eq!(rollout.desired().weight, Weight::ZERO);
+}
+
+#[test]
+fn f17_a_superseded_rollout_goes_back_to_the_last_promoted_release() {
+    let newer = RolloutId::new(&"web".parse().unwrap(), 8);
+    for phase in phases()
+        .into_iter()
+        .filter(|phase| !phase.is_ended() && !matches!(phase, Phase::RollingBack { .. }))
+    {
+        let rollout = at(phase).on(
+            Event::Ordered(Command::Abort(Cause::Superseded { by: newer.clone() })),
+            NOW,
+        );
+        let rollout = rollout.on(Event::Observed(healthy(4, Weight::ZERO)), NOW);
+        let rollout = rollout.on(Event::Observed(healthy(4, Weight::ZERO)), NOW);
+        let rollout = rollout.on(
+            Event::Observed(Observed {
+                canary_exists: false,
+                ..healthy(0, Weight::ZERO)
+            }),
+            NOW,
+        );
+        assert_eq!(rollout.ending(), Some(Ending::Superseded));
+        assert_eq!(rollout.desired().canary, Placement::Absent);
+    }
+}
+
+#[test]
+fn f18_a_promotion_that_fails_midway_leaves_traffic_on_the_copy_that_was_proven() {
+    let mut rollout = at(Phase::Promoting {
+        stage: Promotion::Updating,
+        elapsed: Duration::ZERO,
+    });
+    for _ in 0..100 {
+        let broken = Observed {
+            stable_ready: 0,
+            stable_updated: 0,
+            ..healthy(4, Weight::ALL)
+        };
+        rollout = rollout
+            .on(Event::Observed(broken), NOW)
+            .on(Event::Passed(Duration::from_secs(60)), NOW);
+        assert_eq!(rollout.desired().weight, Weight::ALL);
+    }
+}
+
+#[test]
+fn f19_looking_again_during_the_last_phase_does_not_move_the_weight_back() {
+    let mut rollout = at(Phase::Promoting {
+        stage: Promotion::Updating,
+        elapsed: Duration::ZERO,
+    });
+    for ready in [4, 3, 2, 1, 0] {
+        let seen = Observed {
+            stable_ready: ready,
+            stable_updated: 0,
+            ..healthy(4, Weight::ALL)
+        };
+        rollout = rollout
+            .on(Event::Observed(seen), NOW)
+            .on(Event::Passed(Duration::from_secs(1)), NOW);
+        assert_eq!(rollout.desired().weight, Weight::ALL);
+    }
+}
+
+#[test]
+fn f28_the_ready_deadline_fires_although_a_crash_looping_canary_keeps_starting() {
+    let mut rollout = rollout();
+    for second in 0..400 {
+        let crashing = Observed {
+            canary_ready: 0,
+            trouble: Some("exited with code 70".into()),
+            canary_exists: second % 2 == 0,
+            ..healthy(0, Weight::ZERO)
+        };
+        rollout = rollout
+            .on(Event::Observed(crashing), NOW)
+            .on(Event::Passed(Duration::from_secs(1)), NOW);
+    }
+    assert_eq!(rollout.ending(), Some(Ending::NotReady));
+    let Some(Cause::NotReady { trouble }) = rollout.cause() else {
+        panic!("{:?}", rollout.phase)
+    };
+    assert_eq!(trouble.as_deref(), Some("exited with code 70"));
+}
+
+#[test]
+fn f29_no_deadline_fires_when_no_rollout_is_running() {
+    for ended in [Phase::Promoted, Phase::RolledBack { cause: cause() }] {
+        let rollout = at(ended.clone()).on(Event::Passed(Duration::from_secs(1_000_000)), NOW);
+        assert_eq!(rollout.phase, ended);
+        assert_eq!(rollout.elapsed, Duration::ZERO);
+    }
+}
+
+#[test]
+fn f30_abort_wins_after_promote_full_and_promote_full_finishes_from_a_hold() {
+    let full = at(Phase::Analyzing {
+        step: 0,
+        elapsed: Duration::ZERO,
+    })
+    .on(Event::Ordered(Command::PromoteFull), NOW);
+    assert!(matches!(full.phase, Phase::Promoting { .. }));
+    let aborted = full.on(Event::Ordered(Command::Abort(cause())), NOW);
+    assert_eq!(aborted.desired().weight, Weight::ZERO);
+    assert_eq!(
+        aborted
+            .on(Event::Ordered(Command::PromoteFull), NOW)
+            .cause(),
+        Some(&cause())
+    );
+
+    let held = at(pause(Phase::Gated {
+        step: 1,
+        elapsed: Duration::ZERO,
+    }));
+    let mut rollout = held.on(Event::Ordered(Command::PromoteFull), NOW);
+    let updated = Observed {
+        stable_ready: 0,
+        stable_updated: 4,
+        ..healthy(4, Weight::ALL)
+    };
+    for seen in [
+        healthy(4, Weight::ALL),
+        updated.clone(),
+        Observed {
+            weight_seen: Some(Weight::ZERO),
+            ..updated.clone()
+        },
+        Observed {
+            canary_exists: false,
+            canary_ready: 0,
+            weight_seen: Some(Weight::ZERO),
+            ..updated
+        },
+    ] {
+        rollout = rollout.on(Event::Observed(seen), NOW);
+    }
+    assert_eq!(rollout.phase, Phase::Promoted);
+}
+
+#[test]
+fn f32_a_rollback_wins_over_a_promotion_that_arrives_with_it() {
+    let judged = || Event::Judged {
+        stage: Stage::Bake,
+        ruling: Ruling::Pass,
+    };
+    let abort = || Event::Ordered(Command::Abort(cause()));
+    let start = || {
+        at(Phase::Baking {
+            elapsed: Duration::from_secs(60),
+        })
+    };
+    for events in [[judged(), abort()], [abort(), judged()]] {
+        let rollout = events
+            .into_iter()
+            .fold(start(), |rollout, event| rollout.on(event, NOW));
+        assert_eq!(rollout.cause(), Some(&cause()));
+        assert_eq!(rollout.desired().weight, Weight::ZERO);
+    }
+}
+
+#[test]
+fn f33_a_pass_lost_on_its_way_ends_at_a_deadline_and_never_waits_silently() {
+    let mut rollout = at(Phase::Analyzing {
+        step: 0,
+        elapsed: Duration::ZERO,
+    });
+    rollout = rollout.on(Event::Passed(Duration::from_secs(1_800)), NOW);
+    assert_eq!(rollout.cause(), Some(&Cause::InsufficientEvidence));
+}
+
+#[test]
+fn f39_a_step_of_the_wall_clock_moves_no_timer() {
+    let rollout = at(Phase::Analyzing {
+        step: 0,
+        elapsed: Duration::ZERO,
+    });
+    let hour = jiff::SignedDuration::from_hours(1);
+    for now in [NOW + hour, NOW - hour] {
+        let after = rollout
+            .clone()
+            .on(Event::Passed(Duration::from_secs(1)), now);
+        assert_eq!(
+            after.phase,
+            Phase::Analyzing {
+                step: 0,
+                elapsed: Duration::from_secs(1)
+            }
+        );
+    }
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let all: Vec<Event> = events().into_iter().map(|(_, event)| event).collect();
+    let observed = (
+        0u32..6,
+        0u32..6,
+        0u32..6,
+        any::<bool>(),
+        0u32..3,
+        prop::option::of(0u16..=10_000),
+    )
+        .prop_map(|(ready, updated, canary, exists, in_flight, seen)| {
+            Event::Observed(Observed {
+                stable_replicas: 4,
+                stable_wants: Some(self::rollout().stable.id),
+                stable_ready: ready,
+                stable_updated: updated,
+                canary_exists: exists,
+                canary_ready: canary,
+                weight_seen: seen.and_then(Weight::from_basis_points),
+                canary_in_flight: in_flight,
+                trouble: None,
+            })
+        });
+    prop_oneof![
+        prop::sample::select(all),
+        observed,
+        (1u64..10_000).prop_map(|ms| Event::Passed(Duration::from_millis(ms)))
+    ]
+}
+
+fn is_word(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Ordered(Command::Promote | Command::PromoteFull)
+    )
+}
+
+proptest! {
+    #[test]
+    fn no_canary_gets_everything_without_passing_every_step_or_a_persons_word(
+        events in prop::collection::vec(any_event(), 0..200)
+    ) {
+        let mut rollout = rollout();
+        let mut passed = Vec::new();
+        let mut word = false;
+        for event in events {
+            let judged = if let Event::Judged { stage, ruling: Ruling::Pass } = &event { Some(*stage) } else { None };
+            word |= is_word(&event);
+            let before = rollout.phase.at_start();
+            rollout = rollout.on(event, NOW);
+            if rollout.phase.at_start() != before && let Some(stage) = judged {
+                passed.push(stage);
+            }
+            if rollout.desired().weight == Weight::ALL && !word {
+                prop_assert_eq!(&passed, &vec![Stage::Step(0), Stage::Step(2), Stage::Bake]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_weight_is_never_above_what_was_decided_nor_above_what_is_ready(
+        events in prop::collection::vec(any_event(), 0..200)
+    ) {
+        let mut rollout = rollout();
+        for event in events {
+            rollout = rollout.on(event, NOW);
+            let weight = rollout.desired().weight;
+            let decided = match rollout.running_phase() {
+                Phase::Deploying { .. } | Phase::Promoted | Phase::RolledBack { .. } => Weight::ZERO,
+                Phase::Analyzing { step, .. } | Phase::Gated { step, .. } => rollout.spec.plan.weight_at(*step),
+                Phase::Baking { .. } => rollout.spec.bake.weight,
+                Phase::RollingBack { stage: Retreat::Leaving | Retreat::Removing, .. } => Weight::ZERO,
+                _ => Weight::ALL,
+            };
+            prop_assert!(weight <= decided, "{weight} in {:?}", rollout.phase);
+            if rollout.observed.canary_ready == 0 {
+                prop_assert_eq!(weight, Weight::ZERO);
+            }
+        }
+    }
+
+    #[test]
+    fn an_ended_rollout_is_steady(events in prop::collection::vec(any_event(), 0..100), promoted in any::<bool>()) {
+        let ended = if promoted { Phase::Promoted } else { Phase::RolledBack { cause: cause() } };
+        let mut rollout = at(ended.clone());
+        let desired = rollout.desired();
+        for event in events {
+            rollout = rollout.on(event, NOW);
+            prop_assert_eq!(&rollout.phase, &ended);
+            prop_assert_eq!(&rollout.desired(), &desired);
+        }
+    }
+
+    #[test]
+    fn a_round_trip_through_the_store_changes_nothing(events in prop::collection::vec(any_event(), 0..60)) {
+        let mut rollout = rollout();
+        for event in events {
+            rollout = rollout.on(event, NOW);
+        }
+        let text = serde_json::to_string(&rollout).unwrap();
+        prop_assert_eq!(serde_json::from_str::<Rollout>(&text).unwrap(), rollout);
+    }
+}

@@ -1,1 +1,35 @@
-//! A weighted reverse proxy.
+//! The data plane: a weighted reverse proxy that reports what became of every request.
+//!
+//! It serves from the last route table it knows and asks nobody while it serves a request. A table comes from a file
+//! (alone) or from a controller (with its last table on disk); reports go back to the controller. In reading order:
+//! [`config`] and [`app`] start and stop it; `routes` holds the table and `pick` chooses from it; `forward` takes a
+//! request to an upstream, with `retry` saying what may be tried again; `signals` counts what became of it, in epochs;
+//! `link` talks with the controller, `admin` with people and Prometheus, and `drain` accepts and lets go of clients.
+//!
+//! What it leaves to others: which weights are right, and whether a release is good.
+
+pub mod app;
+pub mod config;
+pub mod pick;
+
+mod admin;
+mod body;
+mod drain;
+mod durable;
+mod forward;
+mod headers;
+mod link;
+mod refusal;
+mod retry;
+mod routes;
+mod signals;
+mod telemetry;
+mod upstream;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks, also after another thread panicked while it held the lock: what our locks guard is whole between any two
+/// statements that could panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

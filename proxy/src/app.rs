@@ -1,0 +1,392 @@
+//! Builds the proxy from its [`Config`], runs it, drains it.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use proxy_api::{BootId, RouteTable};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::admin::{self, Admin};
+use crate::config::{Config, Source};
+use crate::drain;
+use crate::durable;
+use crate::forward::Forward;
+use crate::link::{LAST_REPORT_MAX, Link};
+pub use crate::routes::LoadError;
+use crate::routes::{self, Routes, Save};
+use crate::signals::{EPOCH_LENGTH, EPOCHS_WAITING_MAX, Signals};
+use crate::telemetry::Telemetry;
+use crate::upstream::Peers;
+
+/// The file of the last table, below the state directory.
+const TABLE_FILE: &str = "table.json";
+
+/// Longest wait for the parts of the proxy to end after the last client left. They have nothing to wait for but the
+/// last report.
+const END_MAX: std::time::Duration = LAST_REPORT_MAX.saturating_mul(2);
+
+/// Why the proxy does not run, or no longer.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The file of `--routes` is no table.
+    #[error("the route table of --routes is refused")]
+    Routes {
+        /// What is wrong with it.
+        source: LoadError,
+    },
+    /// The saved table cannot be used. It is left as it is.
+    #[error(
+        "the saved route table is damaged; mend {path}, or move it away to start without a table", path = .path.display()
+    )]
+    SavedTable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: LoadError,
+    },
+    /// The state directory cannot be used.
+    #[error("cannot use the state directory {path}; --state-dir changes it", path = .path.display())]
+    StateDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}; {option} changes it")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The option it came from.
+        option: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The addresses in use cannot be written.
+    #[error("cannot write the addresses to {path}; --addresses-file changes it", path = .path.display())]
+    Addresses {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The system does not let the proxy hear of SIGHUP.
+    #[error("cannot listen for SIGHUP")]
+    Signal {
+        /// Why not.
+        source: io::Error,
+    },
+    /// A defect of ours, found at the start.
+    #[error("cannot make the metrics")]
+    Metrics {
+        /// What is wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A part of the proxy ended by a panic: a defect of ours.
+    #[error("a part of the proxy panicked")]
+    Panicked {
+        /// Which, and how.
+        source: JoinError,
+    },
+    /// The admin address stopped being served.
+    #[error("cannot serve the admin address")]
+    Admin {
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl AppError {
+    /// The exit code of a program that ends for this reason: 2 if its arguments or the file they name are wrong, else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Routes { .. } => 2,
+            Self::SavedTable { .. }
+            | Self::StateDir { .. }
+            | Self::Bind { .. }
+            | Self::Addresses { .. }
+            | Self::Signal { .. }
+            | Self::Metrics { .. }
+            | Self::Panicked { .. }
+            | Self::Admin { .. } => 1,
+        }
+    }
+}
+
+/// Runs a proxy until `shutdown`, and then until it is drained.
+///
+/// # Errors
+/// See [`AppError`].
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppError> {
+    App::build(config).await?.serve(shutdown).await
+}
+
+/// A proxy that has its table and its addresses and serves nobody yet.
+#[derive(Debug)]
+pub struct App {
+    config: Config,
+    listener: TcpListener,
+    admin: TcpListener,
+    listen_address: SocketAddr,
+    admin_address: SocketAddr,
+    routes: Arc<Routes>,
+    signals: Arc<Signals>,
+    telemetry: Arc<Telemetry>,
+}
+
+impl App {
+    /// Reads the table, binds both addresses, and tells them.
+    ///
+    /// # Errors
+    /// See [`AppError`]; nothing is left behind.
+    pub async fn build(config: Config) -> Result<Self, AppError> {
+        let (table, file, waiting_max) = match &config.source {
+            Source::File(file) => {
+                let table = routes::load(file).map_err(|source| AppError::Routes { source })?;
+                (Some(table), file.clone(), 0)
+            }
+            Source::Controller { state_dir, .. } => {
+                let file = state_dir.join(TABLE_FILE);
+                (saved_table(state_dir, &file)?, file, EPOCHS_WAITING_MAX)
+            }
+        };
+        let telemetry = Telemetry::new().map_err(|error| AppError::Metrics {
+            source: error.into(),
+        })?;
+        let telemetry = Arc::new(telemetry);
+        let boot = BootId(rand::random());
+        let signals = Arc::new(Signals::new(boot, waiting_max, Instant::now()));
+        let routes = Arc::new(Routes::new(
+            file,
+            Arc::clone(&signals),
+            Arc::clone(&telemetry),
+            Arc::new(Peers::default()),
+        ));
+        if let Some(table) = table {
+            routes
+                .apply(table, Save::No)
+                .await
+                .expect("it was checked when it was read, and there is none before it");
+        }
+
+        let (listener, listen_address) = bind(config.listen, "--listen").await?;
+        let (admin, admin_address) = bind(config.admin, "--admin").await?;
+        info!(listen = %listen_address, admin = %admin_address, %boot, "listening");
+        if let Some(path) = &config.addresses_file {
+            let addresses = serde_json::json!({
+                "listen": listen_address.to_string(),
+                "admin": admin_address.to_string(),
+            });
+            durable::write(path, addresses.to_string().as_bytes()).map_err(|source| {
+                AppError::Addresses {
+                    path: path.clone(),
+                    source,
+                }
+            })?;
+        }
+        Ok(Self {
+            config,
+            listener,
+            admin,
+            listen_address,
+            admin_address,
+            routes,
+            signals,
+            telemetry,
+        })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn listen_address(&self) -> SocketAddr {
+        self.listen_address
+    }
+
+    /// Where the proxy itself can be asked.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Serves until `shutdown`, drains, and sends the last report.
+    ///
+    /// # Errors
+    /// See [`AppError`].
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<(), AppError> {
+        // Cancelled when the last client has left.
+        let end = CancellationToken::new();
+        let mut parts = Parts::default();
+        let due = Arc::new(Notify::new());
+        parts.spawn(keep_time(
+            Arc::clone(&self.signals),
+            Arc::clone(&due),
+            end.clone(),
+        ));
+        let peers = Arc::clone(self.routes.peers());
+        parts.spawn(peers.keep_watch(end.clone()));
+        let admin = admin::router(Admin {
+            routes: Arc::clone(&self.routes),
+            telemetry: Arc::clone(&self.telemetry),
+            draining: shutdown.clone(),
+            alone: matches!(self.config.source, Source::File(_)),
+        });
+        let ended = end.clone();
+        let admin = axum::serve(self.admin, admin)
+            .with_graceful_shutdown(async move { ended.cancelled().await });
+        parts.spawn_fallible(async move {
+            let served = admin.await;
+            served.map_err(|source| AppError::Admin { source })
+        });
+        match self.config.source {
+            Source::File(file) => {
+                let hangups =
+                    signal(SignalKind::hangup()).map_err(|source| AppError::Signal { source })?;
+                parts.spawn(reload(hangups, file, Arc::clone(&self.routes), end.clone()));
+            }
+            Source::Controller {
+                controller, name, ..
+            } => {
+                let link = Arc::new(Link::new(
+                    controller,
+                    name,
+                    Arc::clone(&self.routes),
+                    Arc::clone(&self.signals),
+                    due,
+                ));
+                let (polling, ended) = (Arc::clone(&link), end.clone());
+                parts.spawn(async move { polling.poll(&ended).await });
+                let ended = end.clone();
+                parts.spawn(async move {
+                    link.report(&ended).await;
+                    link.report_last().await;
+                });
+            }
+        }
+        let forward = Arc::new(Forward {
+            routes: self.routes,
+            signals: self.signals,
+            telemetry: self.telemetry,
+        });
+        let drain_max = self.config.drain_max;
+        let drained = end.clone();
+        parts.spawn(async move {
+            drain::serve(self.listener, forward, shutdown, drain_max).await;
+            drained.cancel();
+        });
+        parts.join(&end).await
+    }
+}
+
+async fn bind(
+    address: SocketAddr,
+    option: &'static str,
+) -> Result<(TcpListener, SocketAddr), AppError> {
+    let failed = |source| AppError::Bind {
+        address,
+        option,
+        source,
+    };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let chosen = listener.local_addr().map_err(failed)?;
+    Ok((listener, chosen))
+}
+
+/// The last table in the state directory, which is made if it is missing.
+fn saved_table(state_dir: &Path, file: &Path) -> Result<Option<RouteTable>, AppError> {
+    std::fs::create_dir_all(state_dir).map_err(|source| AppError::StateDir {
+        path: state_dir.to_owned(),
+        source,
+    })?;
+    match routes::load(file) {
+        Ok(table) => Ok(Some(table)),
+        Err(LoadError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(AppError::SavedTable {
+            path: file.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Ends epochs, and says when a report is due.
+async fn keep_time(signals: Arc<Signals>, due: Arc<Notify>, end: CancellationToken) {
+    let mut ticks = interval(EPOCH_LENGTH);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first tick is at once, and nothing has happened yet.
+    ticks.tick().await;
+    while end.run_until_cancelled(ticks.tick()).await.is_some() {
+        signals.tick(Instant::now());
+        due.notify_one();
+    }
+}
+
+/// Reads the table again at each SIGHUP. A bad file changes nothing.
+async fn reload(
+    mut hangups: tokio::signal::unix::Signal,
+    file: PathBuf,
+    routes: Arc<Routes>,
+    end: CancellationToken,
+) {
+    while let Some(Some(())) = end.run_until_cancelled(hangups.recv()).await {
+        match routes::load(&file) {
+            Err(error) => error!(%error, "the new route table is refused, the old one serves on"),
+            Ok(table) => {
+                if let Err(error) = routes.apply_by_hand(table, Save::No).await {
+                    error!(%error, file = %file.display(), "the new route table is refused, the old one serves on");
+                }
+            }
+        }
+    }
+}
+
+/// The tasks that make up the proxy. If one of them fails, all end.
+#[derive(Debug, Default)]
+struct Parts {
+    tasks: JoinSet<Result<(), AppError>>,
+}
+
+impl Parts {
+    fn spawn(&mut self, part: impl Future<Output = ()> + Send + 'static) {
+        self.spawn_fallible(async move {
+            part.await;
+            Ok(())
+        });
+    }
+
+    fn spawn_fallible(
+        &mut self,
+        part: impl Future<Output = Result<(), AppError>> + Send + 'static,
+    ) {
+        self.tasks.spawn(part);
+    }
+
+    /// Waits for all of them; for long only until `end`.
+    async fn join(mut self, end: &CancellationToken) -> Result<(), AppError> {
+        let all = async {
+            while let Some(joined) = self.tasks.join_next().await {
+                joined.map_err(|source| AppError::Panicked { source })??;
+            }
+            Ok(())
+        };
+        let late = async {
+            end.cancelled().await;
+            timeout(END_MAX, std::future::pending::<()>()).await
+        };
+        tokio::select! {
+            joined = all => joined,
+            _ = late => {
+                error!("parts of the proxy did not end in time");
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! Bodies on their way: what goes to an upstream and what comes back.
+//!
+//! Nothing is collected but what may have to be repeated. Back-pressure passes through: a body is polled only when the
+//! other side takes more.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::timeout;
+
+use crate::forward::Relay;
+
+/// Longest wait for the next part of a body that is collected, so that a silent client does not hold its place for
+/// ever. Three times the longest retransmission of TCP on a bad mobile line, about 10 s.
+const PART_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// What went wrong with a body on the client's side: nothing that an upstream could be blamed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ClientFault {
+    /// Longer than the route allows.
+    #[error("the request's body is longer than the route allows")]
+    TooLarge,
+    /// It broke off.
+    #[error("the request's body broke off")]
+    Broken,
+    /// It stopped coming.
+    #[error("the request's body stopped coming")]
+    Stalled,
+}
+
+/// The body of a request to an upstream.
+#[derive(Debug)]
+pub(crate) enum Outgoing {
+    /// Whole, so that it can be sent again.
+    Whole {
+        /// What is still to be sent.
+        data: Option<Bytes>,
+        /// What follows it.
+        trailers: Option<HeaderMap>,
+    },
+    /// As the client sends it.
+    Stream(Box<Upload>),
+}
+
+impl Outgoing {
+    /// A body without trailers.
+    pub(crate) fn whole(data: Bytes) -> Self {
+        Self::Whole {
+            data: Some(data).filter(|data| !data.is_empty()),
+            trailers: None,
+        }
+    }
+
+    /// The same body once more, if it is all here.
+    pub(crate) fn again(&self) -> Option<Self> {
+        match self {
+            Self::Whole { data, trailers } => Some(Self::Whole {
+                data: data.clone(),
+                trailers: trailers.clone(),
+            }),
+            Self::Stream(_) => None,
+        }
+    }
+
+    /// Where the client's part of it can be watched; `None` if nothing depends on the client any more.
+    pub(crate) fn watch(&self) -> Option<Arc<UploadWatch>> {
+        match self {
+            Self::Whole { .. } => None,
+            Self::Stream(upload) => Some(Arc::clone(&upload.watch)),
+        }
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = ClientFault;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ClientFault>>> {
+        match self.get_mut() {
+            Self::Whole { data, trailers } => Poll::Ready(
+                data.take()
+                    .map(Frame::data)
+                    .or_else(|| trailers.take().map(Frame::trailers))
+                    .map(Ok),
+            ),
+            Self::Stream(upload) => upload.poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole { data, trailers } => data.is_none() && trailers.is_none(),
+            Self::Stream(upload) => upload.ahead.is_empty() && upload.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            // With trailers the length must stay open: they only travel behind chunks.
+            Self::Whole {
+                trailers: Some(_), ..
+            } => SizeHint::default(),
+            Self::Whole { data, .. } => {
+                SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64))
+            }
+            Self::Stream(upload) => match upload.incoming.size_hint().exact() {
+                Some(rest) => SizeHint::with_exact(rest + upload.ahead_bytes()),
+                None => SizeHint::default(),
+            },
+        }
+    }
+}
+
+/// How far the client is with its body.
+#[derive(Debug, Default)]
+pub(crate) struct UploadWatch {
+    parts: AtomicU64,
+    ended: AtomicBool,
+    waiting_for_client: AtomicBool,
+    /// 0, or 1 + the discriminant of a [`ClientFault`].
+    fault: AtomicU8,
+}
+
+impl UploadWatch {
+    /// Grows with each part that was taken.
+    pub(crate) fn parts(&self) -> u64 {
+        self.parts.load(Ordering::Acquire)
+    }
+
+    /// Whether all of it was taken by the connection to the upstream.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Whether the upstream would take more, but the client does not send.
+    pub(crate) fn is_waiting_for_client(&self) -> bool {
+        !self.has_ended() && self.waiting_for_client.load(Ordering::Acquire)
+    }
+
+    /// What the client did wrong, if anything.
+    pub(crate) fn fault(&self) -> Option<ClientFault> {
+        match self.fault.load(Ordering::Acquire) {
+            1 => Some(ClientFault::TooLarge),
+            2 => Some(ClientFault::Broken),
+            _ => None,
+        }
+    }
+
+    fn fail(&self, fault: ClientFault) -> ClientFault {
+        let code = match fault {
+            ClientFault::TooLarge => 1,
+            ClientFault::Broken | ClientFault::Stalled => 2,
+        };
+        self.fault.store(code, Ordering::Release);
+        fault
+    }
+}
+
+/// A body that passes through as it comes.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    /// What was read already, in the hope that it would be all.
+    ahead: VecDeque<Bytes>,
+    incoming: Incoming,
+    /// How many bytes may still come.
+    bytes_left: u64,
+    watch: Arc<UploadWatch>,
+}
+
+impl Upload {
+    fn ahead_bytes(&self) -> u64 {
+        self.ahead.iter().map(|part| part.len() as u64).sum()
+    }
+
+    fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ClientFault>>> {
+        let frame = match self.ahead.pop_front() {
+            Some(part) => Some(Ok(Frame::data(part))),
+            None => match Pin::new(&mut self.incoming).poll_frame(context) {
+                Poll::Pending => {
+                    self.watch.waiting_for_client.store(true, Ordering::Release);
+                    return Poll::Pending;
+                }
+                Poll::Ready(frame) => frame,
+            },
+        };
+        self.watch
+            .waiting_for_client
+            .store(false, Ordering::Release);
+        self.watch.parts.fetch_add(1, Ordering::AcqRel);
+        Poll::Ready(match frame {
+            None => {
+                self.watch.ended.store(true, Ordering::Release);
+                None
+            }
+            Some(Err(_)) => Some(Err(self.watch.fail(ClientFault::Broken))),
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                match self.bytes_left.checked_sub(length) {
+                    None => Some(Err(self.watch.fail(ClientFault::TooLarge))),
+                    Some(left) => {
+                        self.bytes_left = left;
+                        // Nobody need ask again after the last part.
+                        if self.ahead.is_empty() && self.incoming.is_end_stream() {
+                            self.watch.ended.store(true, Ordering::Release);
+                        }
+                        Some(Ok(frame))
+                    }
+                }
+            }
+        })
+    }
+}
+
+/// Takes the body of a request: whole if it may be repeated and is at most `replay_bytes_max` long, else as a stream
+/// of at most `body_bytes_max`.
+///
+/// # Errors
+/// The client broke off, stopped, or sent too much while the body was being collected.
+pub(crate) async fn take(
+    mut incoming: Incoming,
+    repeatable: bool,
+    replay_bytes_max: u32,
+    body_bytes_max: u64,
+) -> Result<Outgoing, ClientFault> {
+    if incoming.is_end_stream() {
+        return Ok(Outgoing::whole(Bytes::new()));
+    }
+    let replay_bytes_max = u64::from(replay_bytes_max);
+    let hint = incoming.size_hint();
+    if hint.lower() > body_bytes_max {
+        return Err(ClientFault::TooLarge);
+    }
+    let mut ahead = VecDeque::new();
+    let mut ahead_bytes = 0;
+    if repeatable && hint.lower() <= replay_bytes_max {
+        loop {
+            let frame = match timeout(PART_WAIT_MAX, incoming.frame()).await {
+                Err(_) => return Err(ClientFault::Stalled),
+                Ok(Some(Err(_))) => return Err(ClientFault::Broken),
+                Ok(Some(Ok(frame))) => frame,
+                Ok(None) => return Ok(whole(ahead, None)),
+            };
+            match frame.into_data() {
+                Ok(data) => {
+                    ahead_bytes += data.len() as u64;
+                    ahead.push_back(data);
+                    if ahead_bytes > body_bytes_max {
+                        return Err(ClientFault::TooLarge);
+                    }
+                    if ahead_bytes > replay_bytes_max {
+                        break;
+                    }
+                }
+                Err(frame) => return Ok(whole(ahead, frame.into_trailers().ok())),
+            }
+        }
+    }
+    Ok(Outgoing::Stream(Box::new(Upload {
+        ahead,
+        incoming,
+        bytes_left: body_bytes_max,
+        watch: Arc::default(),
+    })))
+}
+
+fn whole(mut parts: VecDeque<Bytes>, trailers: Option<HeaderMap>) -> Outgoing {
+    let data = if parts.len() == 1 {
+        parts.pop_front().unwrap_or_default()
+    } else {
+        parts
+            .iter()
+            .fold(Vec::new(), |mut all, part| {
+                all.extend_from_slice(part);
+                all
+            })
+            .into()
+    };
+    Outgoing::Whole {
+        data: Some(data).filter(|data| !data.is_empty()),
+        trailers,
+    }
+}
+
+/// The body of an answer to a client.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// The proxy's own.
+    Own(Option<Bytes>),
+    /// An upstream's, counted at its end.
+    Relay(Box<Relay>),
+}
+
+impl Answer {
+    /// A text of the proxy's own.
+    pub(crate) fn own(text: &'static str) -> Self {
+        Self::Own(Some(Bytes::from_static(text.as_bytes())))
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Relay(relay) => {
+                let frame = ready!(Pin::new(&mut relay.incoming).poll_frame(context));
+                relay.passed(frame.as_ref());
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(text) => text.is_none(),
+            Self::Relay(relay) => relay.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(text) => {
+                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
+            }
+            Self::Relay(relay) => relay.incoming.size_hint(),
+        }
+    }
+}

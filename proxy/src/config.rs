@@ -1,0 +1,285 @@
+//! Arguments, and the configuration that they make: valid, or not there.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use http::Uri;
+use http::uri::Scheme;
+use proxy_api::Endpoint;
+
+/// Longest drain that may be asked for: an hour. Longer than any orchestrator waits, so more is a slip of the unit.
+const DRAIN_SECONDS_MAX: u64 = 3_600;
+
+/// Longest name of a proxy; it stands in URLs and in every report.
+const NAME_BYTES_MAX: usize = 64;
+
+/// The command line of the proxy, for this binary and for any that embeds it.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Where clients connect: ADDRESS:PORT, port 0 for a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Where /ready, /live, /metrics and /routes are served: ADDRESS:PORT, port 0 for a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8081")]
+    pub admin: SocketAddr,
+    /// Lets --admin be an address that other machines reach; there is no sign-in
+    #[arg(long)]
+    pub admin_anywhere: bool,
+    /// Run alone, with the route table in this JSON file; read again on SIGHUP, replaced by PUT /routes on --admin
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "controller",
+        conflicts_with_all = ["controller", "state_dir", "name"]
+    )]
+    pub routes: Option<PathBuf>,
+    /// Take route tables from this controller and report to it: http://HOST:PORT
+    #[arg(long, value_name = "URL", requires = "state_dir")]
+    pub controller: Option<String>,
+    /// Where the last route table is kept; made if missing
+    #[arg(long, value_name = "DIR", requires = "controller")]
+    pub state_dir: Option<PathBuf>,
+    /// This proxy's name, unique among the proxies of the controller [default: the host's name]
+    #[arg(long, requires = "controller")]
+    pub name: Option<String>,
+    /// Write the addresses in use to this file as JSON, once both are bound
+    #[arg(long, value_name = "FILE")]
+    pub addresses_file: Option<PathBuf>,
+    /// On SIGTERM or SIGINT, how long requests in flight may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub drain_seconds: u64,
+}
+
+/// All that a proxy needs to know, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Where the proxy itself can be asked.
+    pub admin: SocketAddr,
+    /// Where tables come from.
+    pub source: Source,
+    /// Where the addresses in use are written.
+    pub addresses_file: Option<PathBuf>,
+    /// How long requests in flight may take after the shutdown began.
+    pub drain_max: Duration,
+}
+
+/// Where route tables come from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A file; nobody gets reports.
+    File(PathBuf),
+    /// A controller, and the disk for when it is away.
+    Controller {
+        /// Where it is.
+        controller: Controller,
+        /// Where the last table is kept.
+        state_dir: PathBuf,
+        /// This proxy's name.
+        name: String,
+    },
+}
+
+/// The address of a controller, `http://HOST:PORT` with or without a path in front of `/api`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Controller {
+    /// Where to connect.
+    pub endpoint: Endpoint,
+    /// What goes into `Host`.
+    pub authority: String,
+    /// What its paths begin with; empty or `/…` without a slash at the end.
+    pub base: String,
+}
+
+/// Why arguments are refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Not the URL of a controller.
+    #[error("--controller {url:?}: {problem}; expected http://HOST:PORT")]
+    Controller {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// An admin address that others reach.
+    #[error(
+        "--admin {0}: everyone who reaches it can read the table, and it has no sign-in; expected a loopback address, or --admin-anywhere"
+    )]
+    AdminAnywhere(SocketAddr),
+    /// Not a name.
+    #[error("--name {0:?}: expected 1 to 64 letters, digits, dots, hyphens or underscores")]
+    Name(String),
+    /// Too long a drain.
+    #[error("--drain-seconds {0}: expected at most 3600")]
+    Drain(u64),
+    /// No source of tables, or half of one.
+    #[error("expected --routes FILE, or --controller URL with --state-dir DIR")]
+    Source,
+}
+
+impl FromStr for Controller {
+    type Err = ConfigError;
+
+    fn from_str(url: &str) -> Result<Self, ConfigError> {
+        let refused = |problem| ConfigError::Controller {
+            url: url.to_owned(),
+            problem,
+        };
+        let uri: Uri = url.parse().map_err(|_| refused("not a URL"))?;
+        if uri.scheme() != Some(&Scheme::HTTP) {
+            return Err(refused("not http"));
+        }
+        let authority = uri.authority().ok_or_else(|| refused("without a host"))?;
+        if uri.query().is_some() || authority.as_str().contains('@') {
+            return Err(refused("with a query or a user"));
+        }
+        let port = authority.port_u16().unwrap_or(80);
+        let endpoint = format!("{}:{port}", authority.host())
+            .parse()
+            .map_err(|_| refused("not a host and a port"))?;
+        Ok(Self {
+            endpoint,
+            authority: authority.to_string(),
+            base: uri.path().trim_end_matches('/').to_owned(),
+        })
+    }
+}
+
+impl TryFrom<Args> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: Args) -> Result<Self, ConfigError> {
+        if !args.admin.ip().is_loopback() && !args.admin_anywhere {
+            return Err(ConfigError::AdminAnywhere(args.admin));
+        }
+        if args.drain_seconds > DRAIN_SECONDS_MAX {
+            return Err(ConfigError::Drain(args.drain_seconds));
+        }
+        let source = match (args.routes, args.controller, args.state_dir) {
+            (Some(file), None, None) => Source::File(file),
+            (None, Some(url), Some(state_dir)) => Source::Controller {
+                controller: url.parse()?,
+                state_dir,
+                name: checked_name(args.name.unwrap_or_else(host_name))?,
+            },
+            (_, _, _) => return Err(ConfigError::Source),
+        };
+        Ok(Self {
+            listen: args.listen,
+            admin: args.admin,
+            source,
+            addresses_file: args.addresses_file,
+            drain_max: Duration::from_secs(args.drain_seconds),
+        })
+    }
+}
+
+fn checked_name(name: String) -> Result<String, ConfigError> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_plain) {
+        return Err(ConfigError::Name(name));
+    }
+    Ok(name)
+}
+
+/// The host's name as the kernel knows it; in a container that is the container's.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "proxy".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn config(args: &[&str]) -> Result<Config, String> {
+        let cli = Cli::try_parse_from([&["friday-proxy"], args].concat())
+            .map_err(|error| error.to_string())?;
+        Config::try_from(cli.args).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn takes_a_file_or_a_controller_but_not_both() {
+        let alone = config(&["--routes", "r.json", "--listen", "0.0.0.0:0"]).unwrap();
+        assert!(matches!(alone.source, Source::File(_)));
+        let led = config(&[
+            "--controller",
+            "http://c:7070",
+            "--state-dir",
+            "d",
+            "--name",
+            "p",
+        ]);
+        assert!(matches!(led.unwrap().source, Source::Controller { .. }));
+        for wrong in [
+            &[][..],
+            &["--controller", "http://c:7070"],
+            &[
+                "--routes",
+                "r.json",
+                "--controller",
+                "http://c:1",
+                "--state-dir",
+                "d",
+            ],
+            &["--state-dir", "d"],
+            &["--routes", "r.json", "--listen", "nowhere"],
+            &["--routes", "r.json", "--drain-seconds", "999999"],
+        ] {
+            assert!(config(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn keeps_the_admin_address_on_this_machine_unless_told_otherwise() {
+        let open = ["--routes", "r.json", "--admin", "0.0.0.0:1"];
+        let refused = config(&open).unwrap_err();
+        assert!(refused.contains("--admin-anywhere"), "{refused}");
+        config(&[&open[..], &["--admin-anywhere"]].concat()).unwrap();
+        config(&["--routes", "r.json", "--admin", "[::1]:1"]).unwrap();
+    }
+
+    #[test]
+    fn reads_the_controllers_url() {
+        let parts = |url: &str| {
+            let Controller { endpoint, base, .. } = url.parse().unwrap();
+            (endpoint.to_string(), base)
+        };
+        assert_eq!(parts("http://c"), ("c:80".into(), String::new()));
+        assert_eq!(parts("http://[::1]:7/"), ("[::1]:7".into(), String::new()));
+        assert_eq!(parts("http://c:7/a/b/"), ("c:7".into(), "/a/b".into()));
+        for url in [
+            "",
+            "c:7",
+            "https://c",
+            "http://u@c:7",
+            "http://c:7/?x",
+            "http://c:0",
+        ] {
+            assert!(url.parse::<Controller>().is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn refuses_a_name_that_does_not_fit_into_a_url() {
+        for name in ["", "a/b", "a b", &"x".repeat(65)] {
+            assert!(checked_name(name.to_owned()).is_err(), "{name}");
+        }
+        assert!(checked_name("proxy-1.eu_west".to_owned()).is_ok());
+    }
+}

@@ -1,0 +1,440 @@
+//! One request from client to upstream and back: choose, send, perhaps once more, count at the end of the answer.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, SET_COOKIE, TRANSFER_ENCODING};
+use http::request::Parts;
+use http::{Request, Response, StatusCode, Version};
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+use proxy_api::{Arm, Generation, Outcome, Sticky};
+use tokio::time::Instant;
+
+use crate::body::{self, Answer, ClientFault, Outgoing, UploadWatch};
+use crate::headers;
+use crate::pick::{self, Wish};
+use crate::refusal::Refusal;
+use crate::retry::{self, Attempts, IDEMPOTENCY_KEY, Next};
+use crate::routes::{ActiveRoute, Permit, Routes};
+use crate::signals::{self, Signals, Ticket};
+use crate::telemetry::{Telemetry, ToUser};
+use crate::upstream::{Connection, Failure, Lease};
+
+/// Takes requests to upstreams.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) signals: Arc<Signals>,
+    pub(crate) telemetry: Arc<Telemetry>,
+}
+
+/// Who sends requests on a connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Client {
+    address: IpAddr,
+    group: u8,
+}
+
+impl Client {
+    /// The client at that address.
+    pub(crate) fn new(address: IpAddr) -> Self {
+        let group = match address {
+            IpAddr::V4(v4) => pick::group(&v4.octets()),
+            IpAddr::V6(v6) => pick::group(&v6.octets()),
+        };
+        Self { address, group }
+    }
+}
+
+/// A request that was routed, until the end of its answer. Dropped, it is counted out everywhere.
+#[derive(Debug)]
+struct Flight {
+    ticket: Ticket,
+    route: Arc<ActiveRoute>,
+    /// Where it is now; `None` if there is no endpoint.
+    lease: Option<Lease>,
+    _permit: Permit,
+}
+
+impl Forward {
+    /// Answers a request, in the worst case by itself.
+    pub(crate) async fn answer(
+        &self,
+        client: Client,
+        request: Request<Incoming>,
+    ) -> Response<Answer> {
+        let mut named = None;
+        match self.forward(client, request, &mut named).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                self.telemetry.refused(refusal);
+                let status = refusal.status();
+                match named {
+                    Some(route) => route.metrics.answered(ToUser::Answered(status)),
+                    None => self.telemetry.answered_without_route(status),
+                }
+                refusal.response()
+            }
+        }
+    }
+
+    /// `named` becomes the route as soon as it is known, for whoever counts a refusal.
+    async fn forward(
+        &self,
+        client: Client,
+        request: Request<Incoming>,
+        named: &mut Option<Arc<ActiveRoute>>,
+    ) -> Result<Response<Answer>, Refusal> {
+        let (mut head, incoming) = request.into_parts();
+        let host = headers::host(&head);
+        let (_, route) = self.find(&host, &head)?;
+        *named = Some(Arc::clone(&route));
+        if headers::wants_upgrade(&head) {
+            return Err(Refusal::Upgrade);
+        }
+        let permit = route.admit().ok_or(Refusal::InFlight)?;
+        let limits = &route.spec.limits;
+        let repeatable = retry::is_repeatable(&head.method, &head.headers);
+        let body = body::take(
+            incoming,
+            repeatable,
+            limits.replay_bytes_max,
+            limits.body_bytes_max,
+        )
+        .await?;
+
+        let key = Key::of(route.spec.sticky.as_ref(), &head.headers);
+        let group = key.value.as_deref().map_or(client.group, pick::group);
+        let wanted = headers::take_wish(&mut head.headers);
+        let wish = match (wanted, &key.value) {
+            (Some(arm), _) => Wish::Arm(arm),
+            (None, Some(key)) => Wish::Key(key),
+            (None, None) => Wish::None,
+        };
+        let cookie = key.cookie.filter(|_| wanted.is_none());
+
+        // The table may have changed while the body came, and may change between choosing and counting.
+        let (arm, mut flight) = loop {
+            let (generation, route) = self.find(&host, &head)?;
+            let canary = route.spec.canary.as_ref().map(|_| route.spec.canary_bp);
+            let (arm, chosen) = pick::arm(canary, wish, route.seed, rand::random());
+            let side = route.side(arm);
+            let target = side.choose(None);
+            let request = signals::Request {
+                place: target.map_or(&side.nowhere, |target| &target.place),
+                group,
+                chosen,
+                age_max: route.age_max(),
+            };
+            let peer = target.map(|target| &target.peer);
+            let begun = self
+                .signals
+                .begin(generation, request, peer, Instant::now());
+            if let Ok((ticket, lease)) = begun {
+                route.seen.count(arm, chosen);
+                *named = Some(Arc::clone(&route));
+                let flight = Flight {
+                    ticket,
+                    route,
+                    lease,
+                    _permit: permit,
+                };
+                break (arm, flight);
+            }
+        };
+
+        headers::for_upstream(&mut head, client.address);
+        set_framing(&mut head.headers, &body);
+        let repeatable = repeatable && matches!(body, Outgoing::Whole { .. });
+        let mut attempts = Attempts::new(arm, flight.route.spec.shield, repeatable);
+        let mut request = Request::from_parts(head, body);
+        loop {
+            let spare = if repeatable { again(&request) } else { None };
+            let (failure, refusal) = match &flight.lease {
+                None => (Failure::Connect(Box::new(request)), Refusal::NoEndpoint),
+                Some(lease) => {
+                    let connect = flight.route.connect_wait_max();
+                    let response = flight.route.response_wait_max();
+                    let upload = request.body().watch();
+                    match lease.peer().send(request, connect, response).await {
+                        Ok((response, connection)) => {
+                            let is_error = response.status().is_server_error();
+                            if !attempts.is_shielded() {
+                                if is_error {
+                                    flight.ticket.failed(Outcome::ServerError);
+                                } else {
+                                    flight.ticket.answered();
+                                }
+                            }
+                            let next = if is_error {
+                                attempts.after(Outcome::ServerError, false)
+                            } else {
+                                Next::Answer
+                            };
+                            match (next, spare) {
+                                (Next::Shield | Next::Retry, Some(spare)) => {
+                                    self.relocate(&mut flight, next, attempts.arm);
+                                    request = spare;
+                                    continue;
+                                }
+                                (Next::Answer | Next::Shield | Next::Retry, _) => {}
+                            }
+                            let relay = Relay::new(
+                                flight,
+                                connection,
+                                upload,
+                                attempts.is_shielded(),
+                                response.status(),
+                            );
+                            return Ok(relayed(response, relay, cookie.as_deref()));
+                        }
+                        Err(failure) => {
+                            let refusal = Refusal::from(&failure);
+                            (failure, refusal)
+                        }
+                    }
+                }
+            };
+            // The client's own fault: nothing to hold against the release, nothing to try again.
+            let Some(outcome) = failure.outcome() else {
+                return Err(refusal);
+            };
+            if !attempts.is_shielded() {
+                flight.ticket.failed(outcome);
+            }
+            let next = attempts.after(outcome, self.is_elsewhere(&flight, attempts.arm));
+            let unsent = match failure {
+                Failure::Connect(unsent) => Some(*unsent),
+                Failure::Reset | Failure::Timeout | Failure::Client(_) => spare,
+            };
+            match (next, unsent) {
+                (Next::Retry | Next::Shield, Some(unsent)) => {
+                    self.relocate(&mut flight, next, attempts.arm);
+                    request = unsent;
+                }
+                (Next::Answer | Next::Retry | Next::Shield, _) => {
+                    if refusal.status().is_server_error() {
+                        flight.ticket.failed_to_user();
+                    }
+                    return Err(refusal);
+                }
+            }
+        }
+    }
+
+    /// The route for a request, with the number of its table.
+    fn find(&self, host: &str, head: &Parts) -> Result<(Generation, Arc<ActiveRoute>), Refusal> {
+        let table = self.routes.current().ok_or(Refusal::NoTable)?;
+        let route = table.find(host, head.uri.path());
+        let route = Arc::clone(route.ok_or(Refusal::NoRoute)?);
+        Ok((table.generation(), route))
+    }
+
+    /// Whether the release that failed has another endpoint, by the table in force.
+    fn is_elsewhere(&self, flight: &Flight, arm: Arm) -> bool {
+        let (Some(table), Some(lease)) = (self.routes.current(), &flight.lease) else {
+            return false;
+        };
+        let Some(route) = table.route(&flight.route.name) else {
+            return false;
+        };
+        let side = route.side(arm);
+        side.arm == arm
+            && side.release == flight.route.side(arm).release
+            && side.has_other(lease.peer().address())
+    }
+
+    /// Moves a request to where its next attempt is: an endpoint of that arm, by the table in force; if possible not
+    /// the one that failed.
+    fn relocate(&self, flight: &mut Flight, next: Next, arm: Arm) {
+        match next {
+            Next::Answer => return,
+            Next::Retry => flight.route.metrics.retried(arm),
+            Next::Shield => flight.route.metrics.shielded.inc(),
+        }
+        let failed = flight.lease.take();
+        let failed = failed.as_ref().map(|lease| lease.peer().address());
+        loop {
+            let Some(table) = self.routes.current() else {
+                return;
+            };
+            let Some(route) = table.route(&flight.route.name) else {
+                return;
+            };
+            let side = route.side(arm);
+            let Some(target) = side.choose(failed).or_else(|| side.choose(None)) else {
+                return;
+            };
+            if let Ok(lease) = self.signals.enter(table.generation(), &target.peer) {
+                flight.lease = Some(lease);
+                return;
+            }
+        }
+    }
+}
+
+/// What a client is recognised by, on a sticky route.
+struct Key {
+    value: Option<Vec<u8>>,
+    /// The key the client is to be given.
+    cookie: Option<String>,
+}
+
+impl Key {
+    fn of(sticky: Option<&Sticky>, headers: &HeaderMap) -> Self {
+        let field = |name: &str| headers.get(name).map(|value| value.as_bytes().to_vec());
+        let (value, cookie) = match sticky {
+            None => (None, None),
+            Some(Sticky::Cookie) => match headers::cookie_key(headers) {
+                Some(key) => (Some(key.into_bytes()), None),
+                None => {
+                    let key = headers::new_key();
+                    (Some(key.clone().into_bytes()), Some(key))
+                }
+            },
+            Some(Sticky::Header { name }) => (field(name), None),
+            Some(Sticky::Key) => (field(IDEMPOTENCY_KEY), None),
+        };
+        Self { value, cookie }
+    }
+}
+
+/// Says how long the body is, by what the body itself knows: what the client said stays on its own connection.
+fn set_framing(headers: &mut HeaderMap, body: &Outgoing) {
+    let had_length = headers.remove(CONTENT_LENGTH).is_some();
+    match body.size_hint().exact() {
+        // No body at all, as the client said or as it goes without saying.
+        Some(0) if !had_length => {}
+        Some(length) => {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        None => {
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+    }
+}
+
+fn again(request: &Request<Outgoing>) -> Option<Request<Outgoing>> {
+    let mut spare = Request::new(request.body().again()?);
+    *spare.method_mut() = request.method().clone();
+    *spare.uri_mut() = request.uri().clone();
+    *spare.version_mut() = request.version();
+    *spare.headers_mut() = request.headers().clone();
+    Some(spare)
+}
+
+fn relayed(
+    response: Response<Incoming>,
+    relay: impl FnOnce(Incoming) -> Relay,
+    cookie: Option<&str>,
+) -> Response<Answer> {
+    let (mut head, incoming) = response.into_parts();
+    headers::remove_hop_by_hop(&mut head.headers);
+    if let Some(key) = cookie {
+        head.headers.append(SET_COOKIE, headers::set_cookie(key));
+    }
+    head.version = Version::HTTP_11;
+    Response::from_parts(head, Answer::Relay(Box::new(relay(incoming))))
+}
+
+impl From<ClientFault> for Refusal {
+    fn from(fault: ClientFault) -> Self {
+        match fault {
+            ClientFault::TooLarge => Self::BodyTooLarge,
+            ClientFault::Broken => Self::BodyBroken,
+            ClientFault::Stalled => Self::BodyTimeout,
+        }
+    }
+}
+
+impl From<&Failure> for Refusal {
+    fn from(failure: &Failure) -> Self {
+        match failure {
+            Failure::Connect(_) => Self::Connect,
+            Failure::Reset => Self::Reset,
+            Failure::Timeout => Self::Timeout,
+            Failure::Client(fault) => Self::from(*fault),
+        }
+    }
+}
+
+/// The body of an upstream's answer on its way, and what is to be counted at its end.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    /// What is still to come.
+    pub(crate) incoming: Incoming,
+    /// Until the end was counted.
+    flight: Option<Flight>,
+    connection: Option<Connection>,
+    upload: Option<Arc<UploadWatch>>,
+    shielded: bool,
+    status: StatusCode,
+}
+
+impl Relay {
+    fn new(
+        mut flight: Flight,
+        connection: Connection,
+        upload: Option<Arc<UploadWatch>>,
+        shielded: bool,
+        status: StatusCode,
+    ) -> impl FnOnce(Incoming) -> Self {
+        if status.is_server_error() {
+            flight.ticket.failed_to_user();
+        }
+        move |incoming| Self {
+            incoming,
+            flight: Some(flight),
+            connection: Some(connection),
+            upload,
+            shielded,
+            status,
+        }
+    }
+
+    /// Takes note of what just passed; `None` is the end.
+    pub(crate) fn passed(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>) {
+        match frame {
+            // Trailers are always last. Nobody need ask again after the last part of a known length either.
+            Some(Ok(frame)) if frame.is_data() && !self.incoming.is_end_stream() => {}
+            Some(Ok(_)) | None => self.ended(),
+            Some(Err(_)) => self.broke(),
+        }
+    }
+
+    fn ended(&mut self) {
+        let Some(flight) = self.flight.take() else {
+            return;
+        };
+        let to_user = ToUser::Answered(self.status);
+        flight.route.metrics.answered(to_user);
+        let sent = self.upload.as_ref().is_none_or(|upload| upload.has_ended());
+        if let Some(connection) = self.connection.take().filter(|_| sent) {
+            connection.keep();
+        }
+    }
+
+    fn broke(&mut self) {
+        let Some(mut flight) = self.flight.take() else {
+            return;
+        };
+        if !self.shielded {
+            flight.ticket.failed(Outcome::Reset);
+        }
+        flight.ticket.failed_to_user();
+        flight.route.metrics.answered(ToUser::BrokenOff);
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.ended();
+        } else if let Some(flight) = self.flight.take() {
+            // The client went away, or we cut it off: no fault of the upstream.
+            flight.route.metrics.answered(ToUser::Answered(self.status));
+        }
+    }
+}

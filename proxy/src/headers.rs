@@ -1,0 +1,282 @@
+//! What a proxy changes in heads: hop-by-hop fields go (RFC 9110, 7.6.1), its own fields come.
+
+use std::net::IpAddr;
+
+use http::header::{
+    CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+};
+use http::request::Parts;
+use http::uri::{PathAndQuery, Uri};
+use http::{HeaderMap, Method, Version};
+use proxy_api::Arm;
+
+/// A tester's choice of the side: `canary` or `stable`. Not passed on.
+const RELEASE: HeaderName = HeaderName::from_static("x-friday-release");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The cookie of sticky routes: 128 random bits in hexadecimal.
+const COOKIE_NAME: &str = "friday-key";
+
+/// Removes what was meant for this connection only, with what `Connection` names.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in [
+        CONNECTION,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        TE,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// The host a request names, in lower case and without its port; empty if it names none.
+pub(crate) fn host(head: &Parts) -> String {
+    let authority = head.uri.authority().map(http::uri::Authority::as_str);
+    let header = || head.headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = authority.or_else(header).unwrap_or_default();
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    let bare = match host.rsplit_once(':') {
+        Some((bare, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => bare,
+        Some(_) | None => host,
+    };
+    bare.trim_end_matches('.').to_ascii_lowercase()
+}
+
+/// Whether the request wants another protocol on its connection. `h2c` is no such wish: who offers it is glad of
+/// HTTP/1.1 too.
+pub(crate) fn wants_upgrade(head: &Parts) -> bool {
+    head.method == Method::CONNECT
+        || head.headers.get_all(UPGRADE).iter().any(|protocol| {
+            !protocol
+                .to_str()
+                .is_ok_and(|protocol| protocol.eq_ignore_ascii_case("h2c"))
+        })
+}
+
+/// The side that a tester asks for. Takes the header away.
+pub(crate) fn take_wish(headers: &mut HeaderMap) -> Option<Arm> {
+    match headers.remove(RELEASE)?.as_bytes() {
+        b"canary" => Some(Arm::Canary),
+        b"stable" => Some(Arm::Stable),
+        _ => None,
+    }
+}
+
+/// The sticky cookie's key, if the client has one of ours.
+pub(crate) fn cookie_key(headers: &HeaderMap) -> Option<String> {
+    headers
+        .get_all(COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find(|(name, key)| {
+            *name == COOKIE_NAME && key.len() == 32 && key.bytes().all(|b| b.is_ascii_hexdigit())
+        })
+        .map(|(_, key)| key.to_owned())
+}
+
+/// A key for a client that has none.
+pub(crate) fn new_key() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// What gives the client its key.
+pub(crate) fn set_cookie(key: &str) -> HeaderValue {
+    HeaderValue::try_from(format!(
+        "{COOKIE_NAME}={key}; Path=/; HttpOnly; SameSite=Lax"
+    ))
+    .expect("hexadecimal digits are visible ASCII")
+}
+
+/// Turns a client's head into one for an upstream. The client's `Host` is kept: it is the user's own service on both
+/// sides.
+pub(crate) fn for_upstream(head: &mut Parts, client: IpAddr) {
+    let takes_trailers = head
+        .headers
+        .get_all(TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| {
+            coding
+                .split(';')
+                .next()
+                .is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers"))
+        });
+    remove_hop_by_hop(&mut head.headers);
+    let headers = &mut head.headers;
+    if takes_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    // We have asked for the body by reading it; the upstream gets it at once.
+    headers.remove(EXPECT);
+    // The request target's authority counts, whatever the field says (RFC 9112, 3.2.2).
+    if let Some(authority) = head.uri.authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        headers.insert(HOST, host);
+    }
+    // HTTP/2 may split cookies; HTTP/1.1 must not (RFC 9113, 8.2.3).
+    if headers.get_all(COOKIE).iter().nth(1).is_some() {
+        let parts: Vec<&[u8]> = headers
+            .get_all(COOKIE)
+            .iter()
+            .map(HeaderValue::as_bytes)
+            .collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&parts.join(&b"; "[..])) {
+            headers.insert(COOKIE, joined);
+        }
+    }
+
+    let mut route: Vec<u8> = Vec::new();
+    for hop in headers.get_all(&FORWARDED_FOR) {
+        route.extend_from_slice(hop.as_bytes());
+        route.extend_from_slice(b", ");
+    }
+    route.extend_from_slice(client.to_string().as_bytes());
+    if let Ok(route) = HeaderValue::from_bytes(&route) {
+        headers.insert(FORWARDED_FOR, route);
+    }
+    // A proxy in front of this one knows better what the user saw.
+    if !headers.contains_key(&FORWARDED_HOST)
+        && let Some(host) = headers.get(HOST).cloned()
+    {
+        headers.insert(FORWARDED_HOST, host);
+    }
+    headers
+        .entry(FORWARDED_PROTO)
+        .or_insert(HeaderValue::from_static("http"));
+    headers.entry(REQUEST_ID).or_insert_with(|| {
+        HeaderValue::try_from(new_key()).expect("hexadecimal digits are visible ASCII")
+    });
+
+    let target = head.uri.path_and_query().cloned();
+    head.uri = Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    head.version = Version::HTTP_11;
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn head(uri: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder().uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn finds_the_host_without_port_and_case() {
+        let cases = [
+            ("/", "Shop.Example.org:8080", "shop.example.org"),
+            ("/", "shop.example.org.", "shop.example.org"),
+            ("/", "[::1]:80", "[::1]"),
+            ("/", "[::1]", "[::1]"),
+            (
+                "http://other.example/x",
+                "shop.example.org",
+                "other.example",
+            ),
+        ];
+        for (uri, field, host_name) in cases {
+            assert_eq!(host(&head(uri, &[("host", field)])), host_name);
+        }
+        assert_eq!(host(&head("/", &[])), "");
+    }
+
+    #[test]
+    fn removes_hop_by_hop_fields_and_those_that_connection_names() {
+        let mut head = head(
+            "http://a.example:81/x?y=1",
+            &[
+                ("host", "b.example"),
+                ("connection", "close, X-Mine"),
+                ("x-mine", "1"),
+                ("keep-alive", "timeout=5"),
+                ("proxy-connection", "keep-alive"),
+                ("transfer-encoding", "chunked"),
+                ("te", "gzip, trailers;q=0.5"),
+                ("trailer", "x-sum"),
+                ("upgrade", "h2c"),
+                ("expect", "100-continue"),
+                ("cookie", "a=1"),
+                ("cookie", "b=2"),
+                ("x-forwarded-for", "10.0.0.9"),
+                ("x-forwarded-proto", "https"),
+                ("x-request-id", "mine"),
+            ],
+        );
+        for_upstream(&mut head, "10.0.0.1".parse().unwrap());
+        let mut left: Vec<_> = head
+            .headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [
+                "cookie: a=1; b=2",
+                "host: a.example:81",
+                "te: trailers",
+                "trailer: x-sum",
+                "x-forwarded-for: 10.0.0.9, 10.0.0.1",
+                "x-forwarded-host: a.example:81",
+                "x-forwarded-proto: https",
+                "x-request-id: mine",
+            ]
+        );
+        assert_eq!(head.uri, "/x?y=1");
+    }
+
+    #[test]
+    fn takes_only_a_key_of_its_own_make_from_the_cookie() {
+        let key = new_key();
+        let cookie = format!("a=b; {COOKIE_NAME}={key}; c=d");
+        assert_eq!(
+            cookie_key(&head("/", &[("cookie", &cookie)]).headers),
+            Some(key)
+        );
+        for cookie in ["friday-key=short", "x=1", "friday-key", ""] {
+            assert_eq!(cookie_key(&head("/", &[("cookie", cookie)]).headers), None);
+        }
+    }
+
+    #[test]
+    fn takes_the_testers_header_away() {
+        let mut headers = head("/", &[("x-friday-release", "canary")]).headers;
+        assert_eq!(take_wish(&mut headers), Some(Arm::Canary));
+        assert!(headers.is_empty());
+    }
+
+    #[test]
+    fn an_offer_of_h2c_is_no_wish_for_an_upgrade() {
+        assert!(!wants_upgrade(&head("/", &[("upgrade", "h2c")])));
+        assert!(wants_upgrade(&head("/", &[("upgrade", "websocket")])));
+    }
+}

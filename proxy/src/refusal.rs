@@ -1,0 +1,113 @@
+//! What the proxy answers by itself: a status, a line of text, and a code in the header `x-friday-refusal`.
+
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+
+use crate::body::Answer;
+
+/// The header that tells an answer of the proxy from one of an upstream.
+pub(crate) const HEADER: HeaderName = HeaderName::from_static("x-friday-refusal");
+
+/// Why the proxy answers by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Refusal {
+    /// There is no table yet.
+    NoTable,
+    /// No route takes the request.
+    NoRoute,
+    /// An upgrade of the protocol, or CONNECT.
+    Upgrade,
+    /// As many requests to the route as it may have.
+    InFlight,
+    /// The request's body is longer than the route allows.
+    BodyTooLarge,
+    /// The client stopped sending the body it had begun.
+    BodyTimeout,
+    /// The client's body broke off; most likely nobody reads this answer.
+    BodyBroken,
+    /// The release has no endpoint.
+    NoEndpoint,
+    /// No endpoint took a connection.
+    Connect,
+    /// The upstream's connection broke before its answer.
+    Reset,
+    /// The upstream did not answer in time.
+    Timeout,
+}
+
+impl Refusal {
+    /// Every refusal.
+    pub(crate) const ALL: [Self; 11] = [
+        Self::NoTable,
+        Self::NoRoute,
+        Self::Upgrade,
+        Self::InFlight,
+        Self::BodyTooLarge,
+        Self::BodyTimeout,
+        Self::BodyBroken,
+        Self::NoEndpoint,
+        Self::Connect,
+        Self::Reset,
+        Self::Timeout,
+    ];
+
+    /// The code in the header and in the metric.
+    pub(crate) fn code(self) -> &'static str {
+        match self {
+            Self::NoTable => "no_table",
+            Self::NoRoute => "no_route",
+            Self::Upgrade => "upgrade",
+            Self::InFlight => "in_flight",
+            Self::BodyTooLarge => "body_too_large",
+            Self::BodyTimeout => "body_timeout",
+            Self::BodyBroken => "body_broken",
+            Self::NoEndpoint => "no_endpoint",
+            Self::Connect => "connect",
+            Self::Reset => "reset",
+            Self::Timeout => "timeout",
+        }
+    }
+
+    /// The status of the answer.
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            Self::NoTable | Self::InFlight | Self::NoEndpoint => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::Upgrade => StatusCode::NOT_IMPLEMENTED,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyBroken => StatusCode::BAD_REQUEST,
+            Self::Connect | Self::Reset => StatusCode::BAD_GATEWAY,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::NoTable => "no route table yet: the controller has not sent one\n",
+            Self::NoRoute => "no route takes this host and path\n",
+            Self::Upgrade => "this proxy does not pass on upgrades of the protocol yet\n",
+            Self::InFlight => "as many requests are in flight as this route may have\n",
+            Self::BodyTooLarge => "the request's body is longer than this route takes\n",
+            Self::BodyTimeout => "the request's body stopped coming\n",
+            Self::BodyBroken => "the request's body broke off\n",
+            Self::NoEndpoint => "this release runs nowhere at present\n",
+            Self::Connect => "no upstream took a connection\n",
+            Self::Reset => "the upstream broke the connection before its answer\n",
+            Self::Timeout => "the upstream did not answer in time\n",
+        }
+    }
+
+    /// The whole answer.
+    pub(crate) fn response(self) -> Response<Answer> {
+        let mut response = Response::new(Answer::own(self.text()));
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        headers.insert(HEADER, HeaderValue::from_static(self.code()));
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
+        response
+    }
+}

@@ -1,0 +1,672 @@
+//! What became of requests, in epochs, exactly as [`proxy_api::report`] describes it. Pure but for a lock: the time
+//! comes in as an argument.
+//!
+//! A request is counted when it is routed, in the epoch of that moment, and again when it ends: with the first failure
+//! of the side it was routed to, else as `Ok`. If the client goes away before the end, the upstream has not failed:
+//! that is `Ok`, with the time until then, so that clients who lose patience show as latency. A request that is too
+//! old to wait for ages out: with the failure it had; as `Ok` if a head below 500 has arrived (a long stream), with its
+//! age as latency; otherwise as `Timeout`.
+//!
+//! Routing and counting are one step under one lock, together with the check that the table is still the one in force.
+//! So no request is counted in an epoch of another table, and after a report of a new generation no request starts at
+//! an endpoint that only the old one has.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use proxy_api::{
+    BasisPoints, BootId, Cell, Chosen, Epoch, Generation, InFlight, Outcome, Report, ReportAck,
+    latency_bucket,
+};
+use tokio::time::Instant;
+
+use crate::lock;
+use crate::routes::Place;
+use crate::upstream::{Lease, Peer};
+
+/// How long an epoch lasts.
+pub(crate) const EPOCH_LENGTH: Duration = Duration::from_millis(500);
+
+/// Most epochs that wait for the controller: ten minutes. Beyond it the oldest are let go, and the report says so.
+pub(crate) const EPOCHS_WAITING_MAX: usize = 1_200;
+
+/// The table by which a request was about to be routed is no longer in force: choose again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stale;
+
+/// The canary's share by route.
+pub(crate) type Weights = BTreeMap<String, BasisPoints>;
+
+/// The counts of one proxy.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    boot: BootId,
+    /// How many closed epochs are kept; 0 where nobody wants reports.
+    waiting_max: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    generation: Generation,
+    weights: Arc<Weights>,
+    /// The open epoch, and those that wait for the controller.
+    epochs: BTreeMap<u64, EpochCounts>,
+    current: u64,
+    dropped: u64,
+}
+
+#[derive(Debug)]
+struct EpochCounts {
+    generation: Generation,
+    weights: Arc<Weights>,
+    began: Instant,
+    /// Set when it is closed.
+    lasted: Option<Duration>,
+    cells: Vec<CellCounts>,
+    index: HashMap<CellKey, usize>,
+    /// Its requests, by [`Ticket::request`]; empty again once all have ended.
+    requests: Vec<Pending>,
+    unfinished: u32,
+}
+
+/// Place by its address in memory: it is one and the same as long as its table is in force, and so for a whole epoch.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct CellKey {
+    place: usize,
+    group: u8,
+    chosen: Chosen,
+}
+
+#[derive(Debug)]
+struct CellCounts {
+    place: Arc<Place>,
+    group: u8,
+    chosen: Chosen,
+    requests: u32,
+    unfinished: u32,
+    outcomes: [u32; 5],
+    failed_to_user: u32,
+    latency: BTreeMap<u16, u32>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    cell: usize,
+    routed: Instant,
+    too_old: Instant,
+    progress: Progress,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Waiting,
+    /// The head of an answer below 500 is there.
+    Answered,
+    Failed(Outcome),
+    Ended,
+}
+
+impl EpochCounts {
+    fn new(generation: Generation, weights: Arc<Weights>, began: Instant) -> Self {
+        Self {
+            generation,
+            weights,
+            began,
+            lasted: None,
+            cells: Vec::new(),
+            index: HashMap::new(),
+            requests: Vec::new(),
+            unfinished: 0,
+        }
+    }
+
+    fn is_final(&self) -> bool {
+        self.lasted.is_some() && self.unfinished == 0
+    }
+
+    fn begin(&mut self, key: Request<'_>, now: Instant) -> usize {
+        let cell_key = CellKey {
+            place: Arc::as_ptr(key.place) as usize,
+            group: key.group,
+            chosen: key.chosen,
+        };
+        let cells = &mut self.cells;
+        let cell = *self.index.entry(cell_key).or_insert_with(|| {
+            cells.push(CellCounts {
+                place: Arc::clone(key.place),
+                group: key.group,
+                chosen: key.chosen,
+                requests: 0,
+                unfinished: 0,
+                outcomes: [0; 5],
+                failed_to_user: 0,
+                latency: BTreeMap::new(),
+            });
+            cells.len() - 1
+        });
+        cells[cell].requests += 1;
+        cells[cell].unfinished += 1;
+        self.unfinished += 1;
+        self.requests.push(Pending {
+            cell,
+            routed: now,
+            too_old: now + key.age_max,
+            progress: Progress::Waiting,
+        });
+        self.requests.len() - 1
+    }
+
+    /// Ends a request that has not ended yet.
+    fn end(&mut self, request: usize, outcome: Outcome, failed_to_user: bool, now: Instant) {
+        let Some(pending) = self.requests.get_mut(request) else {
+            return;
+        };
+        if pending.progress == Progress::Ended {
+            return;
+        }
+        pending.progress = Progress::Ended;
+        let cell = &mut self.cells[pending.cell];
+        cell.unfinished -= 1;
+        cell.outcomes[outcome as usize] += 1;
+        cell.failed_to_user += u32::from(failed_to_user);
+        if outcome == Outcome::Ok {
+            let bucket = latency_bucket(micros(now.saturating_duration_since(pending.routed)));
+            *cell.latency.entry(bucket).or_default() += 1;
+        }
+        self.unfinished -= 1;
+        if self.is_final() {
+            self.requests = Vec::new();
+        }
+    }
+
+    fn age(&mut self, now: Instant) {
+        if self.is_final() {
+            return;
+        }
+        for request in 0..self.requests.len() {
+            let Some(pending) = self.requests.get(request) else {
+                return;
+            };
+            if pending.too_old > now {
+                continue;
+            }
+            let outcome = match pending.progress {
+                Progress::Waiting => Outcome::Timeout,
+                Progress::Answered => Outcome::Ok,
+                Progress::Failed(outcome) => outcome,
+                Progress::Ended => continue,
+            };
+            self.end(request, outcome, false, now);
+        }
+    }
+
+    fn report(&self, number: u64, now: Instant) -> Epoch {
+        let lasted = self
+            .lasted
+            .unwrap_or_else(|| now.saturating_duration_since(self.began));
+        Epoch {
+            number,
+            generation: self.generation,
+            weights: BTreeMap::clone(&self.weights),
+            duration_ms: u32::try_from(lasted.as_millis()).unwrap_or(u32::MAX),
+            is_final: self.is_final(),
+            cells: self.cells.iter().map(CellCounts::report).collect(),
+        }
+    }
+}
+
+impl CellCounts {
+    fn report(&self) -> Cell {
+        Cell {
+            route: self.place.route.to_string(),
+            arm: self.place.arm,
+            release: self.place.release.to_string(),
+            endpoint: self.place.endpoint.clone(),
+            group: self.group,
+            chosen: self.chosen,
+            requests: self.requests,
+            unfinished: self.unfinished,
+            outcomes: self.outcomes,
+            failed_to_user: self.failed_to_user,
+            latency: self.latency.iter().map(|(&b, &n)| (b, n)).collect(),
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A request that is about to be routed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Request<'a> {
+    /// The endpoint it goes to first, or the lack of one.
+    pub(crate) place: &'a Arc<Place>,
+    /// The client's group.
+    pub(crate) group: u8,
+    /// Who chose the release.
+    pub(crate) chosen: Chosen,
+    /// When it is too old to wait for.
+    pub(crate) age_max: Duration,
+}
+
+impl Signals {
+    /// Counts at zero, in epoch 1, without a table. Keeps `waiting_max` epochs for the controller.
+    pub(crate) fn new(boot: BootId, waiting_max: usize, now: Instant) -> Self {
+        let generation = Generation::default();
+        let weights = Arc::<Weights>::default();
+        let first = EpochCounts::new(generation, Arc::clone(&weights), now);
+        Self {
+            boot,
+            waiting_max,
+            state: Mutex::new(State {
+                generation,
+                weights,
+                epochs: BTreeMap::from([(1, first)]),
+                current: 1,
+                dropped: 0,
+            }),
+        }
+    }
+
+    /// Counts a request in: at its endpoint, and in the present epoch.
+    ///
+    /// # Errors
+    /// The table of `generation` is no longer in force; nothing was counted.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        generation: Generation,
+        request: Request<'_>,
+        peer: Option<&Arc<Peer>>,
+        now: Instant,
+    ) -> Result<(Ticket, Option<Lease>), Stale> {
+        let mut state = lock(&self.state);
+        if state.generation != generation {
+            return Err(Stale);
+        }
+        let epoch = state.current;
+        let number = match state.epochs.get_mut(&epoch) {
+            Some(counts) => counts.begin(request, now),
+            // The open epoch is always there; without it the request would just not be counted.
+            None => 0,
+        };
+        let lease = peer.map(Peer::lease);
+        drop(state);
+        let ticket = Ticket {
+            signals: Arc::clone(self),
+            place: Arc::clone(request.place),
+            epoch,
+            request: number,
+            routed: now,
+            failed: None,
+            failed_to_user: false,
+        };
+        Ok((ticket, lease))
+    }
+
+    /// Counts a request in at another endpoint, for another attempt.
+    ///
+    /// # Errors
+    /// The table of `generation` is no longer in force; nothing was counted.
+    pub(crate) fn enter(&self, generation: Generation, peer: &Arc<Peer>) -> Result<Lease, Stale> {
+        let state = lock(&self.state);
+        if state.generation == generation {
+            Ok(peer.lease())
+        } else {
+            Err(Stale)
+        }
+    }
+
+    /// Closes the present epoch because it is over, and lets requests age.
+    pub(crate) fn tick(&self, now: Instant) {
+        let mut state = lock(&self.state);
+        self.close_epoch(&mut state, now);
+        for epoch in state.epochs.values_mut() {
+            epoch.age(now);
+        }
+    }
+
+    /// Closes the present epoch because a new table comes, and calls `swap` before any request is counted in the next.
+    pub(crate) fn cut(
+        &self,
+        generation: Generation,
+        weights: Weights,
+        now: Instant,
+        swap: impl FnOnce(),
+    ) {
+        let mut state = lock(&self.state);
+        state.generation = generation;
+        state.weights = Arc::new(weights);
+        self.close_epoch(&mut state, now);
+        swap();
+    }
+
+    fn close_epoch(&self, state: &mut State, now: Instant) {
+        let current = state.current;
+        if let Some(epoch) = state.epochs.get_mut(&current) {
+            epoch.lasted = Some(now.saturating_duration_since(epoch.began));
+            epoch.index = HashMap::new();
+            if epoch.unfinished == 0 {
+                epoch.requests = Vec::new();
+            }
+        }
+        state.current += 1;
+        let next = EpochCounts::new(state.generation, Arc::clone(&state.weights), now);
+        state.epochs.insert(state.current, next);
+        while state.epochs.len() > self.waiting_max + 1 {
+            state.epochs.pop_first();
+            state.dropped += 1;
+        }
+    }
+
+    /// The report of this moment. `in_flight` is asked under the lock, so that the endpoints it lists belong to the
+    /// generation that the report names.
+    pub(crate) fn report(
+        &self,
+        proxy: &str,
+        now: Instant,
+        in_flight: impl FnOnce() -> Vec<InFlight>,
+    ) -> Report {
+        let state = lock(&self.state);
+        Report {
+            proxy: proxy.to_owned(),
+            boot: self.boot,
+            generation: state.generation,
+            epochs: state
+                .epochs
+                .iter()
+                .map(|(&number, epoch)| epoch.report(number, now))
+                .collect(),
+            epochs_dropped: state.dropped,
+            in_flight: in_flight(),
+        }
+    }
+
+    /// Lets go what the controller has: epochs that were final in the report it answers, up to the number it names.
+    pub(crate) fn acknowledge(&self, sent: &Report, ack: ReportAck) {
+        if ack.boot != self.boot {
+            return;
+        }
+        let mut state = lock(&self.state);
+        for epoch in &sent.epochs {
+            if epoch.is_final && epoch.number <= ack.acknowledged {
+                state.epochs.remove(&epoch.number);
+            }
+        }
+    }
+
+    fn with_epoch(&self, number: u64, change: impl FnOnce(&mut EpochCounts)) {
+        if let Some(epoch) = lock(&self.state).epochs.get_mut(&number) {
+            change(epoch);
+        }
+    }
+}
+
+/// A request that was counted in. Dropped, it is counted out.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    signals: Arc<Signals>,
+    place: Arc<Place>,
+    epoch: u64,
+    request: usize,
+    routed: Instant,
+    /// The first failure of the side it was routed to.
+    failed: Option<Outcome>,
+    failed_to_user: bool,
+}
+
+impl Ticket {
+    /// The head of an answer below 500 has arrived from the side it was routed to.
+    pub(crate) fn answered(&mut self) {
+        self.note(Progress::Answered);
+    }
+
+    /// An attempt at the side it was routed to failed. The first failure counts.
+    pub(crate) fn failed(&mut self, outcome: Outcome) {
+        if self.failed.is_none() {
+            self.failed = Some(outcome);
+            self.note(Progress::Failed(outcome));
+        }
+    }
+
+    /// The user's answer was 500 or above, or broke off.
+    pub(crate) fn failed_to_user(&mut self) {
+        self.failed_to_user = true;
+    }
+
+    fn note(&self, progress: Progress) {
+        self.signals.with_epoch(self.epoch, |epoch| {
+            if let Some(pending) = epoch.requests.get_mut(self.request)
+                && matches!(pending.progress, Progress::Waiting | Progress::Answered)
+            {
+                pending.progress = progress;
+            }
+        });
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let outcome = self.failed.unwrap_or(Outcome::Ok);
+        let lasted = now.saturating_duration_since(self.routed);
+        self.place.metrics.ended(outcome, lasted.as_secs_f64());
+        self.signals.with_epoch(self.epoch, |epoch| {
+            epoch.end(self.request, outcome, self.failed_to_user, now);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_api::Arm;
+
+    use super::*;
+    use crate::telemetry::Telemetry;
+
+    const BOOT: BootId = BootId(7);
+    const OLD: Duration = Duration::from_secs(10);
+
+    struct World {
+        signals: Arc<Signals>,
+        place: Arc<Place>,
+    }
+
+    impl World {
+        fn new(waiting_max: usize) -> Self {
+            let telemetry = Telemetry::new().unwrap();
+            Self {
+                signals: Arc::new(Signals::new(BOOT, waiting_max, Instant::now())),
+                place: Arc::new(Place {
+                    route: "web".into(),
+                    arm: Arm::Canary,
+                    release: "v2".into(),
+                    endpoint: None,
+                    metrics: telemetry.place("web", Arm::Canary, "v2", None),
+                }),
+            }
+        }
+
+        fn route(&self, generation: Generation) -> Result<Ticket, Stale> {
+            let request = Request {
+                place: &self.place,
+                group: 3,
+                chosen: Chosen::Weight,
+                age_max: OLD,
+            };
+            let begun = self
+                .signals
+                .begin(generation, request, None, Instant::now());
+            begun.map(|(ticket, _)| ticket)
+        }
+
+        fn report(&self) -> Report {
+            self.signals.report("p", Instant::now(), Vec::new)
+        }
+
+        fn ack(&self, sent: &Report, acknowledged: u64) {
+            let ack = ReportAck {
+                boot: BOOT,
+                acknowledged,
+            };
+            self.signals.acknowledge(sent, ack);
+        }
+    }
+
+    const NONE: Generation = Generation { term: 0, seq: 0 };
+    const FIRST: Generation = Generation { term: 1, seq: 1 };
+
+    fn numbers(report: &Report) -> Vec<(u64, bool)> {
+        report
+            .epochs
+            .iter()
+            .map(|e| (e.number, e.is_final))
+            .collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn counts_a_request_in_the_epoch_in_which_it_was_routed() {
+        let world = World::new(10);
+        let mut ticket = world.route(NONE).unwrap();
+        ticket.answered();
+        tokio::time::advance(EPOCH_LENGTH).await;
+        world.signals.tick(Instant::now());
+        let report = world.report();
+        assert_eq!(numbers(&report), [(1, false), (2, false)]);
+        assert_eq!(report.epochs[0].duration_ms, 500);
+        assert_eq!(
+            (
+                report.epochs[0].cells[0].unfinished,
+                report.epochs[1].cells.len()
+            ),
+            (1, 0)
+        );
+        tokio::time::advance(Duration::from_millis(300)).await;
+        drop(ticket);
+        let epoch = world.report().epochs.remove(0);
+        assert!(epoch.is_final);
+        let cell = &epoch.cells[0];
+        assert_eq!((cell.outcomes, cell.unfinished), ([1, 0, 0, 0, 0], 0));
+        assert_eq!(cell.latency, [(latency_bucket(800_000), 1)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_table_cuts_the_epoch_and_stale_choices_are_sent_back() {
+        let world = World::new(10);
+        let old = world.route(NONE).unwrap();
+        let weights = Weights::from([("web".to_owned(), BasisPoints::ALL)]);
+        let now = Instant::now();
+        world.signals.cut(FIRST, weights.clone(), now, || {});
+        assert_eq!(world.route(NONE).unwrap_err(), Stale);
+        let new = world.route(FIRST).unwrap();
+        let report = world.report();
+        let generations: Vec<_> = report.epochs.iter().map(|e| e.generation).collect();
+        assert_eq!(generations, [NONE, FIRST]);
+        assert_eq!(
+            (report.epochs[0].weights.len(), &report.epochs[1].weights),
+            (0, &weights)
+        );
+        assert!(
+            report
+                .epochs
+                .iter()
+                .all(|epoch| epoch.cells[0].requests == 1)
+        );
+        drop((old, new));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_failure_is_the_outcome() {
+        let world = World::new(10);
+        let mut ticket = world.route(NONE).unwrap();
+        ticket.failed(Outcome::Connect);
+        ticket.failed(Outcome::Reset);
+        ticket.answered();
+        drop(ticket);
+        let mut broken = world.route(NONE).unwrap();
+        broken.answered();
+        broken.failed(Outcome::Reset);
+        broken.failed_to_user();
+        drop(broken);
+        let cell = world.report().epochs.remove(0).cells.remove(0);
+        assert_eq!(cell.outcomes, [0, 0, 0, 1, 1]);
+        assert_eq!((cell.failed_to_user, cell.latency.len()), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_request_ages_out_and_its_later_end_changes_nothing() {
+        let world = World::new(100);
+        let silent = world.route(NONE).unwrap();
+        let mut stream = world.route(NONE).unwrap();
+        stream.answered();
+        let mut shielded = world.route(NONE).unwrap();
+        shielded.failed(Outcome::ServerError);
+        tokio::time::advance(OLD - Duration::from_millis(1)).await;
+        world.signals.tick(Instant::now());
+        assert!(!world.report().epochs[0].is_final);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        world.signals.tick(Instant::now());
+        let aged = world.report().epochs.remove(0);
+        assert!(aged.is_final);
+        assert_eq!(aged.cells[0].outcomes, [1, 1, 1, 0, 0]);
+        assert_eq!(aged.cells[0].latency, [(latency_bucket(10_000_000), 1)]);
+        stream.failed(Outcome::Reset);
+        stream.failed_to_user();
+        drop((silent, stream, shielded));
+        assert_eq!(world.report().epochs[0], aged);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_epoch_stays_until_it_was_acknowledged_as_final() {
+        let world = World::new(100);
+        let ticket = world.route(NONE).unwrap();
+        world.signals.tick(Instant::now());
+        world.signals.tick(Instant::now());
+        let sent = world.report();
+        assert_eq!(numbers(&sent), [(1, false), (2, true), (3, false)]);
+        drop(ticket);
+        // It became final after the report was made: that acknowledgement is not about it.
+        world.ack(&sent, 3);
+        assert_eq!(numbers(&world.report()), [(1, true), (3, false)]);
+        let sent = world.report();
+        world.ack(&sent, 0);
+        assert_eq!(
+            numbers(&world.report()),
+            [(1, true), (3, false)],
+            "none yet"
+        );
+        world.signals.acknowledge(
+            &sent,
+            ReportAck {
+                boot: BootId(8),
+                acknowledged: 9,
+            },
+        );
+        assert_eq!(
+            numbers(&world.report()),
+            [(1, true), (3, false)],
+            "of another boot"
+        );
+        world.ack(&sent, 3);
+        world.ack(&sent, 3);
+        assert_eq!(numbers(&world.report()), [(3, false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lets_the_oldest_epochs_go_when_too_many_wait_and_says_so() {
+        let world = World::new(3);
+        let late = world.route(NONE).unwrap();
+        for _ in 0..5 {
+            world.signals.tick(Instant::now());
+        }
+        drop(late);
+        let report = world.report();
+        assert_eq!(report.epochs_dropped, 2);
+        assert_eq!(
+            numbers(&report),
+            [(3, true), (4, true), (5, true), (6, false)]
+        );
+    }
+}

@@ -1,0 +1,383 @@
+//! The proxy's metrics, for Prometheus. Names and labels are a contract with the board (Grafana) and the checks.
+//!
+//! Handles are resolved once for each table, not for each request.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
+    Registry, TextEncoder, exponential_buckets,
+};
+use proxy_api::{Arm, Endpoint, Outcome};
+
+use crate::lock;
+use crate::refusal::Refusal;
+use crate::routes::Table;
+use crate::upstream::Peers;
+
+/// Label sets of endpoints that left the table and whose counters are still shown. With releases of ten tasks that is a
+/// hundred releases back; beyond it the oldest go, else a crash loop on ever new ports grows the memory.
+const RETIRED_SERIES_MAX: usize = 1_000;
+
+/// The service label of answers to requests that no route takes.
+const NO_SERVICE: &str = "none";
+
+/// What [`Telemetry::place`] is labelled with: service, arm, release, endpoint.
+type PlaceLabels = [Arc<str>; 4];
+
+/// All metrics of one proxy.
+pub(crate) struct Telemetry {
+    registry: Registry,
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    answers: IntCounterVec,
+    failed_to_user: IntCounterVec,
+    shielded: IntCounterVec,
+    retries: IntCounterVec,
+    in_flight: IntGaugeVec,
+    weight: GaugeVec,
+    generation: IntGaugeVec,
+    refusals: IntCounterVec,
+    /// Every label set that is shown, oldest first.
+    shown: Mutex<VecDeque<PlaceLabels>>,
+    /// Gauges are filled when they are asked for; two who ask must not mix.
+    render: Mutex<()>,
+}
+
+impl std::fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Telemetry").finish_non_exhaustive()
+    }
+}
+
+/// Counters of one endpoint on one side of one route.
+#[derive(Debug)]
+pub(crate) struct PlaceMetrics {
+    outcomes: [IntCounter; 5],
+    duration: Histogram,
+}
+
+impl PlaceMetrics {
+    /// Counts a request that ended.
+    pub(crate) fn ended(&self, outcome: Outcome, seconds: f64) {
+        self.outcomes[outcome as usize].inc();
+        self.duration.observe(seconds);
+    }
+}
+
+/// How a client's request ended, for the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ToUser {
+    /// With an answer of this status, to its end.
+    Answered(http::StatusCode),
+    /// With an answer that broke off.
+    BrokenOff,
+}
+
+impl ToUser {
+    /// Whether the user got no good answer by our or an upstream's fault.
+    pub(crate) fn is_failed(self) -> bool {
+        match self {
+            Self::Answered(status) => status.is_server_error(),
+            Self::BrokenOff => true,
+        }
+    }
+
+    /// The index into [`RouteMetrics::CODES`].
+    fn index(self) -> usize {
+        match self {
+            Self::Answered(status) => usize::from(status.as_u16() / 100).clamp(1, 5) - 1,
+            Self::BrokenOff => 5,
+        }
+    }
+}
+
+/// Counters of one route.
+#[derive(Debug)]
+pub(crate) struct RouteMetrics {
+    answers: [IntCounter; 6],
+    failed_to_user: IntCounter,
+    /// Replays on stable of what the canary failed.
+    pub(crate) shielded: IntCounter,
+    retries: [IntCounter; 2],
+}
+
+impl RouteMetrics {
+    const CODES: [&'static str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "failed"];
+
+    /// Counts what a client got in the end.
+    pub(crate) fn answered(&self, to_user: ToUser) {
+        self.answers[to_user.index()].inc();
+        if to_user.is_failed() {
+            self.failed_to_user.inc();
+        }
+    }
+
+    /// Counts a second attempt on the same release.
+    pub(crate) fn retried(&self, arm: Arm) {
+        match arm {
+            Arm::Stable => self.retries[0].inc(),
+            Arm::Canary => self.retries[1].inc(),
+        }
+    }
+}
+
+impl Telemetry {
+    /// Metrics at zero.
+    ///
+    /// # Errors
+    /// Two metrics of one name: a defect of ours.
+    pub(crate) fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let vec = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(vec.clone()))?;
+            Ok::<_, prometheus::Error>(vec)
+        };
+        let gauge = |name: &str, help: &str, labels: &[&str]| {
+            let vec = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(vec.clone()))?;
+            Ok::<_, prometheus::Error>(vec)
+        };
+        // 1 ms to 33 s, each twice the last: enough for a board. The judge reads the finer buckets of reports.
+        let duration = HistogramVec::new(
+            HistogramOpts::new(
+                "friday_proxy_request_duration_seconds",
+                "Time from routing to the end of the answer.",
+            )
+            .buckets(exponential_buckets(0.001, 2.0, 16)?),
+            &["service", "arm", "release"],
+        )?;
+        registry.register(Box::new(duration.clone()))?;
+        let weight = GaugeVec::new(
+            Opts::new(
+                "friday_proxy_weight_ratio",
+                "The canary's share: as set by the table, and as seen since then.",
+            ),
+            &["service", "kind"],
+        )?;
+        registry.register(Box::new(weight.clone()))?;
+        let place = ["service", "arm", "release", "endpoint"];
+        let refusals = counter(
+            "friday_proxy_refusals_total",
+            "Answers of the proxy's own.",
+            &["reason"],
+        )?;
+        for refusal in Refusal::ALL {
+            refusals.with_label_values(&[refusal.code()]);
+        }
+        Ok(Self {
+            requests: counter(
+                "friday_proxy_requests_total",
+                "Requests by the side they were routed to and their outcome there.",
+                &["service", "arm", "release", "endpoint", "outcome"],
+            )?,
+            duration,
+            answers: counter(
+                "friday_proxy_answers_total",
+                "Final answers to users; failed: broken off.",
+                &["service", "code"],
+            )?,
+            failed_to_user: counter(
+                "friday_proxy_failed_to_user_total",
+                "Final answers to users that were 500 or above or broke off.",
+                &["service"],
+            )?,
+            shielded: counter(
+                "friday_proxy_shielded_total",
+                "Failures of the canary that were replayed on stable.",
+                &["service"],
+            )?,
+            retries: counter(
+                "friday_proxy_retries_total",
+                "Second attempts on the same release.",
+                &["service", "arm"],
+            )?,
+            in_flight: gauge(
+                "friday_proxy_in_flight",
+                "Requests without an end yet.",
+                &place,
+            )?,
+            weight,
+            generation: gauge(
+                "friday_proxy_generation",
+                "The number of the table in force.",
+                &["part"],
+            )?,
+            refusals,
+            registry,
+            shown: Mutex::default(),
+            render: Mutex::default(),
+        })
+    }
+
+    /// The counters of one endpoint; without an endpoint those of requests that found none.
+    pub(crate) fn place(
+        &self,
+        service: &str,
+        arm: Arm,
+        release: &str,
+        endpoint: Option<&Endpoint>,
+    ) -> PlaceMetrics {
+        let endpoint = endpoint.map_or("", Endpoint::as_str);
+        PlaceMetrics {
+            outcomes: Outcome::ALL.map(|outcome| {
+                self.requests.with_label_values(&[
+                    service,
+                    arm.as_str(),
+                    release,
+                    endpoint,
+                    outcome.as_str(),
+                ])
+            }),
+            duration: self
+                .duration
+                .with_label_values(&[service, arm.as_str(), release]),
+        }
+    }
+
+    /// The counters of one route.
+    pub(crate) fn route(&self, service: &str) -> RouteMetrics {
+        RouteMetrics {
+            answers: RouteMetrics::CODES
+                .map(|code| self.answers.with_label_values(&[service, code])),
+            failed_to_user: self.failed_to_user.with_label_values(&[service]),
+            shielded: self.shielded.with_label_values(&[service]),
+            retries: [Arm::Stable, Arm::Canary]
+                .map(|arm| self.retries.with_label_values(&[service, arm.as_str()])),
+        }
+    }
+
+    /// Counts an answer of the proxy's own.
+    pub(crate) fn refused(&self, refusal: Refusal) {
+        self.refusals.with_label_values(&[refusal.code()]).inc();
+    }
+
+    /// Counts an answer to a request that no route takes.
+    pub(crate) fn answered_without_route(&self, status: http::StatusCode) {
+        let to_user = ToUser::Answered(status);
+        let code = RouteMetrics::CODES[to_user.index()];
+        self.answers.with_label_values(&[NO_SERVICE, code]).inc();
+        if to_user.is_failed() {
+            self.failed_to_user.with_label_values(&[NO_SERVICE]).inc();
+        }
+    }
+
+    /// Takes note of the endpoints of a new table, and lets the oldest series go that belong to no table any more.
+    pub(crate) fn retire(&self, current: HashSet<PlaceLabels>) {
+        let mut shown = lock(&self.shown);
+        let known: HashSet<PlaceLabels> = shown.iter().cloned().collect();
+        shown.extend(current.difference(&known).cloned());
+        let mut surplus = shown
+            .len()
+            .saturating_sub(current.len() + RETIRED_SERIES_MAX);
+        shown.retain(|labels| {
+            if surplus == 0 || current.contains(labels) {
+                return true;
+            }
+            surplus -= 1;
+            let [service, arm, release, endpoint] = labels.each_ref().map(|label| &**label);
+            for outcome in Outcome::ALL {
+                // An error only says that it is gone already.
+                drop(self.requests.remove_label_values(&[
+                    service,
+                    arm,
+                    release,
+                    endpoint,
+                    outcome.as_str(),
+                ]));
+            }
+            false
+        });
+    }
+
+    /// All metrics in Prometheus' text format.
+    ///
+    /// # Errors
+    /// A metric that cannot be written as text: a defect of ours.
+    pub(crate) fn render(
+        &self,
+        table: Option<&Table>,
+        peers: &Peers,
+    ) -> Result<String, prometheus::Error> {
+        let _one_at_a_time = lock(&self.render);
+        self.in_flight.reset();
+        self.weight.reset();
+        if let Some(table) = table {
+            for route in table.routes() {
+                let service = &*route.name;
+                for side in route.sides() {
+                    for target in &side.targets {
+                        self.in_flight
+                            .with_label_values(&[
+                                service,
+                                side.arm.as_str(),
+                                &*side.release,
+                                target.peer.address().as_str(),
+                            ])
+                            .set(i64::from(target.peer.in_flight()));
+                    }
+                }
+                self.weight
+                    .with_label_values(&[service, "set"])
+                    .set(route.spec.canary_bp.ratio());
+                if let Some(seen) = route.seen.ratio() {
+                    self.weight.with_label_values(&[service, "seen"]).set(seen);
+                }
+            }
+            let generation = table.generation();
+            for (part, number) in [("term", generation.term), ("seq", generation.seq)] {
+                self.generation
+                    .with_label_values(&[part])
+                    .set(i64::try_from(number).unwrap_or(i64::MAX));
+            }
+        }
+        // Also endpoints that left the table and still have requests.
+        for (key, requests) in peers.in_flight() {
+            self.in_flight
+                .with_label_values(&[
+                    &*key.route,
+                    key.arm.as_str(),
+                    &*key.release,
+                    key.address.as_str(),
+                ])
+                .set(i64::from(requests));
+        }
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lets_series_of_endpoints_long_gone_go() {
+        let telemetry = Telemetry::new().unwrap();
+        let labels = |port: usize| {
+            let endpoint: Endpoint = format!("127.0.0.1:{port}").parse().unwrap();
+            telemetry
+                .place("web", Arm::Canary, "v2", Some(&endpoint))
+                .ended(Outcome::Ok, 0.1);
+            let labels: PlaceLabels = [
+                "web".into(),
+                "canary".into(),
+                "v2".into(),
+                endpoint.as_str().into(),
+            ];
+            labels
+        };
+        for port in 1..=RETIRED_SERIES_MAX + 11 {
+            telemetry.retire(HashSet::from([labels(port)]));
+        }
+        let text = telemetry.render(None, &Peers::default()).unwrap();
+        let series = text
+            .lines()
+            .filter(|line| {
+                line.starts_with("friday_proxy_requests_total") && line.contains("\"ok\"")
+            })
+            .count();
+        assert_eq!(series, RETIRED_SERIES_MAX + 1);
+    }
+}

@@ -1,0 +1,203 @@
+//! A small controller: the other end of the proxy's link.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http::StatusCode;
+use proxy_api::{BootId, Cell, Epoch, Generation, Report, ReportAck, RouteTable};
+use serde::Deserialize;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::world::eventually;
+
+/// What happens to a report on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It arrives and is answered.
+    Answered,
+    /// It does not arrive.
+    Lost,
+    /// It arrives, but its answer does not.
+    AnswerLost,
+}
+
+/// What the controller knows from reports.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    /// The last state of each epoch.
+    pub(crate) epochs: BTreeMap<(BootId, u64), Epoch>,
+    /// Every report that arrived.
+    pub(crate) reports: Vec<Report>,
+    /// Reports that were sent, also those that were lost.
+    sent: usize,
+}
+
+impl Ledger {
+    fn take(&mut self, report: Report) -> ReportAck {
+        let boot = report.boot;
+        for epoch in &report.epochs {
+            let known = self.epochs.insert((boot, epoch.number), epoch.clone());
+            if let Some(known) = known.filter(|known| known.is_final) {
+                assert_eq!(&known, epoch, "a final epoch never changes");
+            }
+        }
+        let finals = (1..).take_while(|number| {
+            let epoch = self.epochs.get(&(boot, *number));
+            epoch.is_some_and(|epoch| epoch.is_final)
+        });
+        let acknowledged = finals.last().unwrap_or(0);
+        self.reports.push(report);
+        ReportAck { boot, acknowledged }
+    }
+
+    /// All cells of all epochs.
+    pub(crate) fn cells(&self) -> impl Iterator<Item = &Cell> {
+        self.epochs.values().flat_map(|epoch| &epoch.cells)
+    }
+
+    /// Requests routed and not finished, over all epochs.
+    pub(crate) fn requests(&self) -> (u32, u32) {
+        self.cells().fold((0, 0), |(all, open), cell| {
+            (all + cell.requests, open + cell.unfinished)
+        })
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Shared {
+    table: watch::Receiver<Option<RouteTable>>,
+    ledger: Arc<Mutex<Ledger>>,
+    fate: fn(usize) -> Fate,
+}
+
+/// The controller. Dropped, it is gone.
+#[derive(Debug)]
+pub(crate) struct Controller {
+    pub(crate) address: SocketAddr,
+    table: watch::Sender<Option<RouteTable>>,
+    ledger: Arc<Mutex<Ledger>>,
+    task: JoinHandle<()>,
+}
+
+impl Controller {
+    /// One that gives out that table.
+    pub(crate) async fn new(table: Option<RouteTable>) -> Self {
+        Self::with_fate(table, |_| Fate::Answered).await
+    }
+
+    /// One whose n-th report meets that fate.
+    pub(crate) async fn with_fate(table: Option<RouteTable>, fate: fn(usize) -> Fate) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (table, watched) = watch::channel(table);
+        let ledger = Arc::<Mutex<Ledger>>::default();
+        let shared = Shared {
+            table: watched,
+            ledger: Arc::clone(&ledger),
+            fate,
+        };
+        let router = Router::new()
+            .route("/api/v1/proxies/{name}/table", get(give))
+            .route("/api/v1/proxies/{name}/reports", post(take))
+            .layer(DefaultBodyLimit::max(64 << 20))
+            .with_state(shared);
+        let task = tokio::spawn(async move {
+            axum::serve(listener, router).await.unwrap();
+        });
+        Self {
+            address,
+            table,
+            ledger,
+            task,
+        }
+    }
+
+    /// Gives out another table.
+    pub(crate) fn set(&self, table: RouteTable) {
+        self.table.send_replace(Some(table));
+    }
+
+    /// Looks at the ledger.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&Ledger) -> T) -> T {
+        look(&self.ledger.lock().unwrap())
+    }
+
+    /// Waits until the ledger shows it.
+    pub(crate) async fn eventually<T>(
+        &self,
+        what: &str,
+        mut look: impl FnMut(&Ledger) -> Option<T>,
+    ) -> T {
+        eventually(what, || {
+            let found = self.look(&mut look);
+            async move { found }
+        })
+        .await
+    }
+
+    /// Waits until `requests` requests are reported and all of them have ended.
+    pub(crate) async fn all_ended(&self, requests: u32) {
+        let what = format!("{requests} requests reported");
+        self.eventually(&what, |ledger| {
+            (ledger.requests() == (requests, 0)).then_some(())
+        })
+        .await;
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Have {
+    generation: String,
+    wait_seconds: u64,
+}
+
+async fn give(
+    State(mut shared): State<Shared>,
+    Path(name): Path<String>,
+    Query(have): Query<Have>,
+) -> Response {
+    assert_eq!(name, "edge");
+    let generation: Generation = have.generation.parse().unwrap();
+    let newer = shared.table.wait_for(|table| {
+        table
+            .as_ref()
+            .is_some_and(|table| table.generation > generation)
+    });
+    match tokio::time::timeout(Duration::from_secs(have.wait_seconds), newer).await {
+        Ok(Ok(table)) => Json(table.clone()).into_response(),
+        Ok(Err(_)) | Err(_) => StatusCode::NO_CONTENT.into_response(),
+    }
+}
+
+async fn take(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+    Json(report): Json<Report>,
+) -> Response {
+    assert_eq!((name.as_str(), report.proxy.as_str()), ("edge", "edge"));
+    let mut ledger = shared.ledger.lock().unwrap();
+    let fate = (shared.fate)(ledger.sent);
+    ledger.sent += 1;
+    if fate == Fate::Lost {
+        return StatusCode::BAD_GATEWAY.into_response();
+    }
+    let ack = ledger.take(report);
+    if fate == Fate::AnswerLost {
+        return StatusCode::BAD_GATEWAY.into_response();
+    }
+    Json(ack).into_response()
+}

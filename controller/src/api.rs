@@ -1,0 +1,106 @@
+//! The HTTP API: what people, pipelines and proxies ask and tell.
+//!
+//! Under `/api/v1`, JSON, with an OpenAPI document at `/api/v1/openapi.json`. Domain errors become problems (RFC 9457)
+//! in [`error`] and nowhere else. The board is at `/`.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+use tokio::sync::watch;
+use utoipa::OpenApi;
+
+use crate::clock::Clock;
+use crate::fleet::Fleet;
+use crate::reconciler::Handle;
+use crate::store::Store;
+
+pub mod board;
+pub mod error;
+pub mod events;
+pub mod health;
+pub mod proxies;
+pub mod rollouts;
+pub mod types;
+pub mod views;
+
+/// Longest request body. The longest there is, a proxy's report after ten minutes of silence with hundreds of tasks, is
+/// some megabytes.
+pub const BODY_BYTES_MAX: usize = 64 << 20;
+
+/// What every handler may use.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// The saved past.
+    pub store: Arc<dyn Store>,
+    /// The proxies.
+    pub fleet: Arc<Fleet>,
+    /// The loop.
+    pub handle: Handle,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Turns true when the server stops: waits and streams end.
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// The OpenAPI document.
+#[derive(Debug, OpenApi)]
+#[openapi(
+    info(
+        title = "Friday",
+        description = "Progressive delivery for GitLab and Docker Swarm: rollouts, and what the judge says of them."
+    ),
+    paths(
+        rollouts::deploy,
+        rollouts::list,
+        rollouts::get_one,
+        rollouts::order,
+        rollouts::events,
+        rollouts::services,
+        rollouts::undo,
+        rollouts::retry,
+        events::stream,
+        proxies::table,
+        proxies::report,
+        proxies::list,
+        health::ready,
+    ),
+    components(schemas(
+        types::Problem,
+        proxy_api::RouteTable,
+        proxy_api::Report,
+        proxy_api::ReportAck
+    ))
+)]
+pub struct Document;
+
+/// All routes.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route(
+            "/api/v1/rollouts",
+            post(rollouts::deploy).get(rollouts::list),
+        )
+        .route("/api/v1/rollouts/{name}", get(rollouts::get_one))
+        .route("/api/v1/rollouts/{name}/orders", post(rollouts::order))
+        .route("/api/v1/rollouts/{name}/events", get(rollouts::events))
+        .route("/api/v1/services", get(rollouts::services))
+        .route("/api/v1/services/{name}/undo", post(rollouts::undo))
+        .route("/api/v1/services/{name}/retry", post(rollouts::retry))
+        .route("/api/v1/stream", get(events::stream))
+        .route("/api/v1/proxies", get(proxies::list))
+        .route("/api/v1/proxies/{name}/table", get(proxies::table))
+        .route("/api/v1/proxies/{name}/reports", post(proxies::report))
+        .route(
+            "/api/v1/openapi.json",
+            get(|| async { axum::Json(Document::openapi()) }),
+        )
+        .route("/live", get(health::live))
+        .route("/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .route("/", get(board::page))
+        .fallback(error::no_such_path)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(api)
+}

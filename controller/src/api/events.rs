@@ -1,0 +1,64 @@
+//! Server-sent events: a rollout whenever it changed, until whoever watches goes away.
+
+use std::convert::Infallible;
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::response::Sse;
+use axum::response::sse::{Event, KeepAlive};
+use futures::stream::{self, Stream};
+use rollout::Duration;
+use serde::Deserialize;
+
+use super::Api;
+use super::error::ApiError;
+use super::rollouts::find;
+use super::views;
+
+/// How often a watched rollout is looked at. People see no more than a few changes in a second.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How often a line goes out though nothing changed, so that no one in between takes the stream for dead.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// What is watched.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+pub struct StreamQuery {
+    /// A rollout, or a service for its newest.
+    rollout: String,
+}
+
+/// Events named `rollout`, each with the whole rollout as JSON: one at once, then one at each change.
+#[utoipa::path(get, path = "/api/v1/stream", params(StreamQuery), responses((status = 200, content_type = "text/event-stream", body = String)))]
+pub async fn stream(
+    State(api): State<Api>,
+    query: Result<Query<StreamQuery>, QueryRejection>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
+    let Query(query) = query?;
+    find(&api, &query.rollout).await?;
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let state = (api, query.rollout, look, String::new());
+    let events = stream::unfold(state, |(api, name, mut look, before)| async move {
+        let mut stopping = api.stopping.clone();
+        loop {
+            tokio::select! {
+                _ = stopping.wait_for(|stopping| *stopping) => return None,
+                _ = look.tick() => {}
+            }
+            let Ok(saved) = find(&api, &name).await else {
+                continue;
+            };
+            let snapshot = api.handle.snapshot.borrow().clone();
+            let view = views::rollout(&api, &saved, snapshot.services.get(&saved.rollout.service));
+            let Ok(text) = serde_json::to_string(&view) else {
+                continue;
+            };
+            if text != before {
+                let event = Event::default().event("rollout").data(&text);
+                return Some((Ok(event), (api, name, look, text)));
+            }
+        }
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT)))
+}

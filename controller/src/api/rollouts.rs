@@ -1,0 +1,361 @@
+//! Rollouts: to start, to read, to move.
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use rollout::{Cause, Command, RolloutId, ServiceName};
+use serde::Deserialize;
+use tokio::sync::oneshot;
+
+use super::Api;
+use super::error::ApiError;
+use super::types::{
+    DeployRequest, EventView, Order, OrderRequest, Problem, RolloutSummary, RolloutView,
+    SPEC_BYTES_MAX, ServiceView, UndoRequest,
+};
+use super::views;
+use crate::reconciler::{Deploy, Reply, Request, RequestError};
+use crate::spec::{self, ReadOptions};
+use crate::store::Saved;
+
+/// Most entries of one page.
+const LIMIT_MAX: u32 = 1_000;
+
+/// Entries of a page when nobody says.
+const LIMIT: u32 = 50;
+
+/// Longest text of a name, an author or a reason.
+const TEXT_MAX: usize = 1_000;
+
+/// A part of a list.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+pub struct ListQuery {
+    /// Of one service.
+    service: Option<String>,
+    /// At most so many, 1 to 1000; 50 by default.
+    limit: Option<u32>,
+}
+
+/// A part of the event log.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+pub struct EventsQuery {
+    /// After the entry of this number.
+    #[serde(default)]
+    after: i64,
+    /// At most so many, 1 to 1000; 50 by default.
+    limit: Option<u32>,
+}
+
+fn limit(asked: Option<u32>) -> u32 {
+    asked.unwrap_or(LIMIT).clamp(1, LIMIT_MAX)
+}
+
+fn check_text(name: &str, text: &str) -> Result<(), ApiError> {
+    if text.trim().is_empty() || text.len() > TEXT_MAX {
+        let detail = format!(
+            "{name} must have 1 to {TEXT_MAX} characters; it has {}",
+            text.trim().len()
+        );
+        return Err(ApiError::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid_body",
+            detail,
+        ));
+    }
+    Ok(())
+}
+
+fn check_words(by: &str, reason: Option<&str>) -> Result<(), ApiError> {
+    check_text("by", by)?;
+    reason.map_or(Ok(()), |reason| check_text("reason", reason))
+}
+
+/// Sends a request to the loop and waits for the rollout it made or moved.
+async fn ask(
+    api: &Api,
+    make: impl FnOnce(Reply) -> Request,
+) -> Result<Json<RolloutView>, ApiError> {
+    let (reply, answer) = oneshot::channel();
+    api.handle
+        .requests
+        .try_send(make(reply))
+        .map_err(|_| ApiError::busy())?;
+    let id = answer.await.map_err(|_| ApiError::busy())??;
+    Ok(Json(view(api, &find(api, id.as_str()).await?)))
+}
+
+fn view(api: &Api, saved: &Saved) -> RolloutView {
+    let snapshot = api.handle.snapshot.borrow().clone();
+    views::rollout(api, saved, snapshot.services.get(&saved.rollout.service))
+}
+
+/// The rollout of this name, or the newest of the service of this name.
+pub(super) async fn find(api: &Api, name: &str) -> Result<Saved, ApiError> {
+    let snapshot = api.handle.snapshot.borrow().clone();
+    let open = snapshot.services.values().flat_map(|service| &service.open);
+    if let Some(saved) = open.clone().find(|saved| saved.rollout.id.as_str() == name) {
+        return Ok(saved.clone());
+    }
+    if let Ok(service) = name.parse::<ServiceName>()
+        && let Some(found) = snapshot.services.get(&service)
+    {
+        // The store may know of one that the loop has just saved and not published yet.
+        let saved = api
+            .store
+            .history(Some(&service), 1)
+            .await?
+            .into_iter()
+            .next();
+        let live = saved.as_ref().and_then(|saved| {
+            found
+                .open
+                .iter()
+                .find(|open| open.rollout.id == saved.rollout.id)
+        });
+        return live.cloned().or(saved).ok_or_else(|| {
+            let detail = format!("{service} has no rollout yet; `friday deploy` starts one");
+            ApiError::new(StatusCode::NOT_FOUND, "unknown_rollout", detail)
+        });
+    }
+    if let Some(saved) = api.store.rollout(&RolloutId::from_text(name)).await? {
+        return Ok(saved);
+    }
+    let services: Vec<&str> = snapshot.services.keys().map(ServiceName::as_str).collect();
+    let newest = api.store.history(None, 10).await?;
+    let rollouts: Vec<&str> = newest
+        .iter()
+        .map(|saved| saved.rollout.id.as_str())
+        .collect();
+    let none = |names: Vec<&str>| {
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
+    };
+    let detail = format!(
+        "there is no service or rollout {name:?}; services: {}; newest rollouts: {}",
+        none(services),
+        none(rollouts)
+    );
+    Err(ApiError::new(
+        StatusCode::NOT_FOUND,
+        "unknown_rollout",
+        detail,
+    ))
+}
+
+/// Starts a rollout. A release that runs as a canary already, or was promoted last, is answered with its rollout.
+#[utoipa::path(post, path = "/api/v1/rollouts", request_body = DeployRequest,
+    responses((status = 201, body = RolloutView), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+pub async fn deploy(
+    State(api): State<Api>,
+    body: Result<Json<DeployRequest>, JsonRejection>,
+) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
+    let Json(body) = body?;
+    check_text("author", &body.author)?;
+    check_text("image", &body.image)?;
+    if body.spec.len() > SPEC_BYTES_MAX {
+        let detail = format!(
+            "{} has {} bytes, more than the {SPEC_BYTES_MAX} allowed",
+            body.spec_name,
+            body.spec.len()
+        );
+        return Err(ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "invalid_spec",
+            detail,
+        ));
+    }
+    let options = ReadOptions {
+        plan: body.plan.as_deref(),
+        environment: body.environment.as_deref(),
+    };
+    let spec = spec::read(&body.spec, &body.spec_name, &options).map_err(|findings| {
+        let all: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        ApiError::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid_spec",
+            all.join("\n"),
+        )
+    })?;
+    let deploy = Deploy {
+        spec,
+        image: body.image,
+        commit: body.commit,
+        environment: body.environment.unwrap_or_else(|| "default".to_owned()),
+        author: body.author,
+        retry: body.retry,
+    };
+    let made = ask(&api, |reply| Request::Deploy(Box::new(deploy), reply)).await?;
+    Ok((StatusCode::CREATED, made))
+}
+
+/// The newest rollouts, newest first.
+#[utoipa::path(get, path = "/api/v1/rollouts", params(ListQuery), responses((status = 200, body = Vec<RolloutSummary>), (status = 404, body = Problem)))]
+pub async fn list(
+    State(api): State<Api>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Json<Vec<RolloutSummary>>, ApiError> {
+    let Query(query) = query?;
+    let service = match &query.service {
+        None => None,
+        Some(text) => Some(text.parse::<ServiceName>().map_err(|error| {
+            ApiError::new(StatusCode::BAD_REQUEST, "invalid_query", error.to_string())
+        })?),
+    };
+    let saved = api
+        .store
+        .history(service.as_ref(), limit(query.limit))
+        .await?;
+    // A service without a rollout has an empty list; a misspelt one has none.
+    if let Some(service) = service.filter(|_| saved.is_empty()) {
+        let known = api.handle.snapshot.borrow().clone();
+        if !known.services.contains_key(&service) {
+            let known: Vec<&str> = known.services.keys().map(ServiceName::as_str).collect();
+            return Err(RequestError::UnknownService {
+                name: service.to_string(),
+                known: known.join(", "),
+            }
+            .into());
+        }
+    }
+    Ok(Json(saved.iter().map(views::summary).collect()))
+}
+
+/// One rollout, or the newest of a service.
+#[utoipa::path(get, path = "/api/v1/rollouts/{name}", params(("name" = String, Path, description = "a rollout or a service")),
+    responses((status = 200, body = RolloutView), (status = 404, body = Problem)))]
+pub async fn get_one(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+) -> Result<Json<RolloutView>, ApiError> {
+    let saved = find(&api, &name).await?;
+    Ok(Json(view(&api, &saved)))
+}
+
+/// Moves a running rollout. The rollout is named, so that an order meant for one never moves another.
+#[utoipa::path(post, path = "/api/v1/rollouts/{name}/orders", params(("name" = String, Path, description = "a rollout")),
+    request_body = OrderRequest, responses((status = 200, body = RolloutView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub async fn order(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    body: Result<Json<OrderRequest>, JsonRejection>,
+) -> Result<Json<RolloutView>, ApiError> {
+    let Json(OrderRequest { order, by, reason }) = body?;
+    check_words(&by, reason.as_deref())?;
+    let command = match order {
+        Order::Promote => Command::Promote,
+        Order::PromoteFull => Command::PromoteFull,
+        Order::Pause => Command::Pause,
+        Order::Resume => Command::Resume,
+        Order::Abort => Command::Abort(Cause::Person {
+            by: by.clone(),
+            reason: reason.clone(),
+        }),
+        Order::Reject => Command::Abort(Cause::Rejected {
+            by: by.clone(),
+            reason: reason.clone(),
+        }),
+        Order::Approve => Command::Approve { by: by.clone() },
+    };
+    let id = RolloutId::from_text(&name);
+    ask(&api, |reply| Request::Order {
+        id,
+        command,
+        by,
+        reason,
+        reply,
+    })
+    .await
+}
+
+/// The event log of a rollout, oldest first.
+#[utoipa::path(get, path = "/api/v1/rollouts/{name}/events", params(("name" = String, Path, description = "a rollout or a service"), EventsQuery),
+    responses((status = 200, body = Vec<EventView>), (status = 404, body = Problem)))]
+pub async fn events(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
+) -> Result<Json<Vec<EventView>>, ApiError> {
+    let Query(query) = query?;
+    let id = find(&api, &name).await?.rollout.id;
+    let events = api
+        .store
+        .events(Some(&id), query.after, limit(query.limit))
+        .await?;
+    let view = |event: crate::store::Event| EventView {
+        seq: event.seq,
+        at: event.at,
+        rollout: event.rollout.map(|id| id.to_string()),
+        kind: event.kind,
+        author: event.author,
+        data: event.data,
+        hash: event.hash,
+    };
+    Ok(Json(events.into_iter().map(view).collect()))
+}
+
+/// The services and their newest rollouts.
+#[utoipa::path(get, path = "/api/v1/services", responses((status = 200, body = Vec<ServiceView>)))]
+pub async fn services(State(api): State<Api>) -> Json<Vec<ServiceView>> {
+    let snapshot = api.handle.snapshot.borrow().clone();
+    Json(
+        snapshot
+            .services
+            .iter()
+            .filter_map(|(name, service)| views::service(&api, name, service))
+            .collect(),
+    )
+}
+
+fn service_name(text: &str) -> Result<ServiceName, ApiError> {
+    text.parse()
+        .map_err(|error: rollout::release::ServiceNameError| {
+            ApiError::new(StatusCode::NOT_FOUND, "unknown_service", error.to_string())
+        })
+}
+
+/// Makes an earlier release stable again, at once.
+#[utoipa::path(post, path = "/api/v1/services/{name}/undo", params(("name" = String, Path, description = "a service")),
+    request_body = UndoRequest, responses((status = 201, body = RolloutView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub async fn undo(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    body: Result<Json<UndoRequest>, JsonRejection>,
+) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
+    let Json(UndoRequest { to, by, reason }) = body?;
+    check_words(&by, reason.as_deref())?;
+    let service = service_name(&name)?;
+    let made = ask(&api, |reply| Request::Undo {
+        service,
+        to,
+        by,
+        reason,
+        reply,
+    })
+    .await?;
+    Ok((StatusCode::CREATED, made))
+}
+
+/// Tries the last release again that did not make it.
+#[utoipa::path(post, path = "/api/v1/services/{name}/retry", params(("name" = String, Path, description = "a service")),
+    request_body = UndoRequest, responses((status = 201, body = RolloutView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub async fn retry(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    body: Result<Json<UndoRequest>, JsonRejection>,
+) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
+    let Json(UndoRequest { by, reason, .. }) = body?;
+    check_words(&by, reason.as_deref())?;
+    let service = service_name(&name)?;
+    let made = ask(&api, |reply| Request::Retry {
+        service,
+        by,
+        reason,
+        reply,
+    })
+    .await?;
+    Ok((StatusCode::CREATED, made))
+}

@@ -1,0 +1,322 @@
+//! The documents of the HTTP API: what callers send and get. The command line, the board and scripts read these.
+
+use rollout::{Ending, Phase, Release, Timestamp, Verdict};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Starts a rollout.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeployRequest {
+    /// The text of `friday.yml`, at most [`SPEC_BYTES_MAX`] long.
+    pub spec: String,
+    /// What its errors call that text: the path it was read from.
+    #[serde(default = "friday_yml")]
+    pub spec_name: String,
+    /// The image of the canary.
+    pub image: String,
+    /// The commit it was built from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// A label: where it is released.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// A plan of `plans:` in place of `plan:`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
+    /// Who starts it.
+    pub author: String,
+    /// Whether a release that was rolled back before may be tried again.
+    #[serde(default)]
+    pub retry: bool,
+}
+
+fn friday_yml() -> String {
+    "friday.yml".to_owned()
+}
+
+/// Longest `friday.yml`, in bytes. A long one is 4 KiB.
+pub const SPEC_BYTES_MAX: usize = 256 << 10;
+
+/// An order to a running rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// On to the next step without further proof; ends a pause.
+    Promote,
+    /// All the way, without further steps.
+    PromoteFull,
+    /// Stay as it is.
+    Pause,
+    /// End the pause.
+    Resume,
+    /// Back to stable.
+    Abort,
+    /// The gate may open.
+    Approve,
+    /// The gate stays shut: back to stable.
+    Reject,
+}
+
+/// An order, by whom and why.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OrderRequest {
+    /// What.
+    pub order: Order,
+    /// Who says so.
+    pub by: String,
+    /// Why, in their words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Goes back to an earlier release, or tries one again.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UndoRequest {
+    /// The number of the rollout whose release shall be stable again; without it, the one before the present.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<u64>,
+    /// Who says so.
+    pub by: String,
+    /// Why, in their words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// One task of a release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TaskView {
+    /// Its identity.
+    pub id: String,
+    /// The release it runs.
+    pub release: String,
+    /// Where it listens.
+    pub endpoint: String,
+    /// The node it runs on.
+    pub node: String,
+    /// Whether it gets requests.
+    pub ready: bool,
+    /// Memory it uses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// The most it may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes_max: Option<u64>,
+}
+
+/// One side of a service: its release, its tasks, and what became of their requests.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ArmView {
+    /// The release.
+    #[schema(value_type = Object)]
+    pub release: Release,
+    /// Its tasks.
+    pub tasks: Vec<TaskView>,
+    /// How many are wanted.
+    pub replicas: u32,
+    /// Restarts that nobody asked for, in the last five minutes.
+    pub restarts: u32,
+    /// Why the last task ended or could not start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// The golden signals, over about the last ten seconds.
+    pub signals: SignalsView,
+}
+
+/// The golden signals of one side, over about the last ten seconds.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+pub struct SignalsView {
+    /// Requests in a second.
+    pub requests_per_second: f64,
+    /// Bad outcomes as a share of requests; `null` without requests.
+    pub error_ratio: Option<f64>,
+    /// Median latency of the successes, in seconds; `null` without any.
+    pub latency_p50_seconds: Option<f64>,
+    /// 90th percentile.
+    pub latency_p90_seconds: Option<f64>,
+    /// 99th percentile.
+    pub latency_p99_seconds: Option<f64>,
+    /// Memory of all tasks, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// CPU seconds used in a second, over all tasks.
+    pub cpu_cores: Option<f64>,
+}
+
+/// What stands of a step in a rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StepState {
+    /// Behind.
+    Done,
+    /// Here.
+    Current,
+    /// Ahead.
+    Pending,
+}
+
+/// One step, the bake, or the warm phase.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct StepView {
+    /// `weight`, `gate`, `bake` or `warm`.
+    pub kind: String,
+    /// The canary's share in percent; `null` at a gate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_percent: Option<f64>,
+    /// Who may approve; at a gate only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approvers: Option<String>,
+    /// At least so long.
+    pub least_seconds: f64,
+    /// At most so long before the time-out rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most_seconds: Option<f64>,
+    /// Behind, here or ahead.
+    pub state: StepState,
+}
+
+/// The canary's share: decided, and as the proxies apply it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct WeightView {
+    /// As decided, in percent.
+    pub set_percent: f64,
+    /// As every living proxy applies it, in percent; `null` when they differ or none is known.
+    pub seen_percent: Option<f64>,
+}
+
+/// A rollout, as people see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RolloutView {
+    /// Its name.
+    pub id: String,
+    /// Its number among the service's rollouts.
+    pub number: u64,
+    /// The service.
+    pub service: String,
+    /// Where.
+    pub environment: String,
+    /// Who started it.
+    pub author: String,
+    /// When it started.
+    #[schema(value_type = String)]
+    pub created: Timestamp,
+    /// When it last moved.
+    #[schema(value_type = String)]
+    pub moved: Timestamp,
+    /// Time since its start that counts for its deadline, in seconds.
+    pub elapsed_seconds: f64,
+    /// Where it is, with what matters there.
+    #[schema(value_type = Object)]
+    pub phase: Phase,
+    /// One sentence for people: where it is, and what it waits for or why it ended.
+    pub message: String,
+    /// The canary's share.
+    pub weight: WeightView,
+    /// The steps.
+    pub steps: Vec<StepView>,
+    /// The release served by default.
+    pub stable: ArmView,
+    /// The release on trial.
+    pub canary: ArmView,
+    /// The judge's last verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Object)]
+    pub verdict: Option<Verdict>,
+    /// How it ended; `null` while it runs.
+    #[schema(value_type = Option<String>)]
+    pub ending: Option<Ending>,
+    /// The number to promote or abort by, so that an order meant for an older rollout moves nothing.
+    pub superseded_by: Option<String>,
+}
+
+/// A rollout in a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RolloutSummary {
+    /// Its name.
+    pub id: String,
+    /// Its number among the service's rollouts.
+    pub number: u64,
+    /// The service.
+    pub service: String,
+    /// Where.
+    pub environment: String,
+    /// Who started it.
+    pub author: String,
+    /// When it started.
+    #[schema(value_type = String)]
+    pub created: Timestamp,
+    /// When it last moved.
+    #[schema(value_type = String)]
+    pub moved: Timestamp,
+    /// The release on trial.
+    #[schema(value_type = Object)]
+    pub canary: Release,
+    /// Where it is.
+    #[schema(value_type = Object)]
+    pub phase: Phase,
+    /// The canary's share as decided, in percent.
+    pub weight_percent: f64,
+    /// One sentence for people.
+    pub message: String,
+    /// How it ended; `null` while it runs.
+    #[schema(value_type = Option<String>)]
+    pub ending: Option<Ending>,
+}
+
+/// A service and its newest rollout.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceView {
+    /// Its name.
+    pub service: String,
+    /// What users get.
+    pub stable: ArmView,
+    /// Its newest rollout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutSummary>,
+}
+
+/// One entry of the event log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EventView {
+    /// Its number, from 1, over all rollouts.
+    pub seq: i64,
+    /// When.
+    #[schema(value_type = String)]
+    pub at: Timestamp,
+    /// The rollout, if it is about one.
+    pub rollout: Option<String>,
+    /// What kind: `started`, `phase`, `weight`, `order`, `verdict`, `refused`, …
+    pub kind: String,
+    /// Who caused it; `friday` for what it did by itself.
+    pub author: String,
+    /// What happened, by kind.
+    #[schema(value_type = Object)]
+    pub data: serde_json::Value,
+    /// SHA-256 over this entry and the hash before it, in hexadecimal.
+    pub hash: String,
+}
+
+/// A proxy, as the controller knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ProxyView {
+    /// Its name.
+    pub name: String,
+    /// The table it applies.
+    pub generation: String,
+    /// Seconds since it last reported.
+    pub silent_seconds: f64,
+}
+
+/// A problem, as RFC 9457 has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// A stable name for the kind of problem, for programs: `unknown_rollout`, `invalid_spec`, `busy`, …
+    pub code: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// A few words.
+    pub title: String,
+    /// What happened, to what, and what to do.
+    pub detail: String,
+}

@@ -1,0 +1,538 @@
+//! What is asked of the loop, and how it answers: releases started, orders carried out, or refused with the reason.
+
+use rollout::{Cause, Command, Event, Phase, Release, Rollout, RolloutId, ServiceName, Spec};
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::Reconciler;
+use super::ledger::{Ledger, describe};
+use crate::orchestrator::{OrchestratorError, ServiceState};
+use crate::store::{Change, NewEvent, Saved, StoreError};
+
+/// What a person, or a pipeline, asks of the loop.
+#[derive(Debug)]
+pub enum Request {
+    /// Start a rollout.
+    Deploy(Box<Deploy>, Reply),
+    /// Move a running one.
+    Order {
+        /// Which; a name that was resolved before, so that an order never hits a newer one (F32).
+        id: RolloutId,
+        /// What.
+        command: Command,
+        /// Who says so.
+        by: String,
+        /// In their words.
+        reason: Option<String>,
+        /// Where the answer goes.
+        reply: Reply,
+    },
+    /// Make an earlier release stable again, at once.
+    Undo {
+        /// Of which service.
+        service: ServiceName,
+        /// The rollout whose release it shall be; without it, the one before the present.
+        to: Option<u64>,
+        /// Who says so.
+        by: String,
+        /// In their words.
+        reason: Option<String>,
+        /// Where the answer goes.
+        reply: Reply,
+    },
+    /// Try the last release again that did not make it.
+    Retry {
+        /// Of which service.
+        service: ServiceName,
+        /// Who says so.
+        by: String,
+        /// In their words.
+        reason: Option<String>,
+        /// Where the answer goes.
+        reply: Reply,
+    },
+}
+
+/// Where the answer to a request goes: the rollout it made or moved.
+pub type Reply = oneshot::Sender<Result<RolloutId, RequestError>>;
+
+/// A rollout to start.
+#[derive(Debug, Clone)]
+pub struct Deploy {
+    /// What it goes by.
+    pub spec: Spec,
+    /// The image of the canary.
+    pub image: String,
+    /// The commit it was built from.
+    pub commit: Option<String>,
+    /// A label.
+    pub environment: String,
+    /// Who starts it.
+    pub author: String,
+    /// Whether a release that was rolled back before may be tried again.
+    pub retry: bool,
+}
+
+/// All that a new rollout is made of, but its name.
+struct Start {
+    spec: Spec,
+    environment: String,
+    author: String,
+    reason: Option<String>,
+    stable: Release,
+    canary: Release,
+    full: bool,
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// There is no such service.
+    #[error("there is no service {name:?}; known: {known}")]
+    UnknownService {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// There is no such rollout.
+    #[error("there is no rollout {name:?}; known: {known}")]
+    UnknownRollout {
+        /// What was asked for.
+        name: String,
+        /// Some of what there is.
+        known: String,
+    },
+    /// The release is stable already.
+    #[error(
+        "{image} ({release}) is the stable release of {service} already: there is nothing to do"
+    )]
+    AlreadyStable {
+        /// The service.
+        service: ServiceName,
+        /// The image as it was asked for.
+        image: String,
+        /// Its release.
+        release: String,
+    },
+    /// The release was rolled back before (F31).
+    #[error(
+        "{image} was rolled back by {rollout}: deploy another release, or say that you want to try it again (friday retry, deploy --retry)"
+    )]
+    RolledBackBefore {
+        /// The image as it was asked for.
+        image: String,
+        /// By which rollout.
+        rollout: RolloutId,
+    },
+    /// The order does not fit where the rollout is.
+    #[error("{order} does nothing for {rollout}: it {state}")]
+    NotNow {
+        /// What was ordered.
+        order: &'static str,
+        /// Of which rollout.
+        rollout: RolloutId,
+        /// Where it is.
+        state: String,
+    },
+    /// There is nothing to go back to.
+    #[error("{service} has no {what}")]
+    NoSuchRelease {
+        /// The service.
+        service: ServiceName,
+        /// What was looked for.
+        what: String,
+    },
+    /// The guard has checks, and nobody answers them: no gate would ever open.
+    #[error(
+        "{service} has checks ({checks}), and this controller has nobody to ask: start it with `friday serve --prometheus URL`, or remove guard.checks"
+    )]
+    NoMetricsSource {
+        /// The service.
+        service: ServiceName,
+        /// Their names.
+        checks: String,
+    },
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The orchestrator refused.
+    #[error(transparent)]
+    Orchestrator(#[from] OrchestratorError),
+}
+
+impl Reconciler {
+    pub(super) async fn answer(&mut self, request: Request) -> Result<(), StoreError> {
+        let (reply, outcome) = match request {
+            Request::Deploy(deploy, reply) => (reply, self.deploy(*deploy).await),
+            Request::Order {
+                id,
+                command,
+                by,
+                reason,
+                reply,
+            } => (reply, self.order(&id, command, by, reason).await),
+            Request::Undo {
+                service,
+                to,
+                by,
+                reason,
+                reply,
+            } => (reply, self.undo(&service, to, by, reason).await),
+            Request::Retry {
+                service,
+                by,
+                reason,
+                reply,
+            } => (reply, self.retry(&service, by, reason).await),
+        };
+        let fenced = match &outcome {
+            Err(RequestError::Store(StoreError::Fenced { ours, theirs })) => Some((*ours, *theirs)),
+            Ok(_) | Err(_) => None,
+        };
+        self.publish_snapshot();
+        // Whoever asked may have gone; what was done is done.
+        drop(reply.send(outcome));
+        fenced.map_or(Ok(()), |(ours, theirs)| {
+            Err(StoreError::Fenced { ours, theirs })
+        })
+    }
+
+    fn unknown(&self, name: &str) -> RequestError {
+        let known: Vec<&str> = self.services.keys().map(ServiceName::as_str).collect();
+        RequestError::UnknownService {
+            name: name.to_owned(),
+            known: known.join(", "),
+        }
+    }
+
+    async fn deploy(&mut self, deploy: Deploy) -> Result<RolloutId, RequestError> {
+        let name = deploy.spec.service.clone();
+        let canary = self
+            .orchestrator
+            .resolve(&name, &deploy.image, deploy.commit.clone())
+            .await?;
+        let state = self.orchestrator.observe(&name).await?;
+        let running = self
+            .services
+            .get(&name)
+            .and_then(|service| service.open.last());
+        if let Some(saved) = running
+            && saved.rollout.canary.id == canary.id
+            && !matches!(saved.rollout.phase, Phase::RollingBack { .. })
+        {
+            return Ok(saved.rollout.id.clone());
+        }
+        let stable = self.stable_release(&name, &state);
+        if stable.id == canary.id && running.is_none() {
+            let last = self
+                .services
+                .get(&name)
+                .and_then(|service| service.last.as_ref());
+            if let Some(saved) = last.filter(|saved| saved.rollout.phase == Phase::Promoted) {
+                return Ok(saved.rollout.id.clone());
+            }
+            return Err(RequestError::AlreadyStable {
+                service: name,
+                image: deploy.image,
+                release: canary.id.to_string(),
+            });
+        }
+        if !deploy.retry
+            && let Some(rollout) = self.rolled_back_before(&name, &canary).await?
+        {
+            return Err(RequestError::RolledBackBefore {
+                image: deploy.image,
+                rollout,
+            });
+        }
+        let Deploy {
+            spec,
+            environment,
+            author,
+            ..
+        } = deploy;
+        self.begin(Start {
+            spec,
+            environment,
+            author,
+            reason: None,
+            stable,
+            canary,
+            full: false,
+        })
+        .await
+    }
+
+    /// The last promoted release: what runs, unless a rollout is about to replace it.
+    fn stable_release(&self, name: &ServiceName, state: &ServiceState) -> Release {
+        let running = self
+            .services
+            .get(name)
+            .and_then(|service| service.open.first());
+        running.map_or_else(
+            || state.stable.release.clone(),
+            |saved| saved.rollout.stable.clone(),
+        )
+    }
+
+    async fn rolled_back_before(
+        &self,
+        name: &ServiceName,
+        canary: &Release,
+    ) -> Result<Option<RolloutId>, StoreError> {
+        /// How far back a rolled back release is remembered.
+        const BACK: u32 = 100;
+        let history = self.store.history(Some(name), BACK).await?;
+        let last = history
+            .into_iter()
+            .find(|saved| saved.rollout.canary.id == canary.id);
+        Ok(last
+            .filter(|saved| matches!(saved.rollout.cause(), Some(Cause::Evidence { .. })))
+            .map(|saved| saved.rollout.id))
+    }
+
+    /// Starts a rollout; every other of the service makes way.
+    async fn begin(&mut self, start: Start) -> Result<RolloutId, RequestError> {
+        let Start {
+            spec,
+            environment,
+            author,
+            reason,
+            stable,
+            canary,
+            full,
+        } = start;
+        let name = spec.service.clone();
+        if !full && !spec.guard.checks.is_empty() && !self.checks.can_ask() {
+            let names: Vec<&str> = spec
+                .guard
+                .checks
+                .iter()
+                .map(|check| check.name.as_str())
+                .collect();
+            return Err(RequestError::NoMetricsSource {
+                service: name,
+                checks: names.join(", "),
+            });
+        }
+        let number = self.store.next_number(&name).await?;
+        let id = RolloutId::new(&name, number);
+        let now = self.clock.now();
+        let rollout = Rollout::new(
+            id.clone(),
+            name.clone(),
+            environment,
+            author.clone(),
+            stable,
+            canary,
+            spec,
+            full,
+            now,
+        );
+        let mut change = Change::default();
+        let started = json!({
+            "service": name, "image": rollout.canary.image, "digest": rollout.canary.digest,
+            "commit": rollout.canary.commit, "stable": rollout.stable, "environment": rollout.environment,
+            "full": full, "reason": reason, "spec": rollout.spec,
+        });
+        change.events.push(NewEvent {
+            rollout: Some(id.clone()),
+            kind: "started",
+            author,
+            data: started,
+        });
+        for saved in self
+            .services
+            .get(&name)
+            .map_or(&[][..], |service| &service.open)
+        {
+            let mut next = saved.clone();
+            let cause = Cause::Superseded { by: id.clone() };
+            next.rollout = next.rollout.on(Event::Ordered(Command::Abort(cause)), now);
+            let mut ledger = Ledger::of(&next.rollout);
+            ledger.moves(&saved.rollout, &next.rollout);
+            change.events.extend(ledger.events);
+            change.rollouts.push(next);
+        }
+        change.started.push(Saved {
+            number,
+            rollout,
+            judge: None,
+            verdict: None,
+        });
+        self.commit(change, false).await??;
+        tracing::info!(rollout = %id, "started");
+        Ok(id)
+    }
+
+    async fn order(
+        &mut self,
+        id: &RolloutId,
+        command: Command,
+        by: String,
+        reason: Option<String>,
+    ) -> Result<RolloutId, RequestError> {
+        let found = self
+            .services
+            .values()
+            .flat_map(|service| &service.open)
+            .find(|saved| saved.rollout.id == *id);
+        let (order, data) = describe(&command, reason);
+        let Some(saved) = found.cloned() else {
+            let Some(ended) = self.store.rollout(id).await? else {
+                let newest = self.store.history(None, 10).await?;
+                let known: Vec<String> = newest
+                    .iter()
+                    .map(|saved| saved.rollout.id.to_string())
+                    .collect();
+                return Err(RequestError::UnknownRollout {
+                    name: id.to_string(),
+                    known: known.join(", "),
+                });
+            };
+            let state = format!("has ended ({})", ended.rollout.phase.name());
+            return Err(RequestError::NotNow {
+                order,
+                rollout: id.clone(),
+                state,
+            });
+        };
+        let mut next = saved.clone();
+        next.rollout = next
+            .rollout
+            .on(Event::Ordered(command.clone()), self.clock.now());
+        if next.rollout == saved.rollout && !matches!(command, Command::Abort(_)) {
+            let state = format!("is {}", saved.rollout.phase.name());
+            return Err(RequestError::NotNow {
+                order,
+                rollout: id.clone(),
+                state,
+            });
+        }
+        let mut ledger = Ledger::of(&saved.rollout);
+        ledger.events.push(ledger.event("order", &by, data));
+        ledger.moves(&saved.rollout, &next.rollout);
+        let goes_back = matches!(command, Command::Abort(_));
+        let change = Change {
+            rollouts: vec![next],
+            events: ledger.events,
+            ..Change::default()
+        };
+        match self.commit(change, true).await? {
+            // It happens all the same, see `commit`.
+            Err(_) if goes_back => {}
+            outcome => outcome?,
+        }
+        Ok(id.clone())
+    }
+
+    async fn undo(
+        &mut self,
+        name: &ServiceName,
+        to: Option<u64>,
+        author: String,
+        reason: Option<String>,
+    ) -> Result<RolloutId, RequestError> {
+        if !self.services.contains_key(name) {
+            return Err(self.unknown(name.as_str()));
+        }
+        let missing = |what: String| RequestError::NoSuchRelease {
+            service: name.clone(),
+            what,
+        };
+        let state = self.orchestrator.observe(name).await?;
+        let stable = self.stable_release(name, &state);
+        let promoted = self.store.last_promoted(name).await?;
+        let (target, from) = match to {
+            Some(number) => {
+                let id = RolloutId::new(name, number);
+                let saved = self
+                    .store
+                    .rollout(&id)
+                    .await?
+                    .ok_or_else(|| missing(format!("rollout {number}")))?;
+                if saved.rollout.phase != Phase::Promoted {
+                    return Err(missing(format!(
+                        "promoted release {number}: {id} ended otherwise or still runs"
+                    )));
+                }
+                (saved.rollout.canary.clone(), saved)
+            }
+            None => {
+                let saved =
+                    promoted.ok_or_else(|| missing("earlier release to go back to".to_owned()))?;
+                (saved.rollout.stable.clone(), saved)
+            }
+        };
+        if target.id == stable.id {
+            return Err(RequestError::AlreadyStable {
+                service: name.clone(),
+                image: target.image,
+                release: target.id.to_string(),
+            });
+        }
+        let Rollout {
+            spec, environment, ..
+        } = from.rollout;
+        self.begin(Start {
+            spec,
+            environment,
+            author,
+            reason,
+            stable,
+            canary: target,
+            full: true,
+        })
+        .await
+    }
+
+    async fn retry(
+        &mut self,
+        name: &ServiceName,
+        author: String,
+        reason: Option<String>,
+    ) -> Result<RolloutId, RequestError> {
+        let Some(service) = self.services.get(name) else {
+            return Err(self.unknown(name.as_str()));
+        };
+        if let Some(running) = service.open.last() {
+            let state = format!("is {}", running.rollout.phase.name());
+            return Err(RequestError::NotNow {
+                order: "retry",
+                rollout: running.rollout.id.clone(),
+                state,
+            });
+        }
+        let last = service
+            .last
+            .clone()
+            .filter(|saved| saved.rollout.phase != Phase::Promoted);
+        let Some(last) = last else {
+            let what =
+                "rollout that ended without promotion: there is nothing to try again".to_owned();
+            return Err(RequestError::NoSuchRelease {
+                service: name.clone(),
+                what,
+            });
+        };
+        let state = self.orchestrator.observe(name).await?;
+        let stable = self.stable_release(name, &state);
+        let Rollout {
+            spec,
+            environment,
+            canary,
+            ..
+        } = last.rollout;
+        self.begin(Start {
+            spec,
+            environment,
+            author,
+            reason,
+            stable,
+            canary,
+            full: false,
+        })
+        .await
+    }
+}

@@ -1,0 +1,119 @@
+//! From what runs and what was decided to the table that the proxies apply.
+
+use proxy_api::{BasisPoints, Endpoint, Limits, Match, Route, Shield, Sticky, Timeouts, Upstream};
+use rollout::plan::Sticky as PlanSticky;
+use rollout::rollout::{Promotion, Retreat};
+use rollout::{Phase, Release, Rollout, Spec, Weight};
+
+use crate::orchestrator::{Group, ServiceState};
+
+/// The endpoints of `group` that run `release`: the ready ones, or, when none is, all that are there. With every check
+/// failing the checks are more likely wrong than every task dead, and the proxy leaves dead ones by itself.
+fn endpoints(group: &Group, release: Option<&Release>) -> Vec<Endpoint> {
+    let of = |ready: bool| -> Vec<Endpoint> {
+        group
+            .tasks
+            .iter()
+            .filter(|task| task.ready || !ready)
+            .filter(|task| release.is_none_or(|release| task.release == release.id))
+            .map(|task| task.endpoint.clone())
+            .collect()
+    };
+    let mut found = of(true);
+    if found.is_empty() && release.is_some() {
+        found = endpoints(group, None);
+    }
+    if found.is_empty() {
+        found = of(false);
+    }
+    found.sort();
+    found
+}
+
+/// The release that the stable group's tasks serve in this phase; `None` while any of them will do.
+fn serving(rollout: &Rollout) -> Option<&Release> {
+    match rollout.running_phase() {
+        Phase::Promoting {
+            stage: Promotion::Updating,
+            ..
+        } => None,
+        Phase::Promoting {
+            stage: Promotion::Returning | Promotion::Removing,
+            ..
+        }
+        | Phase::Promoted => Some(&rollout.canary),
+        Phase::RollingBack {
+            stage: Retreat::Restoring { canary: false },
+            ..
+        } => None,
+        Phase::Deploying { .. }
+        | Phase::Analyzing { .. }
+        | Phase::Gated { .. }
+        | Phase::Baking { .. }
+        | Phase::Warm { .. }
+        | Phase::Paused { .. }
+        | Phase::Promoting {
+            stage: Promotion::Shifting,
+            ..
+        }
+        | Phase::RollingBack { .. }
+        | Phase::RolledBack { .. } => Some(&rollout.stable),
+    }
+}
+
+/// The canary's share, as a table has it.
+#[must_use]
+pub fn basis_points(weight: Weight) -> BasisPoints {
+    BasisPoints::new(weight.basis_points()).unwrap_or(BasisPoints::ALL)
+}
+
+/// The route of one service: its running rollout's, if there is one.
+#[must_use]
+pub fn route(spec: &Spec, state: &ServiceState, rollout: Option<&Rollout>) -> Route {
+    let stable_release = rollout.and_then(serving).unwrap_or(&state.stable.release);
+    let stable = Upstream {
+        release: stable_release.id.to_string(),
+        endpoints: endpoints(&state.stable, rollout.map_or(Some(stable_release), serving)),
+    };
+    let canary = rollout.and_then(|rollout| {
+        let group = state.canary.as_ref()?;
+        let ready = group
+            .tasks
+            .iter()
+            .filter(|task| task.ready && task.release == rollout.canary.id);
+        let mut endpoints: Vec<_> = ready.map(|task| task.endpoint.clone()).collect();
+        endpoints.sort();
+        Some(Upstream {
+            release: rollout.canary.id.to_string(),
+            endpoints,
+        })
+    });
+    let weight = rollout.map_or(Weight::ZERO, |rollout| rollout.desired().weight);
+    Route {
+        name: spec.service.to_string(),
+        matches: Match {
+            host: spec.route.host.clone(),
+            path: spec.route.path.clone(),
+        },
+        canary_bp: if canary.is_some() {
+            basis_points(weight)
+        } else {
+            BasisPoints::NONE
+        },
+        sticky: match &spec.sticky {
+            PlanSticky::None => None,
+            PlanSticky::Cookie => Some(Sticky::Cookie),
+            PlanSticky::Header(name) => Some(Sticky::Header { name: name.clone() }),
+            PlanSticky::Key => Some(Sticky::Key),
+        },
+        shield: if spec.shield {
+            Shield::Idempotent
+        } else {
+            Shield::Off
+        },
+        stable,
+        canary,
+        limits: Limits::default(),
+        timeouts: Timeouts::default(),
+    }
+}

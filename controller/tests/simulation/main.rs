@@ -1,0 +1,16 @@
+//! The whole controller on virtual time: the real loop, store, judge and proxy link; tasks and proxies are simulated.
+//! Hours pass in milliseconds, and a crash can be put at any point.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test may panic, and names only what it is about"
+)]
+
+mod api;
+mod checks;
+mod crashes;
+mod orders;
+mod stories;
+mod trouble;
+mod world;

@@ -1,0 +1,193 @@
+//! What people order, and what must not follow from it.
+
+use friday::reconciler::RequestError;
+use rollout::{Cause, Command, Duration, Ending, Phase, Placement, Weight};
+
+use crate::world::{FAILING, World};
+
+fn abort() -> Command {
+    Command::Abort(Cause::Person {
+        by: "bob".into(),
+        reason: None,
+    })
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn f14_an_aborted_canary_gets_nothing_and_is_not_scaled_up_over_restarts() {
+    let mut world = World::new().await;
+    let id = world.deploy("web:v2").await.unwrap();
+    world.until_phase("analyzing", MINUTE).await;
+    world.order(&id, abort()).await.unwrap();
+    let replicas = world.state().await.canary.map_or(0, |group| group.replicas);
+    for turn in 0..40 {
+        if turn % 7 == 0 {
+            world.crash().await;
+        }
+        world.step().await;
+        assert_eq!(world.published(), Weight::ZERO);
+        assert!(world.state().await.canary.map_or(0, |group| group.replicas) <= replicas);
+    }
+    assert_eq!(world.rollout().await.ending(), Some(Ending::Aborted));
+}
+
+#[tokio::test]
+async fn f17_a_second_release_takes_over_from_the_last_promoted_one() {
+    let mut world = World::new().await;
+    let first = world.deploy("web:v2").await.unwrap();
+    let quarter = Weight::from_percent(25).unwrap();
+    world
+        .until("25 %", MINUTE, |world, _| world.published() == quarter)
+        .await;
+    let second = world.deploy("web:v3").await.unwrap();
+    assert_eq!(world.published(), Weight::ZERO, "back to stable first");
+    world
+        .until("started", MINUTE, |world, _| {
+            world.published() > Weight::ZERO
+        })
+        .await;
+    use friday::store::Store as _;
+    let old = world.store.rollout(&first).await.unwrap().unwrap().rollout;
+    assert_eq!(old.ending(), Some(Ending::Superseded));
+    assert!(matches!(old.cause(), Some(Cause::Superseded { by }) if *by == second));
+    let new = world.rollout().await;
+    assert_eq!(
+        (new.stable.image.as_str(), new.canary.image.as_str()),
+        ("web:v1", "web:v3")
+    );
+    world.until_phase("promoted", 3 * MINUTE).await;
+    world.assert_users_are_well();
+    assert_eq!(world.state().await.stable.release.image, "web:v3");
+}
+
+#[tokio::test]
+async fn f17_the_same_release_again_is_the_same_rollout() {
+    let mut world = World::new().await;
+    let first = world.deploy("web:v2").await.unwrap();
+    world.until_phase("analyzing", MINUTE).await;
+    assert_eq!(world.deploy("web:v2").await.unwrap(), first);
+    world.until_phase("promoted", 3 * MINUTE).await;
+    assert_eq!(
+        world.deploy("web:v2").await.unwrap(),
+        first,
+        "a job that is run again finds what it did"
+    );
+}
+
+#[tokio::test]
+async fn f31_a_release_that_was_rolled_back_does_not_start_again_by_itself() {
+    let mut world = World::new().await;
+    world.behave("web:v2", FAILING).await;
+    let first = world.deploy("web:v2").await.unwrap();
+    world.until_phase("rolled_back", MINUTE).await;
+    world.crash().await;
+    world.pass(2 * MINUTE).await;
+    assert_eq!(world.rollout().await.id, first, "nothing started");
+    assert_eq!(world.published(), Weight::ZERO);
+    assert_eq!(world.state().await.canary, None);
+    let again = world.deploy("web:v2").await;
+    assert!(
+        matches!(again, Err(RequestError::RolledBackBefore { ref rollout, .. }) if *rollout == first),
+        "{again:?}"
+    );
+    let third = world.deploy("web:v3").await.unwrap();
+    world
+        .until("a new release starts", MINUTE, |world, _| {
+            world.published() > Weight::ZERO
+        })
+        .await;
+    world.order(&third, abort()).await.unwrap();
+    world.until_phase("rolled_back", MINUTE).await;
+    let retried = world.deploy_with("web:v2", true).await.unwrap();
+    assert_ne!(retried, first);
+    world.until_phase("rolled_back", MINUTE).await;
+    let by_word = world.retry().await.unwrap();
+    assert_ne!(by_word, retried);
+}
+
+#[tokio::test]
+async fn f32_an_order_hits_the_rollout_it_names_and_no_newer_one() {
+    let mut world = World::new().await;
+    let first = world.deploy("web:v2").await.unwrap();
+    world.until_phase("analyzing", MINUTE).await;
+    let second = world.deploy("web:v3").await.unwrap();
+    world
+        .until("the second runs", MINUTE, |world, _| {
+            world.published() > Weight::ZERO
+        })
+        .await;
+    let late = world.order(&first, Command::PromoteFull).await;
+    assert!(matches!(late, Err(RequestError::NotNow { .. })), "{late:?}");
+    assert_eq!(world.rollout().await.id, second);
+    assert_eq!(world.rollout().await.phase.name(), "analyzing");
+    let unknown = world
+        .order(&rollout::RolloutId::from_text("web-99"), abort())
+        .await
+        .unwrap_err();
+    assert!(unknown.to_string().contains("web-2"), "{unknown}");
+}
+
+#[tokio::test]
+async fn f30_abort_wins_after_promote_full() {
+    let mut world = World::new().await;
+    let id = world.deploy("web:v2").await.unwrap();
+    world.until_phase("analyzing", MINUTE).await;
+    world.order(&id, Command::PromoteFull).await.unwrap();
+    world.order(&id, abort()).await.unwrap();
+    world.until_phase("rolled_back", 2 * MINUTE).await;
+    assert_eq!(world.state().await.stable.release.image, "web:v1");
+    world.assert_users_are_well();
+}
+
+#[tokio::test]
+async fn a_paused_rollout_keeps_its_weight_and_its_time_until_it_is_resumed() {
+    let mut world = World::new().await;
+    let id = world.deploy("web:v2").await.unwrap();
+    world.until_phase("analyzing", MINUTE).await;
+    world.order(&id, Command::Pause).await.unwrap();
+    let before = world.rollout().await;
+    world.pass(20 * MINUTE).await;
+    let after = world.rollout().await;
+    assert_eq!(after.elapsed, before.elapsed);
+    assert_eq!(world.published(), before.desired().weight);
+    world.order(&id, Command::Resume).await.unwrap();
+    world.until_phase("promoted", 3 * MINUTE).await;
+}
+
+#[tokio::test]
+async fn undo_goes_back_at_once_and_drops_nothing() {
+    let mut world = World::new().await;
+    world.promote_now("web:v2").await;
+    assert_eq!(world.state().await.stable.release.image, "web:v2");
+    world.undo(None).await.unwrap();
+    world.until_phase("promoted", MINUTE).await;
+    assert_eq!(world.state().await.stable.release.image, "web:v1");
+    let to_two = world.undo(Some(1)).await.unwrap();
+    world
+        .until("promoted", MINUTE, |_, rollout| {
+            rollout.id == to_two && rollout.phase == Phase::Promoted
+        })
+        .await;
+    assert_eq!(world.state().await.stable.release.image, "web:v2");
+    world.assert_users_are_well();
+    assert!(world.undo(Some(77)).await.is_err());
+}
+
+#[tokio::test]
+async fn what_is_left_over_of_an_ended_rollout_is_removed() {
+    let mut world = World::new().await;
+    let id = world.deploy("web:v2").await.unwrap();
+    world.until_phase("analyzing", MINUTE).await;
+    world
+        .orchestrator
+        .set_stop_pace(controller_testing::Pace::WhenTold);
+    world.order(&id, abort()).await.unwrap();
+    world.until_phase("rolled_back", 3 * MINUTE).await;
+    assert_eq!(world.rollout().await.desired().canary, Placement::Absent);
+    world
+        .orchestrator
+        .finish_stopping(&crate::world::service(), proxy_api::Arm::Canary);
+    world.step().await;
+    assert_eq!(world.state().await.canary, None);
+}

@@ -1,1 +1,23 @@
-//! The control plane.
+//! The control plane: decides what runs and who gets which requests, and says why.
+//!
+//! [`reconciler`] is the heart: one loop that owns every rollout. Around it stand what it needs of the world
+//! ([`orchestrator`], [`store`], [`fleet`], [`metrics_source`], [`clock`]) and what the world needs of it ([`api`], [`cli`]). What a rollout
+//! is, and how it is judged, is the crate `rollout`, which knows none of this.
+
+pub mod api;
+pub mod app;
+pub mod checks;
+pub mod cli;
+pub mod client;
+pub mod clock;
+pub mod fleet;
+pub mod metrics_source;
+pub mod orchestrator;
+pub mod reconciler;
+pub mod replay;
+pub mod routing;
+pub mod saturation;
+pub mod simulate;
+pub mod spec;
+pub mod store;
+pub mod words;

@@ -1,0 +1,290 @@
+//! The command line `friday`: what it understands, and the exit code of each outcome.
+//!
+//! A command prints its result to standard output and everything else to standard error, so that `-o json` can be piped.
+//! The exit codes are a contract (`friday help` lists them): pipelines branch on them.
+
+mod explain;
+mod files;
+mod follow;
+mod orders;
+mod output;
+mod replay;
+mod rollouts;
+mod simulate;
+mod tree;
+
+use std::io::ErrorKind;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::client::{Client, ClientError, Token};
+use crate::metrics_source::MetricsError;
+use crate::spec::Finding;
+use output::{Context, Format};
+
+/// Progressive delivery for GitLab and Docker Swarm
+///
+/// Sends a small, measured share of real requests to a new release, compares its golden signals with those of the
+/// release that is stable, and goes on, holds or goes back by itself.
+#[derive(Debug, Parser)]
+#[command(name = "friday", version, arg_required_else_help = true, disable_help_subcommand = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes of `deploy --wait` and `status`, and of every other command as far as they apply:
+   0  promoted, or done                      14  not ready: the canary never became ready
+  10  rolled back on evidence                20  refused: lint, lock, gate, permission, unknown name
+  11  aborted by a person                    30  controller, engine or metrics out of reach
+  12  superseded by a newer release           2  wrong usage
+  13  not enough evidence before a deadline   1  a defect of ours, or --timeout passed";
+
+/// Where `friday serve` listens when nobody says otherwise.
+const DEFAULT_URL: &str = "http://127.0.0.1:7070";
+
+/// What every command understands.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+struct Common {
+    /// How the result is printed
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
+    output: Format,
+    /// Address of the controller
+    #[arg(
+        long,
+        global = true,
+        env = "FRIDAY_URL",
+        hide_env_values = true,
+        default_value = DEFAULT_URL,
+        value_name = "URL"
+    )]
+    url: String,
+    /// Token to sign in with; FRIDAY_TOKEN keeps it out of the list of processes
+    #[arg(
+        long,
+        global = true,
+        env = "FRIDAY_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
+    token: Option<Token>,
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the controller
+    Serve(Box<crate::app::ServeArgs>),
+    /// Start a rollout
+    #[command(visible_alias = "set-image")]
+    Deploy(rollouts::DeployArgs),
+    /// Start a rollout; the other way to write `deploy`
+    Set(rollouts::SetArgs),
+    /// List the services, each with its newest rollout
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show a rollout: where it is, its releases and their tasks
+    Get(rollouts::GetArgs),
+    /// Wait for a rollout to end; the exit code says how it did
+    Status(rollouts::StatusArgs),
+    /// List the rollouts of a service, newest first
+    History(rollouts::HistoryArgs),
+    /// Go on to the next step without further proof; resumes a paused rollout
+    Promote(orders::PromoteArgs),
+    /// Stay at this weight; the canary is still judged, and rolled back if it is worse
+    Pause(orders::OrderArgs),
+    /// Go on after a pause
+    Resume(orders::OrderArgs),
+    /// Back to stable at once
+    Abort(orders::OrderArgs),
+    /// Open the gate at which a rollout waits
+    Approve(orders::OrderArgs),
+    /// Refuse at the gate: back to stable
+    Reject(orders::OrderArgs),
+    /// Try a release again that was rolled back
+    Retry(orders::BackArgs),
+    /// Make an earlier release stable again, without analysis
+    Undo(orders::UndoArgs),
+    /// Back, whatever is going on: abort a running rollout, else undo the last one
+    Rollback(orders::BackArgs),
+    /// Check friday.yml: where it is wrong, what was expected, how to mend it
+    Lint(files::LintArgs),
+    /// Say why a rollout is where it is: each verdict in plain words
+    Explain(explain::ExplainArgs),
+    /// Derive every verdict of a rollout again, from its event log alone
+    Replay(replay::ReplayArgs),
+    /// Judge a past rollout by the guard of another friday.yml
+    Whatif(replay::WhatIfArgs),
+    /// Release many made-up canaries and show what the judge does to them
+    Simulate(simulate::SimulateArgs),
+    /// Print the JSON Schema of friday.yml, for editors
+    Schema,
+    /// Print a completion script for a shell
+    Completion(files::CompletionArgs),
+    /// Print the version
+    Version,
+}
+
+/// A command that cannot be carried out as it was written.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// A command that would do something else than it says.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refusal(String);
+
+/// A file that is wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+struct Wrong(Vec<Finding>);
+
+/// A wait that its caller gave up.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct GivenUp(String);
+
+/// Runs a command to its end and says how it went, on standard error if it failed.
+pub async fn run(cli: Cli) -> ExitCode {
+    let Cli { common, command } = cli;
+    let context = Context::of_process(common.output);
+    // An empty variable is what a CI system makes of one that is not set.
+    let url = if common.url.is_empty() {
+        DEFAULT_URL
+    } else {
+        &common.url
+    };
+    let client = || Client::new(url, common.token.clone());
+    let result = dispatch(command, &context, client).await;
+    ExitCode::from(result.unwrap_or_else(|error| {
+        let code = exit_code(&error);
+        // Whoever read our output has seen enough: `friday list | head -1`.
+        if code != 0 {
+            context.complain(&error, code);
+        }
+        code
+    }))
+}
+
+/// Carries out a command; the exit code of one that did not fail.
+async fn dispatch(
+    command: Command,
+    context: &Context,
+    client: impl Fn() -> Result<Client, ClientError>,
+) -> anyhow::Result<u8> {
+    use crate::api::types::Order;
+    match command {
+        Command::Serve(args) => crate::app::serve(*args).await.map(|()| 0),
+        Command::Deploy(args)
+        | Command::Set(rollouts::SetArgs {
+            what: rollouts::SetCommand::Image(args),
+        }) => rollouts::deploy(args, context, &client()?).await,
+        Command::List => rollouts::list(context, &client()?).await,
+        Command::Get(args) => rollouts::get(args, context, &client()?).await,
+        Command::Status(args) => rollouts::status(args, context, &client()?).await,
+        Command::History(args) => rollouts::history(args, context, &client()?).await,
+        Command::Promote(args) => orders::promote(args, context, &client()?).await,
+        Command::Pause(args) => orders::order(Order::Pause, args, context, &client()?).await,
+        Command::Resume(args) => orders::order(Order::Resume, args, context, &client()?).await,
+        Command::Abort(args) => orders::order(Order::Abort, args, context, &client()?).await,
+        Command::Approve(args) => orders::order(Order::Approve, args, context, &client()?).await,
+        Command::Reject(args) => orders::order(Order::Reject, args, context, &client()?).await,
+        Command::Retry(args) => orders::retry(args, context, &client()?).await,
+        Command::Undo(args) => orders::undo(args, context, &client()?).await,
+        Command::Rollback(args) => orders::rollback(args, context, &client()?).await,
+        Command::Lint(args) => files::lint(&args, context).await,
+        Command::Explain(args) => explain::explain(args, context, &client()?).await,
+        Command::Replay(args) => replay::replay(args, context, &client()?).await,
+        Command::Whatif(args) => replay::what_if(args, context, &client()?).await,
+        Command::Simulate(args) => simulate::simulate(&args, context),
+        Command::Schema => files::schema(context),
+        Command::Completion(args) => files::completion(&args, context),
+        Command::Version => files::version(context),
+    }
+}
+
+/// The exit code of a command that failed.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.downcast_ref::<ClientError>() {
+        return error.exit_code();
+    }
+    if let Some(error) = error.downcast_ref::<MetricsError>() {
+        return if matches!(error, MetricsError::Address { .. }) {
+            2
+        } else {
+            30
+        };
+    }
+    let is_broken_pipe = |error: &std::io::Error| error.kind() == ErrorKind::BrokenPipe;
+    match () {
+        () if error.is::<Usage>() => 2,
+        () if error.is::<Wrong>() || error.is::<Refusal>() => 20,
+        () if error.downcast_ref().is_some_and(is_broken_pipe) => 0,
+        () => 1,
+    }
+}
+
+/// A service or a rollout, as it is named on the command line.
+fn name(text: &str) -> Result<String, String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    let begins = text
+        .bytes()
+        .next()
+        .is_some_and(|b| b.is_ascii_alphanumeric());
+    // A service has at most 63, a hyphen and a number of at most 20 digits follow.
+    if begins && text.len() <= 84 && text.bytes().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err(
+            "expected a service such as tweets-worker, or a rollout such as tweets-worker-3"
+                .to_owned(),
+        )
+    }
+}
+
+/// Who gives the order.
+#[derive(Debug, Clone, Args)]
+struct AuthorArgs {
+    /// Who does this, for the event log; GITLAB_USER_LOGIN or USER where it is not given
+    #[arg(
+        long,
+        env = "FRIDAY_AUTHOR",
+        hide_env_values = true,
+        value_name = "WHO"
+    )]
+    author: Option<String>,
+}
+
+impl AuthorArgs {
+    fn author(self) -> String {
+        let variable = |name| std::env::var(name).ok();
+        let named = [self.author, variable("GITLAB_USER_LOGIN"), variable("USER")];
+        let given = named
+            .into_iter()
+            .flatten()
+            .find(|name| !name.trim().is_empty());
+        given.unwrap_or_else(|| "unknown".to_owned())
+    }
+}
+
+/// Reads a duration such as 90s or 10m.
+fn duration(text: &str) -> Result<rollout::Duration, String> {
+    crate::spec::read_duration(text)
+        .ok_or_else(|| "expected a duration such as 90s, 10m or 1h30m".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,331 @@
+//! `friday explain`: why a rollout is where it is. Each verdict of the event log on a line, the last one as a table.
+
+use clap::Args;
+use rollout::judge::{Decision, Margin, Missing, Percentile};
+use rollout::{Phase, Verdict};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::output::{Context, Format, plain, table};
+use super::{Refusal, name};
+use crate::api::types::{EventView, RolloutView};
+use crate::client::Client;
+use crate::words::{self, odds, percent};
+
+/// Entries of the event log in one answer.
+const PAGE: u32 = 1000;
+
+/// Pages that are read: a verdict each second for a day would be 86.
+const PAGES_MAX: usize = 100;
+
+/// Explains a rollout.
+#[derive(Debug, Args)]
+pub(super) struct ExplainArgs {
+    /// A service, for its newest rollout, or a rollout
+    #[arg(value_parser = name)]
+    name: String,
+    /// Every verdict as a table, not only the last
+    #[arg(long)]
+    full: bool,
+}
+
+pub(super) async fn explain(
+    args: ExplainArgs,
+    context: &Context,
+    client: &Client,
+) -> anyhow::Result<u8> {
+    let view = client.rollout(&args.name).await?;
+    let events = all_events(client, &view.id).await?;
+    match context.format {
+        Format::Json => {
+            let told = |event: &&EventView| matches!(kind(event), Kind::Verdict(_));
+            let verdicts: Vec<_> = events.iter().filter(told).collect();
+            context.say(&serde_json::to_string_pretty(&verdicts)?)?;
+        }
+        Format::Text => context.say(&text(&view, &events, args.full))?,
+    }
+    Ok(0)
+}
+
+/// The whole event log of a rollout.
+pub(super) async fn all_events(client: &Client, id: &str) -> anyhow::Result<Vec<EventView>> {
+    let mut events: Vec<EventView> = Vec::new();
+    for _ in 0..PAGES_MAX {
+        let after = events.last().map_or(0, |event| event.seq);
+        let page = client.events(id, after, PAGE).await?;
+        let is_last = page.len() < PAGE as usize;
+        anyhow::ensure!(
+            page.iter().all(|event| event.seq > after),
+            Refusal(format!(
+                "the controller at {} repeats its events; is it of another version?",
+                client.url()
+            ))
+        );
+        events.extend(page);
+        if is_last {
+            break;
+        }
+    }
+    Ok(events)
+}
+
+/// What an entry says, as far as it explains anything.
+enum Kind {
+    Verdict(Box<Verdict>),
+    Line(String),
+    Nothing,
+}
+
+/// The data of an entry of kind `verdict`.
+#[derive(Deserialize)]
+struct Judged {
+    verdict: Box<Verdict>,
+}
+
+fn kind(event: &EventView) -> Kind {
+    let data = &event.data;
+    let word = |key: &str| data.get(key).and_then(Value::as_str).map(plain);
+    let by = plain(&event.author);
+    match event.kind.as_str() {
+        "verdict" => match Judged::deserialize(data) {
+            Ok(judged) => Kind::Verdict(judged.verdict),
+            Err(_) => Kind::Line("a verdict that this version of friday cannot read".to_owned()),
+        },
+        "started" => Kind::Line(format!(
+            "started by {by}: {}",
+            word("image").unwrap_or_default()
+        )),
+        "order" => {
+            let because = word("reason")
+                .map(|reason| format!(": {reason}"))
+                .unwrap_or_default();
+            Kind::Line(format!(
+                "{} by {by}{because}",
+                word("order").unwrap_or_else(|| "order".to_owned())
+            ))
+        }
+        "weight" => match (data["from_percent"].as_f64(), data["to_percent"].as_f64()) {
+            (Some(from), Some(to)) => Kind::Line(format!("weight from {from}% to {to}%")),
+            _ => Kind::Nothing,
+        },
+        "phase" => match Phase::deserialize(&data["to"]) {
+            Ok(phase) => Kind::Line(format!("now {}", phase_words(&phase))),
+            Err(_) => Kind::Nothing,
+        },
+        _ => Kind::Nothing,
+    }
+}
+
+fn phase_words(phase: &Phase) -> String {
+    match phase {
+        Phase::Analyzing { step, .. } => format!("analyzing step {}", step + 1),
+        Phase::Gated { step, .. } => format!("at the gate of step {}", step + 1),
+        Phase::Paused { at } => format!("paused at {}", phase_words(at)),
+        Phase::RollingBack { cause, .. } => {
+            format!("rolling back: {}", plain(&words::cause(cause)))
+        }
+        Phase::RolledBack { cause } => format!("rolled back: {}", plain(&words::cause(cause))),
+        Phase::Deploying { .. }
+        | Phase::Baking { .. }
+        | Phase::Warm { .. }
+        | Phase::Promoting { .. }
+        | Phase::Promoted => phase.name().to_owned(),
+    }
+}
+
+/// The whole story.
+fn text(view: &RolloutView, events: &[EventView], full: bool) -> String {
+    let (stable, canary) = (
+        plain(&view.stable.release.image),
+        plain(&view.canary.release.image),
+    );
+    let mut lines = vec![
+        format!("{}: {canary} (canary) against {stable} (stable)", view.id),
+        String::new(),
+    ];
+    let mut last = None;
+    for event in events {
+        let time = event.at.strftime("%H:%M:%SZ");
+        match kind(event) {
+            Kind::Verdict(verdict) => {
+                lines.push(format!("{time}  {}", line(&verdict, view)));
+                if full {
+                    lines.extend(
+                        details(&verdict, view)
+                            .lines()
+                            .map(|line| format!("    {line}")),
+                    );
+                }
+                last = Some(verdict);
+            }
+            Kind::Line(line) => lines.push(format!("{time}  {line}")),
+            Kind::Nothing => {}
+        }
+    }
+    lines.push(String::new());
+    match last {
+        Some(verdict) if !full => {
+            lines.push(format!("The last verdict:\n{}", details(&verdict, view)))
+        }
+        Some(_) => {}
+        None => lines.push("Nothing was judged: no block of requests had closed.".to_owned()),
+    }
+    lines.push(format!("\nNow: {}", plain(&view.message)));
+    // Names of nodes and reasons come from elsewhere, and have a say in single lines.
+    lines
+        .join("\n")
+        .split('\n')
+        .map(plain)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// The step that was judged; after the last comes the bake.
+fn place(verdict: &Verdict, view: &RolloutView) -> String {
+    let is_bake = view
+        .steps
+        .get(verdict.step)
+        .is_some_and(|step| step.kind == "bake");
+    let step = if is_bake {
+        "bake".to_owned()
+    } else {
+        format!("step {}", verdict.step + 1)
+    };
+    format!("{step} at {}", verdict.weight)
+}
+
+/// A verdict on one line.
+fn line(verdict: &Verdict, view: &RolloutView) -> String {
+    let (canary, stable) = (&verdict.in_step.canary, &verdict.in_step.stable);
+    format!(
+        "{}: failed {}/{} on the canary, {}/{} on stable; harm {}, rolled back at {}; {}",
+        place(verdict, view),
+        canary.bad,
+        canary.requests,
+        stable.bad,
+        stable.requests,
+        odds(verdict.evidence.total),
+        odds(verdict.rollback_at),
+        words::verdict(verdict),
+    )
+}
+
+/// A verdict with its numbers: each signal on both sides, the evidence against its bound, and what is missing.
+fn details(verdict: &Verdict, view: &RolloutView) -> String {
+    let (canary, stable) = (&verdict.in_step.canary, &verdict.in_step.stable);
+    let share = |part: u64, all: u64| {
+        #[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
+        let ratio = part as f64 / all.max(1) as f64;
+        if all == 0 {
+            "-".to_owned()
+        } else {
+            percent(ratio)
+        }
+    };
+    let count = |part: u64, all: u64| format!("{} ({part} of {all})", share(part, all));
+    let evidence = &verdict.evidence;
+    let mut rows = vec![[
+        "errors".to_owned(),
+        count(canary.bad, canary.requests),
+        count(stable.bad, stable.requests),
+        odds(evidence.errors),
+    ]];
+    for percentile in Percentile::ALL {
+        let index = percentile as usize;
+        let name = match verdict.thresholds_us[index] {
+            Some(us) => format!(
+                "slower than {} of {:.1} ms",
+                words::percentile_name(percentile),
+                us / 1000.0
+            ),
+            None => format!(
+                "slower than {}, not known yet",
+                words::percentile_name(percentile)
+            ),
+        };
+        rows.push([
+            name,
+            count(canary.slow[index], canary.timed),
+            count(stable.slow[index], stable.timed),
+            odds(evidence.latency[index]),
+        ]);
+    }
+    rows.push([
+        "saturation".to_owned(),
+        String::new(),
+        String::new(),
+        odds(evidence.saturation),
+    ]);
+    rows.push([
+        "warm-up".to_owned(),
+        format!("{} left out", verdict.canary_cold),
+        String::new(),
+        odds(evidence.warm_up),
+    ]);
+    rows.push([
+        "tasks that came later".to_owned(),
+        String::new(),
+        String::new(),
+        odds(evidence.late_nodes),
+    ]);
+    rows.push([
+        "together".to_owned(),
+        String::new(),
+        String::new(),
+        odds(evidence.total),
+    ]);
+    if verdict.checks.iter().any(|check| check.bound.compares()) {
+        rows.insert(
+            rows.len() - 3,
+            [
+                "checks".to_owned(),
+                String::new(),
+                String::new(),
+                odds(evidence.checks),
+            ],
+        );
+    }
+    let table = table(["SIGNAL", "CANARY", "STABLE", "EVIDENCE OF HARM"], &rows);
+
+    let mut lines = vec![
+        format!(
+            "{}, {} with requests: {}",
+            place(verdict, view),
+            words::rounded(verdict.step_elapsed),
+            words::verdict(verdict)
+        ),
+        table,
+        format!("Rolled back at {}.", odds(verdict.rollback_at)),
+    ];
+    lines.extend(verdict.checks.iter().map(words::check));
+    if let Some(bound) = verdict.bound {
+        lines.push(format!("Excess errors proven below {}.", percent(bound)));
+    }
+    if !verdict.proofs.is_empty() || matches!(verdict.decision, Decision::Inconclusive { .. }) {
+        lines.push("To advance:".to_owned());
+    }
+    for proof in &verdict.proofs {
+        let mark = if proof.is_done() { "✔" } else { "◌" };
+        let (have, needed) = (odds(proof.log_e), odds(proof.needed));
+        lines.push(format!(
+            "  {mark} proof that {}: {have} of {needed}",
+            words::margin(&proof.margin)
+        ));
+    }
+    if let Decision::Inconclusive { missing } = &verdict.decision {
+        let is_listed =
+            |margin: &Margin| verdict.proofs.iter().any(|proof| proof.margin == *margin);
+        for missing in missing {
+            if let Missing::Proof { margin } = missing
+                && is_listed(margin)
+            {
+                continue;
+            }
+            lines.push(format!("  ◌ {}", words::missing(missing)));
+        }
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests;

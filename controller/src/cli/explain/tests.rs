@@ -1,0 +1,101 @@
+use rollout::judge::{Decision, Grounds, HoldReason, Margin, Missing, Signal};
+use rollout::{Cause, Duration};
+use serde_json::json;
+
+use super::*;
+use crate::words::samples::{timestamp, verdict, view};
+
+fn event(seq: i64, kind: &str, author: &str, data: Value) -> EventView {
+    let at = format!("2025-03-07T09:00:{:02}Z", seq * 5);
+    EventView {
+        seq,
+        at: timestamp(&at),
+        rollout: Some("tweets-worker-3".into()),
+        kind: kind.into(),
+        author: author.into(),
+        data,
+        hash: "00".into(),
+    }
+}
+
+fn judged(seq: i64, decision: Decision) -> EventView {
+    event(
+        seq,
+        "verdict",
+        "friday",
+        json!({ "position": {}, "block": {}, "verdict": verdict(decision) }),
+    )
+}
+
+#[test]
+fn tells_the_whole_story() {
+    let elapsed = Duration::ZERO;
+    let missing = vec![
+        Missing::Proof {
+            margin: Margin::Latency {
+                percentile: Percentile::P50,
+                factor: 1.41,
+            },
+        },
+        Missing::Time {
+            remaining: Duration::from_secs(6),
+        },
+    ];
+    let cause = Cause::Evidence {
+        signal: "errors".into(),
+    };
+    let events = vec![
+        event(1, "started", "ann", json!({ "image": "worker:v2" })),
+        event(
+            2,
+            "phase",
+            "friday",
+            json!({ "to": Phase::Analyzing { step: 1, elapsed } }),
+        ),
+        event(
+            3,
+            "weight",
+            "friday",
+            json!({ "from_percent": 1.0, "to_percent": 10.0 }),
+        ),
+        judged(
+            4,
+            Decision::Hold {
+                reason: HoldReason::Silence,
+            },
+        ),
+        event(
+            5,
+            "order",
+            "bob",
+            json!({ "order": "pause", "reason": "lunch" }),
+        ),
+        event(6, "sample", "friday", json!({})),
+        event(
+            7,
+            "verdict",
+            "friday",
+            json!({ "verdict": { "from": "the future" } }),
+        ),
+        judged(8, Decision::Pass { by: Grounds::Proof }),
+        judged(
+            9,
+            Decision::Fail {
+                signal: Signal::Errors,
+                sick_node: None,
+            },
+        ),
+        event(
+            10,
+            "phase",
+            "friday",
+            json!({ "to": Phase::RolledBack { cause: cause.clone() } }),
+        ),
+        judged(11, Decision::Inconclusive { missing }),
+    ];
+    let ended = view(Phase::RolledBack { cause }, None);
+    insta::assert_snapshot!("story", text(&ended, &events, false));
+    let nothing = text(&ended, &events[..3], false);
+    assert!(nothing.contains("Nothing was judged"), "{nothing}");
+    assert!(text(&ended, &events, true).matches("SIGNAL").count() == 4);
+}

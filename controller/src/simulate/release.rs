@@ -1,0 +1,165 @@
+//! One simulated release: the real state machine and the real judge, on synthetic traffic.
+
+use rollout::judge::{Decision, Judged, first_step};
+use rollout::plan::{Plan, Ready, RouteMatch, Sticky};
+use rollout::rollout::Ruling;
+use rollout::{
+    Cause, Deadlines, Desired, Duration, Event, Guard, Judge, Observed, Phase, Placement, Release,
+    Rollout, RolloutId, ServiceName, Spec, Timestamp,
+};
+
+use super::traffic::{Model, TICK, World};
+use crate::reconciler::signal_name;
+
+/// The deadlines of `friday.yml`, by default.
+const DEADLINES: Deadlines = Deadlines {
+    ready: Duration::from_secs(5 * 60),
+    evidence: Duration::from_secs(30 * 60),
+    rollout: Duration::from_secs(2 * 60 * 60),
+};
+
+/// How one release ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Outcome {
+    pub(super) end: End,
+    /// From the canary's first second to the verdict that ended it.
+    pub(super) seconds: f64,
+    /// The canary's failed requests until then.
+    pub(super) failed: f64,
+    /// Of these, those that would not have failed on stable, in the mean.
+    pub(super) excess: f64,
+}
+
+/// In what it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    /// The bake was over and the judge calm. Stable is not yet replaced.
+    Promoted,
+    /// On evidence, by this signal.
+    RolledBack(String),
+    /// On a deadline.
+    Undecided,
+}
+
+/// A rollout whose canary is ready and about to get its first request, as all rollouts of a model begin.
+pub(super) fn beginning(model: &Model) -> Rollout {
+    let release = &model.scenario.plan;
+    let guard = Guard {
+        warm_up: release.warm_up,
+        ..Guard::default()
+    };
+    // Steps too small for this traffic are passed over (JUDGE 2.10).
+    let first = first_step(&release.plan, model.rate, &guard);
+    let plan = Plan::new(release.plan.steps()[first..].to_vec()).expect(
+        "what follows a weight of a plan is a plan, for the simulator's plans have no gates",
+    );
+    let service = ServiceName::try_from("simulated".to_owned()).expect("letters are a name");
+    let spec = Spec {
+        service: service.clone(),
+        port: 80,
+        ready: Ready {
+            path: "/".to_owned(),
+        },
+        route: RouteMatch {
+            host: "*".to_owned(),
+            path: "/".to_owned(),
+        },
+        sticky: Sticky::None,
+        shield: false,
+        plan,
+        bake: release.bake,
+        keep_warm: Duration::ZERO,
+        deadlines: DEADLINES,
+        guard,
+    };
+    let tasks = model.scenario.nodes.stable.0;
+    let rollout = Rollout::new(
+        RolloutId::new(&service, 1),
+        service,
+        String::new(),
+        String::new(),
+        Release::new("stable", "sha256:1", None),
+        Release::new("canary", "sha256:2", None),
+        spec,
+        false,
+        Timestamp::UNIX_EPOCH,
+    );
+    // Tasks are always ready in time here: what is judged is traffic, and a canary that never starts has none.
+    let observed = Observed {
+        stable_replicas: tasks,
+        stable_ready: tasks,
+        canary_exists: true,
+        canary_ready: tasks,
+        ..Observed::default()
+    };
+    rollout.on(Event::Observed(observed), Timestamp::UNIX_EPOCH)
+}
+
+/// Runs a rollout to its end, as the reconciler would: each second what came is judged, and what was ruled is done.
+pub(super) fn run(model: &Model, beginning: &Rollout, seed: u64) -> Outcome {
+    let mut rollout = beginning.clone();
+    let guard = rollout.spec.guard.clone();
+    let mut world = World::new(model, seed);
+    let mut judge = Judge::new(&guard, &world.baseline(&guard));
+    let (mut elapsed, mut failed, mut failed_on_stable) = (Duration::ZERO, 0, 0.0);
+    let end = loop {
+        let Desired { weight, canary, .. } = rollout.desired();
+        let nodes = match canary {
+            Placement::Run { replicas, .. } => replicas,
+            Placement::Absent | Placement::Keep => 0,
+        };
+        let slice = world.slice(weight, nodes);
+        elapsed += TICK;
+        failed += slice.failed;
+        failed_on_stable += slice.failed_on_stable;
+        // Nothing here depends on the time of day.
+        let now = Timestamp::UNIX_EPOCH;
+        rollout = rollout.on(Event::Passed(TICK), now);
+        if let Some((stage, position)) = rollout.position() {
+            for Judged { verdict, .. } in judge.observe(&slice.block, &guard, &position) {
+                let ruling = ruling(&verdict.decision);
+                rollout = rollout.on(Event::Judged { stage, ruling }, now);
+            }
+        }
+        if let Some(end) = end(&rollout.phase) {
+            break end;
+        }
+    };
+    Outcome {
+        end,
+        seconds: elapsed.as_secs_f64(),
+        failed: failed as f64,
+        excess: failed as f64 - failed_on_stable,
+    }
+}
+
+/// What a decision means for the rollout.
+fn ruling(decision: &Decision) -> Ruling {
+    match decision {
+        Decision::Pass { .. } => Ruling::Pass,
+        Decision::Fail { signal, .. } => Ruling::Fail {
+            signal: signal_name(signal).to_owned(),
+        },
+        Decision::Hold { .. } | Decision::Inconclusive { .. } => Ruling::Hold,
+    }
+}
+
+/// Whether the judge's part is over, and how.
+fn end(phase: &Phase) -> Option<End> {
+    match phase {
+        Phase::Deploying { .. }
+        | Phase::Analyzing { .. }
+        | Phase::Gated { .. }
+        | Phase::Baking { .. }
+        | Phase::Paused { .. } => None,
+        Phase::Warm { .. } | Phase::Promoting { .. } | Phase::Promoted => Some(End::Promoted),
+        Phase::RollingBack {
+            cause: Cause::Evidence { signal },
+            ..
+        }
+        | Phase::RolledBack {
+            cause: Cause::Evidence { signal },
+        } => Some(End::RolledBack(signal.clone())),
+        Phase::RollingBack { .. } | Phase::RolledBack { .. } => Some(End::Undecided),
+    }
+}

@@ -1,0 +1,143 @@
+use super::scenario::SHIPPED;
+use super::*;
+
+fn shipped(name: &str) -> Scenario {
+    let scenarios = read(SHIPPED, SHIPPED_NAME).unwrap();
+    scenarios
+        .into_iter()
+        .find(|scenario| scenario.name.as_str() == name)
+        .unwrap()
+}
+
+/// The row of one shipped scenario at one rate.
+fn row(name: &str, rate: f64, releases: u32) -> Row {
+    let mut scenario = shipped(name);
+    scenario.rates.retain(|of| of.get() == rate);
+    run(&[scenario], releases, 1).rows.remove(0)
+}
+
+#[test]
+fn ships_scenarios_that_it_can_read() {
+    let scenarios = read(SHIPPED, SHIPPED_NAME).unwrap_or_else(|findings| panic!("{findings:#?}"));
+    let from = |source| {
+        scenarios
+            .iter()
+            .filter(|scenario| scenario.from == source)
+            .count()
+    };
+    assert_eq!(from(Source::Table), 8, "each row of the table");
+    assert!(from(Source::Own) >= 4);
+}
+
+#[test]
+fn gives_the_same_result_for_the_same_seed_on_any_number_of_threads() {
+    let scenarios = [shipped("everything-fails"), shipped("storms-bad")];
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| run(&scenarios, 4, 7))
+    };
+    let alone = on(1);
+    assert_eq!(alone, on(3));
+    assert_ne!(alone.rows[1], run(&scenarios, 4, 8).rows[1], "another seed");
+    assert_eq!(
+        alone.rows[1],
+        run(&scenarios[1..], 4, 7).rows[0],
+        "whatever else is run"
+    );
+}
+
+#[test]
+fn promotes_a_good_release_as_soon_as_published() {
+    let row = row("good", 500.0, 6);
+    assert_eq!(
+        (row.promoted.count, row.rolled_back.count),
+        (6, 0),
+        "{row:?}"
+    );
+    let seconds = row.promoted_seconds.unwrap().median;
+    assert!((132.0..=144.0).contains(&seconds), "{seconds}");
+    assert_eq!(
+        row.promise,
+        Some(Promise::Open),
+        "six releases prove nothing"
+    );
+}
+
+#[test]
+fn rolls_back_what_always_fails_as_soon_as_published() {
+    let row = row("everything-fails", 500.0, 20);
+    assert_eq!(row.rolled_back.count, 20, "{row:?}");
+    assert_eq!(row.rolled_back_by["warm_up"], 20);
+    assert!(
+        (2.0..=4.0).contains(&row.seconds.unwrap().median),
+        "{row:?}"
+    );
+    assert!(
+        (12.0..=20.0).contains(&row.failed.unwrap().median),
+        "{row:?}"
+    );
+}
+
+#[test]
+fn neither_promotes_nor_rolls_back_without_requests_to_compare() {
+    for name in ["silence", "silence-in-the-bake", "stable-only"] {
+        assert_eq!(row(name, 500.0, 1).undecided.count, 1, "{name}");
+    }
+}
+
+#[test]
+fn says_where_a_file_is_wrong_and_what_was_expected() {
+    let head = "scenarios:\n- name: mine\n  about: mine\n  from: own\n  expect: promote\n";
+    for (wrong, words) in [
+        (
+            "  rates: [50]\n  stable: { errors: 0.1 }\n",
+            "mine.yml:7:21: 0.1: expected a share such as 0.1%",
+        ),
+        (
+            "  rates: [50]\n  canary:\n    slow_er: 2\n",
+            "mine.yml:8:5: unknown field `slow_er`",
+        ),
+        (
+            "  rates: [0]\n",
+            "mine.yml:6:11: 0: expected a number above 0",
+        ),
+        (
+            "  rates: []\n",
+            "mine.yml:2:3: mine: expected at least one rate",
+        ),
+        (
+            "  rates: [50]\n  plan: { hold: 10 }\n",
+            "mine.yml:7:17: 10: expected a time such as 90s",
+        ),
+        (
+            "  rates: [50]\n  plan: { weights: [5%, 5%] }\n",
+            "mine.yml:7:9: step 2 has weight 5%",
+        ),
+        (
+            "  rates: [50]\n  plan: { bake: 20% }\n",
+            "mine.yml:7:9: step 6 has weight 20%",
+        ),
+        (
+            "  rates: [50]\n  published: [{ rate: 5 }]\n",
+            "mine.yml:7:15: 5: expected one of the scenario's `rates`",
+        ),
+        (
+            "  rates: [50]\n- name: Mine\n",
+            "mine.yml:7:9: Mine: expected 1 to 40 small letters",
+        ),
+    ] {
+        let finding = read(&format!("{head}{wrong}"), "mine.yml").unwrap_err()[0].to_string();
+        assert!(finding.starts_with(words), "{finding}\n{words}");
+    }
+    let twice = format!(
+        "{head}  rates: [5]\n- {{ name: mine, about: again, from: own, expect: any, rates: [5] }}\n"
+    );
+    let finding = read(&twice, "mine.yml").unwrap_err()[0].to_string();
+    assert!(
+        finding.starts_with("mine.yml:7:3: mine: expected a name that no scenario above has"),
+        "{finding}"
+    );
+}

@@ -1,0 +1,609 @@
+use proptest::prelude::*;
+use rollout::{Bound, Check, Hold, Step};
+use serde_json::Value as Json;
+
+use super::*;
+
+fn findings(text: &str) -> String {
+    findings_with(text, &ReadOptions::default())
+}
+
+fn findings_with(text: &str, options: &ReadOptions<'_>) -> String {
+    match read(text, "friday.yml", options) {
+        Ok(_) => "none".to_owned(),
+        Err(findings) => {
+            assert!(!findings.is_empty());
+            findings
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("\n")
+        }
+    }
+}
+
+/// A file that is right but for `more`.
+fn with(more: &str) -> String {
+    format!("service: web\nport: 80\n{more}\n")
+}
+
+fn spec(text: &str) -> Spec {
+    read(text, "friday.yml", &ReadOptions::default()).unwrap()
+}
+
+#[test]
+fn writes_out_every_default_in_the_example() {
+    assert_eq!(
+        spec(example()),
+        spec("service: tweets-worker\nport: 9000\n")
+    );
+}
+
+#[test]
+fn reads_the_design_documents_example_but_for_what_this_version_refuses() {
+    let text = r#"
+service: tweets-worker            # the Swarm service that users call
+port: 9000
+ready: { path: /ready }
+route: { host: "*", path: / }
+sticky: { by: cookie }
+shield: idempotent
+plan:
+  - { weight: 1%,  hold: 10s..5m }
+  - { weight: 10%, hold: 10s..5m }
+  - { gate: release-managers }
+  - { weight: 50%, hold: 10s..5m }
+bake: { weight: 80%, for: 60s }
+keep_warm: 2m
+deadlines: { ready: 5m, evidence: 30m, rollout: 2h }
+warm_up: 30s
+guard:
+  errors:     { margin: 0.5% }
+  latency:    { p50: +14%, p90: +19%, p99: +30%, floor: 1ms }
+  saturation: { cpu: +25%, memory: +25% }
+  checks:
+    - { name: consumer lag, prometheus: 'max(pipeline_consumer_lag{release="$release"})', max: 1000 }
+freeze: [{ cron: "0 17 * * 5", for: 63h, zone: Europe/Berlin }]
+plans: { quick: [ { weight: 25%, hold: 10s..2m } ] }
+environments: { staging: { plan: quick }, production: { needs: staging, approvals: 1 } }
+notify: { gitlab: true, slack: { url_file: /run/secrets/slack } }
+"#;
+    insta::assert_snapshot!(findings(text), @r"
+    friday.yml:23:1: freeze: not supported by this version
+      remove it, and start no rollout in that window until it is
+    friday.yml:25:57: environments.production.needs: not supported by this version
+      remove it; a gate in the plan waits for a person
+    friday.yml:25:73: environments.production.approvals: not supported by this version
+      remove it; a gate in the plan waits for a person
+    friday.yml:26:1: notify: not supported by this version
+      remove it; the exit code of `friday deploy --wait` tells a pipeline the outcome
+    ");
+    let kept: Vec<_> = text
+        .lines()
+        .filter(|line| !["freeze", "notify"].iter().any(|key| line.contains(key)))
+        .collect();
+    let kept = kept
+        .join("\n")
+        .replace("{ needs: staging, approvals: 1 }", "{}");
+    let read_in = |environment| {
+        read(
+            &kept,
+            "friday.yml",
+            &ReadOptions {
+                environment,
+                plan: None,
+            },
+        )
+        .unwrap()
+        .plan
+        .steps()
+        .len()
+    };
+    assert_eq!(
+        (
+            read_in(Some("staging")),
+            read_in(Some("production")),
+            read_in(None)
+        ),
+        (1, 4, 4)
+    );
+}
+
+#[test]
+fn says_where_what_and_how_to_mend_it() {
+    let cases = [
+        // The file as a whole.
+        "",
+        "- a\n",
+        "service: web\nport: [\n",
+        "service: web\nport: 80\nport: 81\n",
+        "service: web\nport: 80\n---\nservice: b\n",
+        "service: web\n\tport: 80\n",
+        // Names, ports, paths.
+        "port: 80\n",
+        "service: a b\nport: 0\n",
+        "service: 007\nport: 65536\n",
+        "service:\nport: http\n",
+        &with("ready: /ready"),
+        &with("ready: { path: ready }"),
+        &with("route: { host: \"http://x\", path: \"/a?b\" }"),
+        // Misspelt keys (F6).
+        &with("prot: 81"),
+        &with("keepwarm: 1m"),
+        &with("guard: { latency: { p95: +10% }, eror: {} }"),
+        &with("plan: [{ weight: 10%, holds: 10s..5m }]"),
+        // Sticky, shield.
+        &with("sticky: cookies"),
+        &with("sticky: { by: header }"),
+        &with("sticky: { by: cookie, name: x }"),
+        &with("sticky: { name: x }"),
+        &with("sticky: header a b"),
+        &with("shield: on"),
+        // Plans.
+        &with("plan: []"),
+        &with("plan:"),
+        &with("plan: [10%]"),
+        &with("plan: [{ weight: 0% }, { weight: 100% }]"),
+        &with(
+            "plan:\n  - { weight: 10%, hold: 10x }\n  - weight: 5%\n    hold: 5m..10s\n  - { weight: 20%, hold: 30m }",
+        ),
+        &with("plan: [{ weight: 10% }, { weight: 10.0% }]"),
+        &with("plan: [{ weight: 1.234% }]"),
+        &with(
+            "plan: [{ gate: a }, { weight: 10% }, { gate: a }, { gate: b }, { gate: c, hold: 1s }]",
+        ),
+        &with("plan: [{ weight: 10%, gate: a }, { hold: 10s }]"),
+        &with("plan: [{ weight: 10%, hold: 30m..40m }]"),
+        // Bake, deadlines, and what cannot go together.
+        &with("plan: [{ weight: 90% }]"),
+        &with("bake: { weight: 50%, for: 30m }"),
+        &with("bake: { weight: 100% }"),
+        &with("deadlines: { evidence: 60s }"),
+        &with("deadlines: { evidence: 2h, ready: 3h }"),
+        &with("deadlines: { evidence: 0s }"),
+        &with("deadlines: { rollout: 3m, evidence: 2m, ready: 1m }"),
+        &with("keep_warm: 3h"),
+        &with("keep_warm: 31d"),
+        &with("keep_warm: 10"),
+        &with("warm_up: 30m"),
+        // Guard.
+        &with("guard: { alpha: 0.01, alpha_gate: 0%, alpha_promote: 50% }"),
+        &with("guard: { errors: { margin: 0% } }"),
+        &with("guard: { errors: { margin: -1% } }"),
+        &with("guard: { latency: { p50: +0%, p90: -5%, p99: 1.3, floor: 2m } }"),
+        &with("guard: { saturation: { cpu: 1000%, memory: lots } }"),
+        &with("guard: { ratio_check: yes }"),
+        // Checks.
+        &with("guard: { checks: { name: a } }"),
+        &with("guard: { checks: [lag] }"),
+        &with("guard: { checks: [{ name: a, prometheus: up }] }"),
+        &with("guard: { checks: [{ name: a, prometheus: up, max: 1, min: 0 }] }"),
+        &with("guard: { checks: [{ name: a, prometheus: up, max: lots, evry: 10s }] }"),
+        &with("guard: { checks: [{ name: '', prometheus: 7, max: .inf }] }"),
+        &with(
+            "guard: { checks: [{ name: a, prometheus: up, max: 1, every: 1s, lag: 1, grace: 5s }] }",
+        ),
+        &with("guard: { checks: [{ name: a, prometheus: up, max: 1, every: 20s, grace: 20s }] }"),
+        &with(
+            "guard:\n  checks:\n    - { name: a, prometheus: up, max: 1 }\n    - { name: a, prometheus: up, min: 1 }",
+        ),
+        &with("guard: { checks: [{ name: a, prometheus: up, above_stable: +25% }] }"),
+        &with(
+            "guard: { checks: [{ name: a, prometheus: 'up{r=\"$release\"}', above_stable: +0% }] }",
+        ),
+        &with("guard: { checks: [{ name: a, prometheus: 'up{r=\"$relase\"}', max: 1 }] }"),
+        &with("guard: { checks: [{ name: a, prometheus: 'rate(x[$__rate_interval])', max: 1 }] }"),
+        &with("guard: { checks: [{ name: a, prometheus: 'up offset -1m', max: 1 }] }"),
+        &with("guard: { checks: [{ name: a, prometheus: 'rate(x[1h])', max: 1 }] }"),
+        // Not yet.
+        &with("freeze: []\nnotify: {}\nenvironments: { a: { needs: b, approvals: 2 } }"),
+        // Named plans.
+        &with(
+            "plans: { quick: [{ weight: 90% }], slow: 5 }\nenvironments: { staging: { plan: quik } }",
+        ),
+    ];
+    let said: Vec<_> = cases
+        .iter()
+        .map(|text| format!("{}\n=>\n{}\n", text.trim_end(), findings(text)))
+        .collect();
+    insta::assert_snapshot!("findings", said.join("\n"));
+}
+
+#[test]
+fn names_the_plans_and_environments_there_are() {
+    let text = with(
+        "plans: { quick: [{ weight: 25% }] }\nenvironments: { staging: { plan: quick }, production: {} }",
+    );
+    let wrong = ReadOptions {
+        plan: Some("slow"),
+        environment: Some("prod"),
+    };
+    insta::assert_snapshot!(findings_with(&text, &wrong), @r#"
+    friday.yml:3:8: plans: "slow": there is no such plan, expected one of quick
+    friday.yml:4:15: environments: "prod": there is no such environment, expected one of production, staging
+    "#);
+    let none = with("");
+    insta::assert_snapshot!(
+        findings_with(&none, &wrong),
+        @r#"friday.yml:1:1: plans: "slow": there is no such plan: the file names none"#
+    );
+    // Without `environments:` an environment is a label.
+    assert_eq!(
+        findings_with(
+            &none,
+            &ReadOptions {
+                plan: None,
+                environment: Some("prod")
+            }
+        ),
+        "none"
+    );
+    // The word of whoever starts the rollout counts for more than the file's.
+    let options = ReadOptions {
+        plan: Some("quick"),
+        environment: Some("production"),
+    };
+    assert_eq!(
+        read(&text, "friday.yml", &options)
+            .unwrap()
+            .plan
+            .steps()
+            .len(),
+        1
+    );
+}
+
+#[test]
+fn accepts_every_way_to_write_a_value() {
+    let sticky = |text: &str| spec(&with(&format!("sticky: {text}"))).sticky;
+    assert_eq!(sticky("none"), Sticky::None);
+    assert_eq!(sticky("{ by: none }"), Sticky::None);
+    assert_eq!(sticky("cookie"), Sticky::Cookie);
+    assert_eq!(sticky("key"), Sticky::Key);
+    assert_eq!(sticky("header X-User"), Sticky::Header("X-User".into()));
+    assert_eq!(
+        sticky("{ by: header X-User }"),
+        Sticky::Header("X-User".into())
+    );
+    assert_eq!(
+        sticky("{ by: header, name: X-User }"),
+        Sticky::Header("X-User".into())
+    );
+    assert!(!spec(&with("shield: off")).shield);
+    assert!(
+        !spec(&with("guard: { ratio_check: false }"))
+            .guard
+            .ratio_check
+    );
+    assert!(spec(&with("sticky: none")).guard.ratio_check);
+    assert!(
+        !spec(&with("sticky: cookie")).guard.ratio_check,
+        "the share is that of few clients"
+    );
+    assert!(
+        spec(&with("sticky: cookie\nguard: { ratio_check: true }"))
+            .guard
+            .ratio_check
+    );
+
+    let plan = spec(&with(
+        "plan: [{ weight: 0.25 }, { weight: 5 %, hold: 6m }, { weight: \"7\", hold: 1s .. 1.5m }]",
+    ));
+    let hold = |least: u64, most: u64| Hold {
+        least: Duration::from_secs(least),
+        most: Duration::from_secs(most),
+    };
+    let weight = |points, hold| Step::Weight {
+        weight: Weight::from_basis_points(points).unwrap(),
+        hold,
+    };
+    let steps = [
+        weight(25, hold(10, 300)),
+        weight(500, hold(360, 360)),
+        weight(700, hold(1, 90)),
+    ];
+    assert_eq!(plan.plan.steps(), steps);
+
+    let guard = spec(&with(
+        "warm_up: 0s\nguard: { latency: { p50: 20%, floor: 250us }, errors: { margin: 1 % } }",
+    ))
+    .guard;
+    assert_eq!(guard.warm_up, Duration::ZERO);
+    assert_eq!(
+        (
+            guard.latency_p50,
+            guard.latency_floor_us,
+            guard.errors_margin
+        ),
+        (1.2, 250, 0.01)
+    );
+
+    let anchors = with("plan: &steps [{ weight: 10% }]\nplans: { same: *steps }");
+    assert_eq!(findings(&anchors), "none");
+}
+
+fn checks(text: &str) -> Vec<Check> {
+    spec(&with(&format!("guard:\n  checks:\n    - {text}")))
+        .guard
+        .checks
+}
+
+#[test]
+fn reads_checks() {
+    let seconds = Duration::from_secs;
+    let lag = Check {
+        name: "consumer lag".into(),
+        query: r#"max(lag{release="$release"})"#.into(),
+        bound: Bound::Max(1000.0),
+        every: seconds(10),
+        lag: seconds(15),
+        window: Duration::ZERO,
+        grace: seconds(30),
+    };
+    let text = r#"{ name: consumer lag, prometheus: 'max(lag{release="$release"})', max: 1000 }"#;
+    assert_eq!(checks(text), [lag]);
+    let text = r#"{ name: 7, prometheus: 'rate(x{arm="$arm"}[1m])', above_stable: +25%, every: 20s, lag: 0s, grace: 2m }"#;
+    let check = checks(text).remove(0);
+    assert_eq!(
+        (check.name.as_str(), check.bound),
+        ("7", Bound::AboveStable(0.25))
+    );
+    assert_eq!(
+        (check.every, check.lag, check.window, check.grace),
+        (seconds(20), seconds(0), seconds(60), seconds(120))
+    );
+    assert_eq!(
+        checks("{ name: a, prometheus: up, min: -0.5 }")[0].bound,
+        Bound::Min(-0.5)
+    );
+
+    let twenty_one = "    - { name: a, prometheus: up, max: 1 }\n".repeat(21);
+    let said = findings(&with(&format!("guard:\n  checks:\n{twenty_one}")));
+    assert!(
+        said.contains("guard.checks: 21 checks: expected at most 20 checks"),
+        "{said}"
+    );
+}
+
+#[test]
+fn f05_refuses_a_check_whose_first_sample_would_come_after_the_deadline() {
+    let text = |evidence: &str| {
+        with(&format!(
+            "bake: {{ for: 10s }}\nwarm_up: 1s\nplan: [{{ weight: 10%, hold: 1s..2s }}]\ndeadlines: {{ evidence: {evidence} }}\n\
+             guard:\n  checks: [{{ name: a, prometheus: 'rate(x[5m])', max: 1, every: 10s, lag: 15s }}]"
+        ))
+    };
+    assert_eq!(findings(&text("5m26s")), "none");
+    let said = findings(&text("5m25s"));
+    assert!(
+        said.contains(
+            "guard.checks[0]: its first sample of a step comes after 5m25s: expected less than"
+        ),
+        "{said}"
+    );
+}
+
+#[test]
+fn f06_refuses_at_lint_what_nothing_would_ever_set() {
+    let said = findings(&with(
+        "guard:\n  checks:\n    - { name: a, prometheus: 'up{release=\"$relase\"}', max: 1 }",
+    ));
+    assert!(
+        said.starts_with("friday.yml:5:30: guard.checks[0].prometheus:"),
+        "{said}"
+    );
+    assert!(
+        said.contains("$relase: nothing sets it, expected one of $release"),
+        "{said}"
+    );
+}
+
+#[test]
+fn finds_the_place_of_a_query() {
+    let text = with(
+        "guard:\n  checks:\n    - { name: a, prometheus: up, max: 1 }\n    - name: b\n      prometheus: down\n      max: 1",
+    );
+    let finding = finding_at_query(&text, "friday.yml", 1, "no such metric".into()).unwrap();
+    assert_eq!(
+        finding.to_string(),
+        "friday.yml:7:19: guard.checks[1].prometheus: \"down\": no such metric"
+    );
+    assert_eq!(
+        finding_at_query(&text, "friday.yml", 2, String::new()),
+        None
+    );
+}
+
+#[test]
+fn has_a_limit_for_everything() {
+    let long = with(&format!(
+        "# {}",
+        "x".repeat(crate::api::types::SPEC_BYTES_MAX)
+    ));
+    let deep = with(&format!("ready: {}1{}", "{a: ".repeat(30), "}".repeat(30)));
+    let deeper = with(&format!("ready: {}", "[".repeat(10_000)));
+    let bomb: String = (1..9)
+        .map(|n| {
+            format!(
+                "x{n}: &x{n} [{}]\n",
+                vec![format!("*x{}", n - 1); 9].join(",")
+            )
+        })
+        .collect();
+    let bomb = with(&format!("x0: &x0 [lol]\n{bomb}"));
+    let steps = (1..=101)
+        .map(|n| format!("  - weight: {}%\n", f64::from(n) / 10.0))
+        .collect::<String>();
+    let steps = with(&format!("plan:\n{steps}"));
+    let said: Vec<_> = [&long, &deep, &deeper, &bomb, &steps]
+        .map(|text| findings(text))
+        .into();
+    insta::assert_snapshot!(said.join("\n"), @r"
+    friday.yml:1:1: 262169 bytes: expected at most 262144 bytes: is it the right file?
+    friday.yml:3:68: nested or repeated too much: expected at most 16 levels, 20000 values and 100 aliases
+    friday.yml:3:263: this is not YAML: recursion limit exceeded
+    friday.yml:7:38: this is not YAML: alias replay limit exceeded: total_replayed_events=20001 > 20000
+    friday.yml:4:3: plan: 101 steps: expected at most 100 steps
+    ");
+    let unknown: String = (0..1000).map(|n| format!("x{n}: 1\n")).collect();
+    assert_eq!(
+        read(&with(&unknown), "f", &ReadOptions::default())
+            .unwrap_err()
+            .len(),
+        50
+    );
+    let long_value = with(&format!("keep_warm: {}", "ä".repeat(10_000)));
+    assert!(findings(&long_value).chars().count() < 300);
+}
+
+/// Every map of the schema by the path of a key in it, with its keys.
+fn maps(schema: &Json) -> Vec<(String, Vec<String>)> {
+    fn visit(schema: &Json, at: &Json, path: &str, maps: &mut Vec<(String, Vec<String>)>) {
+        if let Some(reference) = at["$ref"].as_str() {
+            visit(
+                schema,
+                schema.pointer(reference.trim_start_matches('#')).unwrap(),
+                path,
+                maps,
+            );
+        }
+        for choice in at["anyOf"].as_array().into_iter().flatten() {
+            visit(schema, choice, path, maps);
+        }
+        if let Some(properties) = at["properties"].as_object() {
+            let mut keys: Vec<_> = properties.keys().cloned().collect();
+            keys.sort();
+            maps.push((path.to_owned(), keys));
+            for (key, value) in properties {
+                visit(schema, value, &format!("{path}.{key}"), maps);
+            }
+        }
+        if at["items"].is_object() {
+            visit(schema, &at["items"], &format!("{path}[0]"), maps);
+        }
+        if at["additionalProperties"].is_object() {
+            visit(
+                schema,
+                &at["additionalProperties"],
+                &format!("{path}.any"),
+                maps,
+            );
+        }
+    }
+    let mut found = Vec::new();
+    visit(schema, schema, "", &mut found);
+    found
+}
+
+/// A file with nothing but one map that holds an unknown key.
+fn nested(path: &str) -> String {
+    let mut text = "{ zzzzzz: 1 }".to_owned();
+    for part in path.rsplit('.').filter(|part| !part.is_empty()) {
+        text = match part.strip_suffix("[0]") {
+            Some(key) => format!("{{ {key}: [{text}] }}"),
+            None => format!("{{ {part}: {text} }}"),
+        };
+    }
+    text
+}
+
+#[test]
+fn knows_the_same_keys_as_the_schema() {
+    let maps = maps(&schema());
+    assert!(maps.len() > 12, "{maps:?}");
+    for (path, keys) in maps {
+        let said = findings(&nested(&path));
+        let expected = format!("zzzzzz: unknown key: expected one of {}", keys.join(", "));
+        assert!(said.contains(&expected), "{path}: {expected}\n{said}");
+    }
+}
+
+#[test]
+fn has_the_same_defaults_as_the_schema() {
+    // A default of the schema, written out, changes nothing.
+    fn visit(at: &Json, path: &str) {
+        for (key, value) in at["properties"].as_object().into_iter().flatten() {
+            let path = format!("{path}.{key}");
+            if let Some(default) = value.get("default").filter(|_| path != ".service") {
+                let leaf = path.split('.').filter(|part| !part.is_empty()).rev();
+                let text = leaf.fold(default.to_string(), |text, part| {
+                    format!("{{ {part}: {text} }}")
+                });
+                let inner = &text[1..text.len() - 1];
+                assert_eq!(
+                    spec(&format!("{{ service: web, port: 80, {inner} }}")),
+                    spec(&with("")),
+                    "{path}"
+                );
+            }
+            visit(value, &path);
+        }
+    }
+    visit(&schema(), "");
+}
+
+#[test]
+fn finds_the_key_that_was_meant() {
+    let known = ["service", "port", "plan", "keep_warm"];
+    assert_eq!(fields::nearest("prot", &known), Some("port"));
+    assert_eq!(fields::nearest("Service", &known), Some("service"));
+    assert_eq!(fields::nearest("keepwarm", &known), Some("keep_warm"));
+    assert_eq!(fields::nearest("replicas", &known), None);
+}
+
+proptest! {
+    #[test]
+    fn never_panics_on_any_text(text in ".{0,200}") {
+        let read = read(&text, "f", &ReadOptions::default());
+        prop_assert!(read.is_ok() || !read.unwrap_err().is_empty());
+    }
+
+    #[test]
+    fn never_panics_on_a_file_with_a_piece_replaced(at in 0usize..1500, length in 0usize..20, piece in "[ -~\n]{0,12}") {
+        let mut bytes = example().as_bytes().to_vec();
+        let at = at.min(bytes.len());
+        let end = (at + length).min(bytes.len());
+        bytes.splice(at..end, piece.bytes());
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let read = read(&text, "f", &ReadOptions::default());
+        prop_assert!(read.is_ok() || !read.unwrap_err().is_empty());
+    }
+
+    #[test]
+    fn reads_back_what_a_valid_spec_would_be_written_as(
+        port in 1u16..,
+        points in prop::collection::btree_set(1u16..8_000, 1..6),
+        least in 0u64..60_000,
+        more in 0u64..600_000,
+        keep_warm in 0u64..300_000,
+        margin in 5u32..9_999,
+        slower in 1u32..90_000,
+    ) {
+        let show = |millis| show_duration(Duration::from_millis(millis));
+        let steps: String = points
+            .iter()
+            .map(|points| {
+                let weight = Weight::from_basis_points(*points).unwrap();
+                format!("  - {{ weight: {weight}, hold: {}..{} }}\n", show(least), show(least + more))
+            })
+            .collect();
+        let text = format!(
+            "service: web\nport: {port}\nplan:\n{steps}keep_warm: {}\nguard:\n  errors: {{ margin: {}% }}\n  latency: {{ p50: +{}% }}\n",
+            show(keep_warm), f64::from(margin) / 100.0, f64::from(slower) / 100.0,
+        );
+        let spec = read(&text, "f", &ReadOptions::default()).unwrap();
+        prop_assert_eq!(spec.port, port);
+        let hold = Hold { least: Duration::from_millis(least), most: Duration::from_millis(least + more) };
+        let steps: Vec<_> = points
+            .iter()
+            .map(|points| Step::Weight { weight: Weight::from_basis_points(*points).unwrap(), hold })
+            .collect();
+        prop_assert_eq!(spec.plan.steps(), steps);
+        prop_assert_eq!(spec.keep_warm, Duration::from_millis(keep_warm));
+        prop_assert!((spec.guard.errors_margin - f64::from(margin) / 1e4).abs() < 1e-12);
+        prop_assert!((spec.guard.latency_p50 - 1.0 - f64::from(slower) / 1e4).abs() < 1e-9);
+        // What a rollout keeps of it comes back the same from the store.
+        let json = serde_json::to_string(&spec).unwrap();
+        prop_assert_eq!(serde_json::from_str::<Spec>(&json).unwrap(), spec);
+    }
+}

@@ -1,0 +1,444 @@
+//! The program `friday` against a controller that answers from a script: what it sends, what it prints, and with which
+//! exit code it ends. The script is the far side of a protocol; what is tested runs as users run it.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test says what went wrong by failing there"
+)]
+
+mod controller;
+
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+use controller::{Controller, view};
+use rollout::Duration;
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+const SPEC: &str = "service: web\nport: 80\n";
+
+/// A file that is gone with its folder at the end of the test.
+fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("friday.yml");
+    std::fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+fn friday(url: &str, arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_friday"));
+    command
+        .env_clear()
+        .env("FRIDAY_URL", url)
+        .env("FRIDAY_AUTHOR", "ann")
+        .args(arguments.split_whitespace());
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+async fn output(mut command: Command) -> Output {
+    tokio::time::timeout(Duration::from_secs(60), command.output())
+        .await
+        .unwrap()
+        .unwrap()
+}
+
+/// Runs a command; its exit code, and what it printed to standard output and standard error.
+async fn run(url: &str, arguments: &str) -> (i32, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = output(friday(url, arguments)).await;
+    (
+        status.code().unwrap(),
+        String::from_utf8(stdout).unwrap(),
+        String::from_utf8(stderr).unwrap(),
+    )
+}
+
+fn deploy(spec: &Path, more: &str) -> String {
+    format!("deploy -f {} --image worker:v2 {more}", spec.display())
+}
+
+fn analyzing() -> Value {
+    view(
+        3,
+        json!({ "name": "analyzing", "step": 0, "elapsed_ms": 1000 }),
+        None,
+    )
+}
+
+fn rolled_back(cause: Value, ending: &str) -> Value {
+    view(
+        3,
+        json!({ "name": "rolled_back", "cause": cause }),
+        Some(ending),
+    )
+}
+
+fn promoted() -> Value {
+    view(3, json!({ "name": "promoted" }), Some("promoted"))
+}
+
+#[tokio::test]
+async fn ends_with_the_code_of_the_ending() {
+    let (_folder, spec) = file(SPEC);
+    let person = json!({ "kind": "person", "by": "ann" });
+    for (code, ended) in [
+        (0, promoted()),
+        (
+            10,
+            rolled_back(
+                json!({ "kind": "evidence", "signal": "errors" }),
+                "rolled_back",
+            ),
+        ),
+        (11, rolled_back(person, "aborted")),
+        (
+            12,
+            rolled_back(json!({ "kind": "superseded", "by": "web-4" }), "superseded"),
+        ),
+        (
+            13,
+            rolled_back(
+                json!({ "kind": "insufficient_evidence" }),
+                "insufficient_evidence",
+            ),
+        ),
+        (14, rolled_back(json!({ "kind": "not_ready" }), "not_ready")),
+    ] {
+        let controller = Controller::start(vec![analyzing(), analyzing(), ended.clone()]).await;
+        let (seen, out, err) = run(&controller.url(), &deploy(&spec, "--wait")).await;
+        assert_eq!(seen, code, "{out}{err}");
+        assert!(out.contains("web-3"), "{out}");
+        let again = Controller::start(vec![ended]).await;
+        assert_eq!(run(&again.url(), "status web").await.0, code);
+        assert_eq!(run(&again.url(), "status web --no-wait").await.0, 0);
+        assert_eq!(run(&again.url(), "get web -w").await.0, 0);
+    }
+}
+
+#[tokio::test]
+async fn sends_what_was_asked_for_and_signs_in() {
+    let (_folder, spec) = file("service: web\nport: 80\nplans: { quick: [{ weight: 25% }] }\n");
+    let controller = Controller::start(vec![analyzing()]).await;
+    let arguments = deploy(
+        &spec,
+        "--commit c0ffee --environment staging --plan quick --retry",
+    );
+    let mut command = friday(&controller.url(), &arguments);
+    command.env("FRIDAY_TOKEN", "s3cret");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = output(command).await;
+    assert!(status.success());
+    for printed in [stdout, stderr] {
+        assert!(!String::from_utf8(printed).unwrap().contains("s3cret"));
+    }
+    let sent = controller.requests().remove(0);
+    assert_eq!(
+        (sent.method.as_str(), sent.path.as_str()),
+        ("POST", "/api/v1/rollouts")
+    );
+    assert_eq!(sent.authorization.as_deref(), Some("Bearer s3cret"));
+    let expected = json!({
+        "spec": std::fs::read_to_string(&spec).unwrap(), "spec_name": spec.display().to_string(),
+        "image": "worker:v2", "commit": "c0ffee", "environment": "staging", "plan": "quick", "author": "ann", "retry": true,
+    });
+    assert_eq!(sent.body, expected);
+}
+
+#[tokio::test]
+async fn refuses_a_wrong_file_before_it_asks_anybody() {
+    let (folder, spec) = file("service: web\nport: 80\nprot: 81\nkeep_warm: 10x\n");
+    let controller = Controller::start(vec![analyzing()]).await;
+    let (code, out, err) = run(&controller.url(), &deploy(&spec, "")).await;
+    assert_eq!((code, out.as_str()), (20, ""));
+    let begin = format!(
+        "{}:3:1: prot: unknown key: expected one of ",
+        spec.display()
+    );
+    assert!(err.starts_with(&begin), "{err}");
+    assert!(
+        err.contains(":4:12: keep_warm: \"10x\": expected a duration"),
+        "{err}"
+    );
+    assert_eq!(controller.requests().len(), 0);
+
+    let (code, out, _) = run("http://127.0.0.1:1", &format!("lint {}", spec.display())).await;
+    assert_eq!((code, out.lines().count()), (20, 3), "{out}");
+    let (code, out, _) = run(
+        "http://127.0.0.1:1",
+        &format!("lint {} -o json", spec.display()),
+    )
+    .await;
+    let findings: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (code, &findings[1]["line"], &findings[1]["key"]),
+        (20, &json!(4), &json!("keep_warm"))
+    );
+    let (code, _, err) = run(
+        "http://127.0.0.1:1",
+        &format!("lint {}", folder.path().join("none.yml").display()),
+    )
+    .await;
+    assert_eq!(code, 2, "{err}");
+}
+
+#[tokio::test]
+async fn tells_refused_unreachable_failed_and_wrong_usage_apart() {
+    let problem = |status: u16, code: &str| json!({ "code": code, "status": status, "title": "No", "detail": "rollout web-9 is unknown; known: web-3" });
+    for (status, code) in [
+        (404, 20),
+        (409, 20),
+        (403, 20),
+        (422, 20),
+        (507, 20),
+        (500, 1),
+        (503, 30),
+    ] {
+        let controller = Controller::refuse(status, problem(status, "why")).await;
+        let (seen, _, err) = run(&controller.url(), "get web-9").await;
+        assert_eq!(seen, code, "{status}: {err}");
+        assert!(
+            err.contains("could not get rollout web-9") && err.contains("known: web-3"),
+            "{err}"
+        );
+        let (seen, out, err) = run(&controller.url(), "get web-9 -o json").await;
+        let said: Value = serde_json::from_str(&err).unwrap();
+        assert_eq!(
+            (seen, out.as_str(), &said["code"]),
+            (code, "", &json!("why"))
+        );
+    }
+    let stranger = Controller::refuse(404, json!("<html>")).await;
+    let (code, _, err) = run(&stranger.url(), "list").await;
+    assert_eq!(code, 30);
+    assert!(err.contains("not as a Friday controller does"), "{err}");
+
+    let (code, _, err) = run("http://127.0.0.1:1", "status web").await;
+    assert_eq!(code, 30);
+    assert!(
+        err.contains("http://127.0.0.1:1 is out of reach (is `friday serve` running there?"),
+        "{err}"
+    );
+
+    for wrong in [
+        "",
+        "deploy",
+        "get a/b",
+        "list --url https://x",
+        "list --url ftp://x",
+        "undo web --to x",
+    ] {
+        assert_eq!(run("http://127.0.0.1:1", wrong).await.0, 2, "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn f32_names_the_rollout_that_an_order_means() {
+    // By the service's name, the order goes to the rollout that was the newest when it was given.
+    for (arguments, order) in [
+        ("promote web", "promote"),
+        ("promote web --full", "promote_full"),
+        ("pause web", "pause"),
+        ("resume web", "resume"),
+        ("abort web", "abort"),
+        ("approve web", "approve"),
+        ("reject web-3", "reject"),
+        ("rollback web", "abort"),
+    ] {
+        let controller = Controller::start(vec![analyzing()]).await;
+        let (code, out, err) =
+            run(&controller.url(), &format!("{arguments} --reason because")).await;
+        assert_eq!(code, 0, "{out}{err}");
+        let sent = controller.requests().pop().unwrap();
+        assert_eq!(sent.path, "/api/v1/rollouts/web-3/orders", "{arguments}");
+        assert_eq!(
+            sent.body,
+            json!({ "order": order, "by": "ann", "reason": "because" })
+        );
+    }
+}
+
+#[tokio::test]
+async fn goes_back_by_abort_or_undo_whatever_fits() {
+    let sent = async |views: Vec<Value>, arguments: &str| {
+        let controller = Controller::start(views).await;
+        let (code, out, err) = run(&controller.url(), arguments).await;
+        let posts: Vec<_> = controller
+            .requests()
+            .into_iter()
+            .filter(|request| request.method == "POST")
+            .collect();
+        (
+            code,
+            posts
+                .into_iter()
+                .map(|request| (request.path, request.body))
+                .collect::<Vec<_>>(),
+            out + &err,
+        )
+    };
+    let (code, posts, _) = sent(vec![promoted()], "rollback web").await;
+    assert_eq!(
+        (code, posts),
+        (
+            0,
+            vec![("/api/v1/services/web/undo".into(), json!({ "by": "ann" }))]
+        )
+    );
+    let (code, posts, _) = sent(vec![promoted()], "undo web --to 1").await;
+    assert_eq!(
+        (code, posts),
+        (
+            0,
+            vec![(
+                "/api/v1/services/web/undo".into(),
+                json!({ "to": 1, "by": "ann" })
+            )]
+        )
+    );
+    let aborted = rolled_back(json!({ "kind": "person", "by": "ann" }), "aborted");
+    let (code, posts, _) = sent(vec![analyzing(), aborted], "rollback web --wait").await;
+    assert_eq!((code, posts.len()), (0, 1));
+    let ended = rolled_back(json!({ "kind": "deadline" }), "insufficient_evidence");
+    let (code, posts, out) = sent(vec![ended.clone()], "rollback web").await;
+    assert_eq!((code, posts), (0, vec![]));
+    assert!(
+        out.contains("nothing to do: requests go to worker:v1 already"),
+        "{out}"
+    );
+    let (code, posts, _) = sent(vec![ended], "retry web-3").await;
+    assert_eq!(
+        (code, posts),
+        (
+            0,
+            vec![("/api/v1/services/web/retry".into(), json!({ "by": "ann" }))]
+        )
+    );
+    // The newest is web-3: going back from an older one would undo another than was named.
+    for verb in ["rollback", "undo", "retry"] {
+        let old = view(2, json!({ "name": "promoted" }), Some("promoted"));
+        let (code, posts, out) = sent(vec![old, promoted()], &format!("{verb} web-2")).await;
+        assert_eq!((code, posts), (20, vec![]), "{out}");
+        assert!(
+            out.contains("web-2 is not the newest rollout of web, web-3 is"),
+            "{out}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn waits_on_while_the_controller_restarts() {
+    let controller = Controller::start(vec![analyzing()]).await;
+    let (url, address) = (controller.url(), controller.address());
+    let waiting = tokio::spawn(async move { run(&url, "status web").await });
+    controller.asked(2).await;
+    drop(controller);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let _restarted = Controller::start_at(address, vec![analyzing(), promoted()]).await;
+    let (code, out, err) = waiting.await.unwrap();
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(
+        out.contains("out of reach") && out.contains("the controller answers again"),
+        "{out}"
+    );
+}
+
+#[tokio::test]
+async fn gives_up_when_its_patience_ends() {
+    let controller = Controller::start(vec![analyzing()]).await;
+    let (code, _, err) = run(&controller.url(), "status web --timeout 1s").await;
+    assert_eq!(code, 1);
+    assert!(
+        err.contains("gave up after 1s (--timeout); web-3 goes on without us"),
+        "{err}"
+    );
+
+    let url = controller.url();
+    let waiting =
+        tokio::spawn(async move { run(&url, "status web --unreachable-timeout 1s").await });
+    // Two more requests than the wait before has made: this one has begun too.
+    controller.asked(4).await;
+    drop(controller);
+    let (code, _, err) = waiting.await.unwrap();
+    assert_eq!(code, 30, "{err}");
+}
+
+#[tokio::test]
+async fn prints_one_document_as_json_and_a_line_for_each_change_otherwise() {
+    let (_folder, spec) = file(SPEC);
+    let script = || vec![analyzing(), analyzing(), analyzing(), promoted()];
+    let controller = Controller::start(script()).await;
+    let (_, out, err) = run(&controller.url(), &deploy(&spec, "--wait -o json")).await;
+    let document: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(document["ending"], "promoted");
+    assert_eq!(err.matches("web-3 at").count(), 2, "{err}");
+
+    let controller = Controller::start(script()).await;
+    let (_, out, _) = run(&controller.url(), "get web -w -o json").await;
+    assert!(out.lines().count() >= 2);
+    for line in out.lines() {
+        assert_eq!(serde_json::from_str::<Value>(line).unwrap()["id"], "web-3");
+    }
+
+    let controller = Controller::start(script()).await;
+    let (_, out, _) = run(&controller.url(), "get web -w").await;
+    assert_eq!(out.matches("web-3 at").count(), 2, "{out}");
+    assert!(!out.contains('\x1b'), "{out}");
+}
+
+#[tokio::test]
+async fn folds_each_phase_in_the_log_of_a_gitlab_job() {
+    let controller = Controller::start(vec![analyzing(), analyzing(), promoted()]).await;
+    let mut command = friday(&controller.url(), "status web");
+    command.env("GITLAB_CI", "true");
+    let out = String::from_utf8(output(command).await.stdout).unwrap();
+    for phase in ["analyzing", "promoted"] {
+        let starts = out.matches("\x1b[0Ksection_start:").count();
+        assert_eq!(starts, 2, "{out}");
+        assert!(
+            out.contains(&format!(":friday_{phase}_0\r\x1b[0K")),
+            "{out}"
+        );
+    }
+    assert_eq!(out.matches("section_end:").count(), 2, "{out}");
+}
+
+#[tokio::test]
+async fn lists_shows_and_explains() {
+    let controller = Controller::start(vec![analyzing()]).await;
+    for (arguments, expected) in [
+        (
+            "list",
+            "web      ◌ Progressing  web-3    10%     worker:v1  message of web-3",
+        ),
+        ("history web", "3         running  worker:v2"),
+        ("get web", "Name:            web-3"),
+        ("explain web", "Nothing was judged"),
+        ("schema", "\"title\": \"friday.yml\""),
+        ("version", "friday 0."),
+    ] {
+        let (code, out, err) = run(&controller.url(), arguments).await;
+        assert_eq!(code, 0, "{arguments}: {err}");
+        assert!(out.contains(expected), "{arguments}: {out}");
+    }
+    for arguments in [
+        "list -o json",
+        "history web -o json",
+        "get web -o json",
+        "explain web -o json",
+    ] {
+        let (code, out, _) = run(&controller.url(), arguments).await;
+        assert_eq!(code, 0);
+        assert!(
+            serde_json::from_str::<Value>(&out).is_ok(),
+            "{arguments}: {out}"
+        );
+    }
+}

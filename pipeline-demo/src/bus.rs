@@ -1,0 +1,225 @@
+//! The message bus between the steps of the pipeline: what the pipeline needs of one, in Kafka's words.
+//!
+//! A topic has partitions; a record keeps its place (partition and offset); a group commits, for each partition, the
+//! offset from which it wants to go on. Delivery is at least once: whoever consumes commits only what is done, in order,
+//! and whatever it does must bear to be done twice.
+
+mod kafka;
+mod local;
+
+use std::error::Error;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+pub use kafka::Kafka;
+pub use local::LocalLog;
+
+use crate::tweet::RECORD_BYTES_MAX;
+
+/// Tweets, as they came; keyed by author.
+pub const TWEETS: &str = "tweets";
+/// What the workers found out about them; keyed by tweet.
+pub const RESULTS: &str = "results";
+/// Dead letters: records that are no tweets, with the reason; keyed by their place in [`TWEETS`].
+pub const MALFORMED: &str = "malformed";
+
+/// Largest record of any topic. A dead letter holds the original as base64, which takes 4 bytes for 3, and a few words.
+pub const BUS_RECORD_BYTES_MAX: usize = RECORD_BYTES_MAX * 4 / 3 + 16 * 1024;
+
+/// Partitions of a topic that is created here. Four let a feeder be scaled to four instances later on.
+pub const PARTITIONS: u32 = 4;
+
+/// A message bus.
+#[async_trait]
+pub trait Bus: Send + Sync + fmt::Debug {
+    /// Creates the topic unless it exists.
+    async fn ensure_topic(&self, topic: &str) -> Result<(), BusError>;
+
+    /// How many partitions the topic has.
+    async fn partitions(&self, topic: &str) -> Result<u32, BusError>;
+
+    /// Appends a record; returns once it is durable. Records with equal keys go to one partition, in the order of calls
+    /// that were awaited one after the other. Many calls at once travel as one batch.
+    ///
+    /// # Cancel safety
+    /// A call that is dropped may or may not have appended its record.
+    async fn produce(&self, topic: &str, record: NewRecord) -> Result<Position, BusError>;
+
+    /// A consumer of all the topic's partitions, from what the group committed last, or from the oldest record kept.
+    /// A group has one consumer at a time; scaling a group over several processes is not here yet.
+    async fn consumer(&self, topic: &str, group: &str) -> Result<Box<dyn Consumer>, BusError>;
+
+    /// Records of the topic that the group has not committed yet; all that is kept, for a group that never consumed.
+    async fn lag(&self, topic: &str, group: &str) -> Result<u64, BusError>;
+}
+
+/// One group's view of one topic.
+#[async_trait]
+pub trait Consumer: Send + fmt::Debug {
+    /// At least one and at most `records_max` records, in order of offset for each partition; waits while there is none.
+    ///
+    /// # Cancel safety
+    /// A call that is dropped took nothing.
+    async fn next(&mut self, records_max: usize) -> Result<Vec<Record>, BusError>;
+
+    /// Saves, for each partition given, the offset from which the group goes on: one more than the last one done.
+    async fn commit(&mut self, next: &[Position]) -> Result<(), BusError>;
+}
+
+/// A record to append.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewRecord {
+    /// What chooses the partition; without a key the partitions take turns.
+    pub key: Option<Bytes>,
+    /// The payload, at most [`BUS_RECORD_BYTES_MAX`].
+    pub value: Bytes,
+}
+
+/// A record that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Where it stands in its topic.
+    pub position: Position,
+    /// The key it was produced with.
+    pub key: Option<Bytes>,
+    /// The payload.
+    pub value: Bytes,
+}
+
+/// A place in a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Position {
+    /// From 0.
+    pub partition: u32,
+    /// Grows by at least one with every record of the partition.
+    pub offset: i64,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.partition, self.offset)
+    }
+}
+
+/// Which bus to use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BusConfig {
+    /// A durable log in an SQLite file in this directory.
+    Local(PathBuf),
+    /// The Kafka brokers at `HOST:PORT[,HOST:PORT…]`.
+    Kafka(String),
+}
+
+impl BusConfig {
+    /// Opens the bus and makes sure that the pipeline's topics exist.
+    ///
+    /// # Errors
+    /// When the directory cannot be used or no broker answers.
+    pub async fn open(&self) -> Result<Arc<dyn Bus>, BusError> {
+        let bus: Arc<dyn Bus> = match self {
+            Self::Local(directory) => Arc::new(LocalLog::open(directory).await?),
+            Self::Kafka(brokers) => Arc::new(Kafka::connect(brokers)?),
+        };
+        for topic in [TWEETS, RESULTS, MALFORMED] {
+            bus.ensure_topic(topic).await?;
+        }
+        Ok(bus)
+    }
+}
+
+/// Why the bus did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// The local log cannot be opened.
+    #[error("cannot open the local log {}", path.display())]
+    Open {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the file system or SQLite said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The configuration makes no Kafka client.
+    #[error("cannot make a Kafka client for {brokers}")]
+    Client {
+        /// The brokers that were given.
+        brokers: String,
+        /// What librdkafka said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The bus is out of reach or busy; it may be well again in a moment.
+    #[error("the bus could not {action} topic {topic}")]
+    Unavailable {
+        /// What was tried.
+        action: &'static str,
+        /// On which topic.
+        topic: String,
+        /// What the bus said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The partition holds as many records as it may; its consumers have to catch up first.
+    #[error("partition {partition} of topic {topic} is full")]
+    Full {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: u32,
+    },
+    /// The record is larger than [`BUS_RECORD_BYTES_MAX`].
+    #[error(
+        "a record of {bytes} bytes is more than the {BUS_RECORD_BYTES_MAX} that topic {topic} takes"
+    )]
+    TooLarge {
+        /// The topic.
+        topic: String,
+        /// The record's size.
+        bytes: usize,
+    },
+    /// There is no such topic.
+    #[error("there is no topic {topic}")]
+    UnknownTopic {
+        /// The topic.
+        topic: String,
+    },
+    /// Another consumer of the group is running.
+    #[error("another process consumes topic {topic} as group {group}")]
+    GroupTaken {
+        /// The topic.
+        topic: String,
+        /// The group.
+        group: String,
+    },
+    /// The bus was closed.
+    #[error("the bus is closed")]
+    Closed,
+}
+
+impl BusError {
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        match self {
+            Self::Unavailable { .. } | Self::Full { .. } => true,
+            Self::Open { .. }
+            | Self::Client { .. }
+            | Self::TooLarge { .. }
+            | Self::UnknownTopic { .. }
+            | Self::GroupTaken { .. }
+            | Self::Closed => false,
+        }
+    }
+}
+
+/// Refuses a record that is too large for the bus.
+fn check_size(topic: &str, record: &NewRecord) -> Result<(), BusError> {
+    let bytes = record.value.len() + record.key.as_ref().map_or(0, Bytes::len);
+    if bytes > BUS_RECORD_BYTES_MAX {
+        let topic = topic.to_owned();
+        return Err(BusError::TooLarge { topic, bytes });
+    }
+    Ok(())
+}

@@ -1,0 +1,402 @@
+//! A durable log in one SQLite file: the bus of a machine on which nothing is installed.
+//!
+//! Several processes may have it open at once (subscriber, feeder, sink): SQLite's WAL lets them read while one writes.
+//! A record that was produced survives the death of any process and of the machine (`synchronous = FULL`). In each
+//! process one task writes and takes everything that waits into one transaction, so the disk is synchronised once for
+//! many records. Records below what every group has committed are deleted as time passes, and SQLite uses their pages
+//! again, so a demo that runs for days stays small.
+
+mod writer;
+
+use std::collections::VecDeque;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sqlx::Row;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{Bus, BusError, Consumer, NewRecord, PARTITIONS, Position, Record, check_size};
+use writer::Write;
+
+/// The log's file in its directory.
+const FILE: &str = "log.sqlite";
+
+/// Version of the tables, kept in the file's `user_version`.
+const SCHEMA_VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+    CREATE TABLE topics (
+        topic TEXT PRIMARY KEY, id INTEGER NOT NULL UNIQUE, partitions INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE heads (
+        topic INTEGER NOT NULL, partition INTEGER NOT NULL, next INTEGER NOT NULL,
+        PRIMARY KEY (topic, partition)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE records (
+        topic INTEGER NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL,
+        key BLOB, value BLOB NOT NULL,
+        PRIMARY KEY (topic, partition, offset)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE groups (
+        topic INTEGER NOT NULL, name TEXT NOT NULL, partition INTEGER NOT NULL, committed INTEGER NOT NULL,
+        PRIMARY KEY (topic, name, partition)
+    ) STRICT, WITHOUT ROWID;
+    PRAGMA user_version = 1;";
+
+/// How long SQLite waits for another process's transaction. Ours take milliseconds; a machine under load, or a disk that
+/// is slow to synchronise, may take seconds.
+const BUSY_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// How often an idle consumer looks whether another process produced something: what a record may wait at most, at a
+/// price of 50 tiny queries a second. Records of the same process wake it at once.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Records a consumer reads ahead at most: 100 KB of tweets, 46 MB if each were as large as a record may be.
+const READ_AHEAD_MAX: usize = 128;
+
+/// How long a new consumer waits for the one before it to end, as when a process is replaced.
+const GROUP_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Writes that may wait for the writing task; then `produce` itself waits.
+const WRITES_WAITING_MAX: usize = 4_096;
+
+/// Connections for reading: each consumer and each question holds one for a moment.
+const READERS_MAX: u32 = 4;
+
+/// The local log.
+#[derive(Debug)]
+pub struct LocalLog {
+    shared: Arc<Shared>,
+    writes: mpsc::Sender<Write>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    directory: PathBuf,
+    readers: SqlitePool,
+    /// Counts the transactions of this process, to wake its consumers.
+    appended: watch::Sender<u64>,
+}
+
+impl LocalLog {
+    /// Opens the log in `directory` and creates both if they are missing.
+    ///
+    /// # Errors
+    /// When the directory or the file cannot be used; a file that is damaged, or of a newer version, is left as it is.
+    pub async fn open(directory: &Path) -> Result<Self, BusError> {
+        let path = directory.join(FILE);
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| BusError::Open {
+            path: path.clone(),
+            source,
+        };
+        // Two processes that create the file at once would trip over each other; the lock ends with this function.
+        let _opening = lock(directory, "open")
+            .await
+            .map_err(|e| failed(e.into()))?;
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_WAIT_MAX);
+        let writers = SqlitePoolOptions::new().max_connections(1);
+        let writers = writers.connect_with(options.clone()).await;
+        let writers = writers.map_err(|e| failed(e.into()))?;
+        let version: i64 = sqlx::query_scalar("PRAGMA user_version")
+            .fetch_one(&writers)
+            .await
+            .map_err(|e| failed(e.into()))?;
+        match version {
+            SCHEMA_VERSION => {}
+            0 => {
+                let created = sqlx::raw_sql(SCHEMA).execute(&writers).await;
+                created.map_err(|e| failed(e.into()))?;
+            }
+            newer => {
+                let text = format!("its tables are of version {newer}, not {SCHEMA_VERSION}");
+                return Err(failed(text.into()));
+            }
+        }
+        let readers = SqlitePoolOptions::new().max_connections(READERS_MAX);
+        let readers = readers.connect_with(options).await;
+        let shared = Arc::new(Shared {
+            directory: directory.to_owned(),
+            readers: readers.map_err(|e| failed(e.into()))?,
+            appended: watch::Sender::new(0),
+        });
+        let (writes, waiting) = mpsc::channel(WRITES_WAITING_MAX);
+        // Ends by itself when the log and all its consumers are dropped and what they wrote is saved.
+        tokio::spawn(writer::run(writers, shared.clone(), waiting));
+        Ok(Self { shared, writes })
+    }
+}
+
+#[async_trait]
+impl Bus for LocalLog {
+    async fn ensure_topic(&self, topic: &str) -> Result<(), BusError> {
+        if self.shared.topic(topic).await?.is_some() {
+            return Ok(());
+        }
+        ask(&self.writes, |done| Write::Topic {
+            topic: topic.to_owned(),
+            partitions: PARTITIONS,
+            done,
+        })
+        .await
+    }
+
+    async fn partitions(&self, topic: &str) -> Result<u32, BusError> {
+        Ok(self.shared.known_topic(topic).await?.partitions)
+    }
+
+    async fn produce(&self, topic: &str, record: NewRecord) -> Result<Position, BusError> {
+        check_size(topic, &record)?;
+        ask(&self.writes, |done| Write::Append {
+            topic: topic.to_owned(),
+            record,
+            done,
+        })
+        .await
+    }
+
+    async fn consumer(&self, topic: &str, group: &str) -> Result<Box<dyn Consumer>, BusError> {
+        let Topic { id, partitions } = self.shared.known_topic(topic).await?;
+        let lock = self.shared.lock_group(topic, group).await?;
+        let next = ask(&self.writes, |done| Write::Join {
+            topic: id,
+            group: group.to_owned(),
+            partitions,
+            done,
+        })
+        .await?;
+        Ok(Box::new(LocalConsumer {
+            shared: self.shared.clone(),
+            writes: self.writes.clone(),
+            topic: topic.to_owned(),
+            topic_id: id,
+            group: group.to_owned(),
+            ahead: VecDeque::new(),
+            next,
+            first: 0,
+            heads_read: None,
+            idle_until: None,
+            appended: self.shared.appended.subscribe(),
+            _lock: lock,
+        }))
+    }
+
+    async fn lag(&self, topic: &str, group: &str) -> Result<u64, BusError> {
+        let Topic { id, .. } = self.shared.known_topic(topic).await?;
+        let lag: i64 = sqlx::query_scalar(
+            "SELECT coalesce(sum(heads.next - coalesce(groups.committed,
+                (SELECT min(offset) FROM records
+                 WHERE records.topic = heads.topic AND records.partition = heads.partition), heads.next)), 0)
+             FROM heads LEFT JOIN groups
+             ON groups.topic = heads.topic AND groups.partition = heads.partition AND groups.name = ?2
+             WHERE heads.topic = ?1",
+        )
+        .bind(id)
+        .bind(group)
+        .fetch_one(&self.shared.readers)
+        .await
+        .map_err(unavailable("read", topic))?;
+        Ok(lag.max(0).cast_unsigned())
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Topic {
+    id: i64,
+    partitions: u32,
+}
+
+impl Shared {
+    async fn topic(&self, topic: &str) -> Result<Option<Topic>, BusError> {
+        let row = sqlx::query("SELECT id, partitions FROM topics WHERE topic = ?")
+            .bind(topic)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(unavailable("find", topic))?;
+        Ok(row.map(|row| Topic {
+            id: row.get(0),
+            partitions: row.get(1),
+        }))
+    }
+
+    async fn known_topic(&self, topic: &str) -> Result<Topic, BusError> {
+        self.topic(topic).await?.ok_or(BusError::UnknownTopic {
+            topic: topic.to_owned(),
+        })
+    }
+
+    /// A file lock that the system frees when its holder ends, however it ends.
+    async fn lock_group(&self, topic: &str, group: &str) -> Result<File, BusError> {
+        let path = self.directory.join(format!("{topic}.{group}.lock"));
+        let failed = |source: std::io::Error| BusError::Open {
+            path: path.clone(),
+            source: source.into(),
+        };
+        let file = File::create(&path).map_err(failed)?;
+        let deadline = Instant::now() + GROUP_WAIT_MAX;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => sleep(POLL).await,
+                Err(TryLockError::WouldBlock) => {
+                    let (topic, group) = (topic.to_owned(), group.to_owned());
+                    return Err(BusError::GroupTaken { topic, group });
+                }
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+            }
+        }
+    }
+}
+
+/// Creates `directory` and waits for the lock `name` in it.
+async fn lock(directory: &Path, name: &str) -> std::io::Result<File> {
+    std::fs::create_dir_all(directory)?;
+    let file = File::create(directory.join(format!("{name}.lock")))?;
+    let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file));
+    locked.await.map_err(std::io::Error::other)?
+}
+
+/// Hands a write to the writing task and waits for its answer.
+async fn ask<T>(
+    writes: &mpsc::Sender<Write>,
+    write: impl FnOnce(oneshot::Sender<Result<T, BusError>>) -> Write,
+) -> Result<T, BusError> {
+    let (done, answer) = oneshot::channel();
+    let sent = writes.send(write(done)).await;
+    sent.map_err(|_| BusError::Closed)?;
+    answer.await.map_err(|_| BusError::Closed)?
+}
+
+fn unavailable(action: &'static str, topic: &str) -> impl FnOnce(sqlx::Error) -> BusError {
+    move |source| BusError::Unavailable {
+        action,
+        topic: topic.to_owned(),
+        source: source.into(),
+    }
+}
+
+#[derive(Debug)]
+struct LocalConsumer {
+    shared: Arc<Shared>,
+    writes: mpsc::Sender<Write>,
+    topic: String,
+    topic_id: i64,
+    group: String,
+    /// Read and not taken yet.
+    ahead: VecDeque<Record>,
+    /// The next offset to read, by partition.
+    next: Vec<i64>,
+    /// The partition to look at first, so that a busy one cannot starve the others.
+    first: usize,
+    /// The sum of the heads when all was read.
+    heads_read: Option<i64>,
+    /// Until when there is no need to look, unless this process appends.
+    idle_until: Option<Instant>,
+    appended: watch::Receiver<u64>,
+    /// Held while this consumer lives: a group has one.
+    _lock: File,
+}
+
+#[async_trait]
+impl Consumer for LocalConsumer {
+    async fn next(&mut self, records_max: usize) -> Result<Vec<Record>, BusError> {
+        while self.ahead.is_empty() {
+            if let Some(until) = self.idle_until {
+                // Whether it was woken or the time is over: it looks again.
+                timeout_at(until, self.appended.changed()).await.ok();
+                self.idle_until = None;
+            }
+            self.look().await?;
+        }
+        // Nothing is awaited from here on: a call that is dropped took nothing.
+        let taken = records_max.clamp(1, self.ahead.len().max(1));
+        Ok(self.ahead.drain(..taken).collect())
+    }
+
+    async fn commit(&mut self, next: &[Position]) -> Result<(), BusError> {
+        if next.is_empty() {
+            return Ok(());
+        }
+        ask(&self.writes, |done| Write::Commit {
+            topic: self.topic_id,
+            group: self.group.clone(),
+            next: next.to_vec(),
+            done,
+        })
+        .await
+    }
+}
+
+impl LocalConsumer {
+    /// Reads ahead what there is; nothing is changed before all of it is read.
+    async fn look(&mut self) -> Result<(), BusError> {
+        let heads = self.heads().await?;
+        let records = match self.heads_read {
+            Some(read) if read == heads => Vec::new(),
+            Some(_) | None => self.read().await?,
+        };
+        if records.is_empty() {
+            self.heads_read = Some(heads);
+            self.idle_until = Some(Instant::now() + POLL);
+            return Ok(());
+        }
+        for Record { position, .. } in &records {
+            self.next[position.partition as usize] = position.offset + 1;
+        }
+        self.first = (self.first + 1) % self.next.len().max(1);
+        self.heads_read = None;
+        self.ahead.extend(records);
+        Ok(())
+    }
+
+    async fn heads(&self) -> Result<i64, BusError> {
+        sqlx::query_scalar("SELECT coalesce(sum(next), 0) FROM heads WHERE topic = ?")
+            .bind(self.topic_id)
+            .fetch_one(&self.shared.readers)
+            .await
+            .map_err(unavailable("read", &self.topic))
+    }
+
+    async fn read(&self) -> Result<Vec<Record>, BusError> {
+        let mut records = Vec::new();
+        for turn in 0..self.next.len() {
+            let partition = (self.first + turn) % self.next.len();
+            let wanted = READ_AHEAD_MAX.saturating_sub(records.len());
+            if wanted == 0 {
+                break;
+            }
+            let rows = sqlx::query(
+                "SELECT offset, key, value FROM records
+                 WHERE topic = ? AND partition = ? AND offset >= ? ORDER BY offset LIMIT ?",
+            )
+            .bind(self.topic_id)
+            .bind(partition as i64)
+            .bind(self.next[partition])
+            .bind(wanted as i64)
+            .fetch_all(&self.shared.readers)
+            .await
+            .map_err(unavailable("read", &self.topic))?;
+            records.extend(rows.into_iter().map(|row| Record {
+                position: Position {
+                    partition: partition as u32,
+                    offset: row.get(0),
+                },
+                key: row.get::<Option<Vec<u8>>, _>(1).map(Bytes::from),
+                value: row.get::<Vec<u8>, _>(2).into(),
+            }));
+        }
+        Ok(records)
+    }
+}

@@ -1,0 +1,388 @@
+//! The command line: a subcommand for each step of the pipeline.
+
+use std::io::IsTerminal;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+use crate::bus::BusConfig;
+use crate::demo::{self, DemoArgs};
+use crate::feeder::{self, FeederConfig, Pin};
+use crate::producer::{self, ProducerConfig};
+use crate::server::ServerConfig;
+use crate::sink::{self, SinkConfig, SqliteStorage, Storage};
+use crate::source::SourceConfig;
+use crate::telemetry::Identity;
+use crate::worker::{self, Fault, WorkerConfig};
+
+/// A pipeline of tweets to try releases on.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Cli {
+    /// Write the logs as JSON, one object a line
+    #[arg(long, global = true)]
+    log_json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// A step of the pipeline.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Append tweets to the bus at an even rate; prints what it produced
+    Produce(Produce),
+    /// Send each tweet of the bus to the proxy and keep the answers; prints what it did
+    Feed(Feed),
+    /// Serve tasks: the service that is released
+    Work(Work),
+    /// Store results and dead letters; prints how many there are
+    Sink(SinkArgs),
+    /// Print how many results and dead letters are stored
+    Query(Query),
+    /// Try the whole system on this machine: all parts, a release, and what became of it
+    Demo(DemoArgs),
+    /// The command line of the controller: `pipeline-demo friday get tweets-worker`
+    #[command(disable_help_flag = true)]
+    Friday {
+        /// What follows `friday`
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<std::ffi::OsString>,
+    },
+    /// Run the controller, as `friday serve` does
+    Serve(friday::app::ServeArgs),
+    /// Run the proxy, as `friday-proxy` does
+    Proxy(friday_proxy::config::Args),
+}
+
+#[derive(Debug, Args)]
+struct Bus {
+    /// Directory of the local log, created if missing
+    #[arg(long, value_name = "DIR", required_unless_present = "kafka")]
+    bus: Option<PathBuf>,
+    /// Kafka brokers to use instead of the local log
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "bus")]
+    kafka: Option<String>,
+}
+
+impl From<Bus> for BusConfig {
+    fn from(Bus { bus, kafka }: Bus) -> Self {
+        match (kafka, bus) {
+            (Some(brokers), _) => Self::Kafka(brokers),
+            (None, directory) => Self::Local(directory.unwrap_or_default()),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct Served {
+    /// Where to answer /live, /ready, /metrics and /counts; port 0 takes any free one
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<SocketAddr>,
+    /// File to write the address to, once it listens
+    #[arg(long, value_name = "FILE")]
+    addresses_file: Option<PathBuf>,
+}
+
+impl Served {
+    fn or(self, default: SocketAddr) -> ServerConfig {
+        ServerConfig {
+            listen: self.listen.unwrap_or(default),
+            addresses_file: self.addresses_file,
+        }
+    }
+
+    fn or_any_port(self) -> ServerConfig {
+        self.or((Ipv4Addr::LOCALHOST, 0).into())
+    }
+}
+
+#[derive(Debug, Args)]
+struct Labels {
+    /// Label of the metrics
+    #[arg(long, env = "FRIDAY_SERVICE", default_value = "")]
+    service: String,
+    /// Label of the metrics, and of each result
+    #[arg(long, env = "FRIDAY_RELEASE", default_value = "")]
+    release: String,
+    /// Label of the metrics: stable or canary
+    #[arg(long, env = "FRIDAY_ARM", default_value = "")]
+    arm: String,
+    /// Label of the metrics
+    #[arg(long, env = "FRIDAY_NODE", default_value = "")]
+    node: String,
+    /// Label of the metrics
+    #[arg(long, env = "FRIDAY_ENVIRONMENT", default_value = "")]
+    environment: String,
+}
+
+impl From<Labels> for Identity {
+    fn from(labels: Labels) -> Self {
+        Self {
+            service: labels.service,
+            release: labels.release,
+            arm: labels.arm,
+            node: labels.node,
+            environment: labels.environment,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct Produce {
+    #[command(flatten)]
+    bus: Bus,
+    /// File of tweets, one JSON object a line, looped; without it, tweets are made up
+    #[arg(long, value_name = "FILE.jsonl")]
+    input: Option<PathBuf>,
+    /// End with the file instead of looping it
+    #[arg(long, requires = "input")]
+    once: bool,
+    /// Records a second
+    #[arg(long, default_value = "200", value_parser = positive)]
+    rate: f64,
+    /// End after this many seconds
+    #[arg(long, value_name = "N", value_parser = seconds)]
+    seconds: Option<Duration>,
+    /// Share of malformed records, added to the good ones, from 0 to 0.9
+    #[arg(long, value_name = "SHARE", default_value = "0", value_parser = share)]
+    malformed_share: f64,
+    /// Seed of what is made up
+    #[arg(long, default_value = "1")]
+    seed: u64,
+    #[command(flatten)]
+    served: Served,
+    #[command(flatten)]
+    labels: Labels,
+}
+
+#[derive(Debug, Args)]
+struct Feed {
+    #[command(flatten)]
+    bus: Bus,
+    /// The proxy; tasks go to its /tasks
+    #[arg(long, value_name = "URL")]
+    proxy: String,
+    /// Most tasks in flight
+    #[arg(long, value_name = "N", default_value_t = feeder::IN_FLIGHT_DEFAULT as u32,
+        value_parser = clap::value_parser!(u32).range(1..=4096))]
+    in_flight: u32,
+    /// How long one attempt may take
+    #[arg(long, value_name = "N", default_value = "10", value_parser = seconds)]
+    attempt_seconds: Duration,
+    /// Send every task to one release, whatever the weights
+    #[arg(long, value_enum)]
+    pin: Option<Pin>,
+    #[command(flatten)]
+    served: Served,
+    #[command(flatten)]
+    labels: Labels,
+}
+
+#[derive(Debug, Args)]
+struct Work {
+    #[command(flatten)]
+    served: Served,
+    /// Port on loopback to listen on, unless --listen is given
+    #[arg(long, env = "PORT")]
+    port: Option<u16>,
+    #[command(flatten)]
+    labels: Labels,
+    /// What is wrong with this release
+    #[arg(long, value_enum, default_value = "good")]
+    fault: Fault,
+    /// How long requests in flight may take once told to stop
+    #[arg(long, value_name = "N", default_value = "10", value_parser = seconds)]
+    drain_seconds: Duration,
+}
+
+#[derive(Debug, Args)]
+struct SinkArgs {
+    #[command(flatten)]
+    bus: Bus,
+    /// SQLite file to store in, created if missing
+    #[arg(long, value_name = "FILE")]
+    db: PathBuf,
+    #[command(flatten)]
+    served: Served,
+    #[command(flatten)]
+    labels: Labels,
+}
+
+#[derive(Debug, Args)]
+struct Query {
+    /// SQLite file of the sink
+    #[arg(long, value_name = "FILE")]
+    db: PathBuf,
+}
+
+impl Cli {
+    /// Logs go to standard error; `RUST_LOG` chooses which, by default from `info` on.
+    pub fn start_logs(&self) {
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+        let logs = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal());
+        if self.log_json {
+            logs.json().init();
+        } else {
+            logs.init();
+        }
+    }
+
+    /// Runs the subcommand until it ends or the process is told to stop, and prints its record.
+    ///
+    /// # Errors
+    /// What went wrong, with its causes.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let record = match self.command {
+            Command::Produce(args) => produce(args, told_to_stop()?).await?,
+            Command::Feed(args) => feed(args, told_to_stop()?).await?,
+            Command::Work(args) => work(args, told_to_stop()?).await?,
+            Command::Sink(args) => sink(args, told_to_stop()?).await?,
+            Command::Query(args) => query(args).await?,
+            Command::Demo(args) => return demo::run(args, told_to_stop()?).await,
+            Command::Friday { args } => {
+                let words = std::iter::once("friday".into()).chain(args);
+                return Ok(friday::cli::run(friday::cli::Cli::parse_from(words)).await);
+            }
+            Command::Serve(args) => {
+                friday::app::serve(args).await?;
+                Value::Null
+            }
+            Command::Proxy(args) => {
+                let config = friday_proxy::config::Config::try_from(args)?;
+                friday_proxy::app::run(config, told_to_stop()?).await?;
+                Value::Null
+            }
+        };
+        if !record.is_null() {
+            println!("{record}");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+async fn produce(args: Produce, shutdown: CancellationToken) -> anyhow::Result<Value> {
+    let config = ProducerConfig {
+        bus: args.bus.into(),
+        source: SourceConfig {
+            input: args.input,
+            once: args.once,
+            seed: args.seed,
+            malformed_share: args.malformed_share,
+        },
+        rate: args.rate,
+        duration: args.seconds,
+        server: args.served.or_any_port(),
+        identity: args.labels.into(),
+    };
+    Ok(json!(producer::run(config, shutdown).await?))
+}
+
+async fn feed(args: Feed, shutdown: CancellationToken) -> anyhow::Result<Value> {
+    let config = FeederConfig {
+        bus: args.bus.into(),
+        proxy: args.proxy,
+        in_flight_max: args.in_flight as usize,
+        attempt_wait_max: args.attempt_seconds,
+        pin: args.pin,
+        server: args.served.or_any_port(),
+        identity: args.labels.into(),
+    };
+    Ok(json!(feeder::run(config, shutdown).await?))
+}
+
+async fn work(args: Work, shutdown: CancellationToken) -> anyhow::Result<Value> {
+    let config = WorkerConfig {
+        server: args.served.or(worker::listen_default(args.port)),
+        identity: args.labels.into(),
+        fault: args.fault,
+        drain_wait_max: args.drain_seconds,
+    };
+    worker::run(config, shutdown).await?;
+    Ok(Value::Null)
+}
+
+async fn sink(args: SinkArgs, shutdown: CancellationToken) -> anyhow::Result<Value> {
+    let config = SinkConfig {
+        bus: args.bus.into(),
+        database: args.db,
+        server: args.served.or_any_port(),
+        identity: args.labels.into(),
+    };
+    Ok(json!(sink::run(config, shutdown).await?))
+}
+
+async fn query(args: Query) -> anyhow::Result<Value> {
+    let storage = SqliteStorage::open_to_read(&args.db).await?;
+    Ok(json!(storage.stored().await?))
+}
+
+/// Cancelled by SIGTERM or Ctrl-C.
+fn told_to_stop() -> anyhow::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
+    let token = CancellationToken::new();
+    let told = token.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => info!("told to stop by SIGTERM"),
+            _ = interrupt.recv() => info!("told to stop by Ctrl-C"),
+        }
+        told.cancel();
+    });
+    Ok(token)
+}
+
+pub(crate) fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number <= 1e6 => Ok(number),
+        Ok(_) | Err(_) => Err("expected a number above 0 and up to 1000000".to_owned()),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=0.9).contains(&share) => Ok(share),
+        Ok(_) | Err(_) => Err("expected a share from 0 to 0.9, such as 0.05".to_owned()),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    positive(text).map(Duration::from_secs_f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bus_is_needed_and_only_one() {
+        let parse = |args: &[&str]| Cli::try_parse_from([&["pipeline-demo"], args].concat());
+        assert!(parse(&["produce"]).is_err());
+        assert!(parse(&["produce", "--bus", "a", "--kafka", "b:1"]).is_err());
+        assert!(parse(&["produce", "--kafka", "b:1"]).is_ok());
+        assert!(parse(&["produce", "--bus", "a", "--rate", "0"]).is_err());
+    }
+}

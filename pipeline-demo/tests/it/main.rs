@@ -1,0 +1,12 @@
+//! The pipeline's steps together: real sockets, real files, real processes.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "in a test, a panic is how it says that it failed"
+)]
+
+mod bus_contract;
+mod commands;
+mod failures;
+mod real_tweets;
+mod support;

@@ -1,1 +1,16 @@
-//! Starts real components.
+//! Starts the real programs and watches them from outside: what the scenarios in `tests/` are made of.
+//!
+//! Every [`Scene`] has a folder and ports of its own, so any number of them run at once. Whatever a scene started ends
+//! with it, also when its test panics; then the last lines of every part's log are shown.
+
+mod load;
+mod machine;
+mod part;
+mod programs;
+mod scene;
+
+pub use load::{Load, Outcome};
+pub use machine::{Running, is_alive, listening, running_of};
+pub use part::{Ended, Part, run};
+pub use programs::{friday, pipeline_demo, proxy};
+pub use scene::{PATIENCE, SERVICE, SPEC, Scene, place};

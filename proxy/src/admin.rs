@@ -58,7 +58,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     let table = admin.routes.current();
     match admin
         .telemetry
-        .render(table.as_deref(), admin.routes.peers())
+        .render((*table).as_deref(), admin.routes.peers())
     {
         Ok(text) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => {
@@ -69,7 +69,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn show(State(admin): State<Admin>) -> Response {
-    match admin.routes.current() {
+    match &*admin.routes.current() {
         Some(table) => axum::Json(table.document()).into_response(),
         None => (StatusCode::NOT_FOUND, "no route table yet\n").into_response(),
     }

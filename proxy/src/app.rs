@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use proxy_api::{BootId, RouteTable};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
@@ -17,7 +17,7 @@ use tracing::{error, info};
 
 use crate::admin::{self, Admin};
 use crate::config::{Config, Source};
-use crate::drain;
+use crate::drain::{self, WorkerError};
 use crate::durable;
 use crate::forward::Forward;
 use crate::link::{LAST_REPORT_MAX, Link};
@@ -29,6 +29,9 @@ use crate::upstream::Peers;
 
 /// The file of the last table, below the state directory.
 const TABLE_FILE: &str = "table.json";
+
+/// Clients whose connections the kernel makes before a worker takes them; the kernel has a limit of its own, too.
+const BACKLOG: u32 = 4_096;
 
 /// Longest wait for the parts of the proxy to end after the last client left. They have nothing to wait for but the
 /// last report.
@@ -91,6 +94,12 @@ pub enum AppError {
         /// What is wrong.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The threads that serve clients do not run.
+    #[error("cannot serve clients")]
+    Workers {
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A part of the proxy ended by a panic: a defect of ours.
     #[error("a part of the proxy panicked")]
     Panicked {
@@ -117,6 +126,7 @@ impl AppError {
             | Self::Addresses { .. }
             | Self::Signal { .. }
             | Self::Metrics { .. }
+            | Self::Workers { .. }
             | Self::Panicked { .. }
             | Self::Admin { .. } => 1,
         }
@@ -135,7 +145,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
 #[derive(Debug)]
 pub struct App {
     config: Config,
-    listener: TcpListener,
+    listeners: Vec<std::net::TcpListener>,
     admin: TcpListener,
     listen_address: SocketAddr,
     admin_address: SocketAddr,
@@ -165,12 +175,13 @@ impl App {
         })?;
         let telemetry = Arc::new(telemetry);
         let boot = BootId(rand::random());
-        let signals = Arc::new(Signals::new(boot, waiting_max, Instant::now()));
+        let workers = config.threads.get();
+        let signals = Arc::new(Signals::new(boot, waiting_max, workers, Instant::now()));
         let routes = Arc::new(Routes::new(
             file,
             Arc::clone(&signals),
             Arc::clone(&telemetry),
-            Arc::new(Peers::default()),
+            Arc::new(Peers::new(workers)),
         ));
         if let Some(table) = table {
             routes
@@ -179,7 +190,7 @@ impl App {
                 .expect("it was checked when it was read, and there is none before it");
         }
 
-        let (listener, listen_address) = bind(config.listen, "--listen").await?;
+        let (listeners, listen_address) = bind_shared(config.listen, workers, config.takeover)?;
         let (admin, admin_address) = bind(config.admin, "--admin").await?;
         info!(listen = %listen_address, admin = %admin_address, %boot, "listening");
         if let Some(path) = &config.addresses_file {
@@ -196,7 +207,7 @@ impl App {
         }
         Ok(Self {
             config,
-            listener,
+            listeners,
             admin,
             listen_address,
             admin_address,
@@ -272,16 +283,25 @@ impl App {
                 });
             }
         }
-        let forward = Arc::new(Forward {
-            routes: self.routes,
-            signals: self.signals,
-            telemetry: self.telemetry,
+        let workers = self.listeners.into_iter().enumerate();
+        let workers = workers.map(|(worker, listener)| {
+            let forward = Arc::new(Forward {
+                worker,
+                routes: Arc::clone(&self.routes),
+                shard: Arc::clone(self.signals.shard(worker)),
+                telemetry: Arc::clone(&self.telemetry),
+            });
+            (listener, forward)
         });
+        let workers = workers.collect();
         let drain_max = self.config.drain_max;
         let drained = end.clone();
-        parts.spawn(async move {
-            drain::serve(self.listener, forward, shutdown, drain_max).await;
+        parts.spawn_fallible(async move {
+            let served = drain::serve(workers, shutdown, drain_max).await;
             drained.cancel();
+            served.map_err(|error: WorkerError| AppError::Workers {
+                source: error.into(),
+            })
         });
         parts.join(&end).await
     }
@@ -299,6 +319,44 @@ async fn bind(
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let chosen = listener.local_addr().map_err(failed)?;
     Ok((listener, chosen))
+}
+
+/// One listening socket for each worker, all at the same address. Unless it is to be taken over, nobody else may listen
+/// there: the sockets share the address (`SO_REUSEPORT`), and a second proxy started by mistake would get half of the
+/// clients.
+fn bind_shared(
+    address: SocketAddr,
+    workers: usize,
+    takeover: bool,
+) -> Result<(Vec<std::net::TcpListener>, SocketAddr), AppError> {
+    let bound = |address: SocketAddr, shared: bool| {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        socket.set_reuseaddr(true)?;
+        socket.set_reuseport(shared)?;
+        socket.bind(address)?;
+        Ok::<_, io::Error>(socket)
+    };
+    let all = || {
+        if !takeover {
+            drop(bound(address, false)?);
+        }
+        let mut listeners = Vec::with_capacity(workers);
+        let mut chosen = address;
+        for _ in 0..workers {
+            let listener = bound(chosen, true)?.listen(BACKLOG)?.into_std()?;
+            chosen = listener.local_addr()?;
+            listeners.push(listener);
+        }
+        Ok::<_, io::Error>((listeners, chosen))
+    };
+    all().map_err(|source| AppError::Bind {
+        address,
+        option: "--listen",
+        source,
+    })
 }
 
 /// The last table in the state directory, which is made if it is missing.

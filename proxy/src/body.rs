@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::forward::Relay;
+use crate::upstream::Connection;
 
 /// Longest wait for the next part of a body that is collected, so that a silent client does not hold its place for
 /// ever. Three times the longest retransmission of TCP on a bad mobile line, about 10 s.
@@ -296,6 +297,75 @@ fn whole(mut parts: VecDeque<Bytes>, trailers: Option<HeaderMap>) -> Outgoing {
     }
 }
 
+/// The body of an upstream's answer, with the connection it comes by. At its end the connection is kept for the next
+/// request; dropped before, it is closed.
+#[derive(Debug)]
+pub(crate) struct Download {
+    incoming: Incoming,
+    connection: Option<Connection>,
+    upload: Option<Arc<UploadWatch>>,
+}
+
+impl Download {
+    /// What is to come by that connection; `upload` is the request's body, if it is still on its way.
+    pub(crate) fn new(
+        incoming: Incoming,
+        connection: Connection,
+        upload: Option<Arc<UploadWatch>>,
+    ) -> Self {
+        Self {
+            incoming,
+            connection: Some(connection),
+            upload,
+        }
+    }
+
+    fn ended(&mut self) {
+        let sent = self.upload.as_ref().is_none_or(|upload| upload.has_ended());
+        if let Some(connection) = self.connection.take().filter(|_| sent) {
+            connection.keep();
+        }
+    }
+}
+
+impl Body for Download {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(connection) = &mut self.connection {
+            connection.drive(context);
+        }
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        match &frame {
+            // Trailers are always last. Nobody need ask again after the last part of a known length either.
+            Some(Ok(frame)) if frame.is_data() && !self.incoming.is_end_stream() => {}
+            Some(Ok(_)) | None => self.ended(),
+            Some(Err(_)) => self.connection = None,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.ended();
+        }
+    }
+}
+
 /// The body of an answer to a client.
 #[derive(Debug)]
 pub(crate) enum Answer {
@@ -323,7 +393,7 @@ impl Body for Answer {
         match self.get_mut() {
             Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Self::Relay(relay) => {
-                let frame = ready!(Pin::new(&mut relay.incoming).poll_frame(context));
+                let frame = ready!(Pin::new(&mut relay.download).poll_frame(context));
                 relay.passed(frame.as_ref());
                 Poll::Ready(frame)
             }
@@ -333,7 +403,7 @@ impl Body for Answer {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(text) => text.is_none(),
-            Self::Relay(relay) => relay.incoming.is_end_stream(),
+            Self::Relay(relay) => relay.download.is_end_stream(),
         }
     }
 
@@ -342,7 +412,7 @@ impl Body for Answer {
             Self::Own(text) => {
                 SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
             }
-            Self::Relay(relay) => relay.incoming.size_hint(),
+            Self::Relay(relay) => relay.download.size_hint(),
         }
     }
 }

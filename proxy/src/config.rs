@@ -1,6 +1,7 @@
 //! Arguments, and the configuration that they make: valid, or not there.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -47,6 +48,12 @@ pub struct Args {
     /// Write the addresses in use to this file as JSON, once both are bound
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
+    /// Threads that serve clients [default: as many as there are processors]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Share --listen with a proxy that runs there and is about to be stopped: new clients come to both until it drains
+    #[arg(long)]
+    pub takeover: bool,
     /// On SIGTERM or SIGINT, how long requests in flight may take
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain_seconds: u64,
@@ -63,6 +70,10 @@ pub struct Config {
     pub source: Source,
     /// Where the addresses in use are written.
     pub addresses_file: Option<PathBuf>,
+    /// How many threads serve clients.
+    pub threads: NonZeroUsize,
+    /// Whether another proxy may be listening at the same address.
+    pub takeover: bool,
     /// How long requests in flight may take after the shutdown began.
     pub drain_max: Duration,
 }
@@ -173,6 +184,8 @@ impl TryFrom<Args> for Config {
             admin: args.admin,
             source,
             addresses_file: args.addresses_file,
+            threads: args.threads.unwrap_or_else(processors),
+            takeover: args.takeover,
             drain_max: Duration::from_secs(args.drain_seconds),
         })
     }
@@ -184,6 +197,11 @@ fn checked_name(name: String) -> Result<String, ConfigError> {
         return Err(ConfigError::Name(name));
     }
     Ok(name)
+}
+
+/// How many threads can run at the same time, by the process's share of the machine.
+fn processors() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
 /// The host's name as the kernel knows it; in a container that is the container's.

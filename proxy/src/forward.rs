@@ -12,28 +12,32 @@ use hyper::body::Incoming;
 use proxy_api::{Arm, Generation, Outcome, Sticky};
 use tokio::time::Instant;
 
-use crate::body::{self, Answer, ClientFault, Outgoing, UploadWatch};
+use crate::body::{self, Answer, ClientFault, Download, Outgoing, UploadWatch};
 use crate::headers;
 use crate::pick::{self, Wish};
 use crate::refusal::Refusal;
 use crate::retry::{self, Attempts, IDEMPOTENCY_KEY, Next};
-use crate::routes::{ActiveRoute, Permit, Routes};
-use crate::signals::{self, Signals, Ticket};
+use crate::routes::{ActiveRoute, Admitted, Routes};
+use crate::signals::{self, Shard, Ticket};
 use crate::telemetry::{Telemetry, ToUser};
 use crate::upstream::{Connection, Failure, Lease};
 
-/// Takes requests to upstreams.
+/// Takes the requests of one worker to upstreams.
 #[derive(Debug)]
 pub(crate) struct Forward {
+    /// The worker's number, from 0.
+    pub(crate) worker: usize,
     pub(crate) routes: Arc<Routes>,
-    pub(crate) signals: Arc<Signals>,
+    /// Where the worker counts.
+    pub(crate) shard: Arc<Shard>,
     pub(crate) telemetry: Arc<Telemetry>,
 }
 
 /// Who sends requests on a connection.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Client {
-    address: IpAddr,
+    /// As it stands in `X-Forwarded-For`.
+    address: HeaderValue,
     group: u8,
 }
 
@@ -44,6 +48,8 @@ impl Client {
             IpAddr::V4(v4) => pick::group(&v4.octets()),
             IpAddr::V6(v6) => pick::group(&v6.octets()),
         };
+        let address = HeaderValue::try_from(address.to_string())
+            .expect("an address is made of digits, letters, dots and colons");
         Self { address, group }
     }
 }
@@ -52,17 +58,23 @@ impl Client {
 #[derive(Debug)]
 struct Flight {
     ticket: Ticket,
-    route: Arc<ActiveRoute>,
+    admitted: Admitted,
     /// Where it is now; `None` if there is no endpoint.
     lease: Option<Lease>,
-    _permit: Permit,
+}
+
+impl Flight {
+    /// By the table by which it was routed.
+    fn route(&self) -> &Arc<ActiveRoute> {
+        self.admitted.route()
+    }
 }
 
 impl Forward {
     /// Answers a request, in the worst case by itself.
     pub(crate) async fn answer(
         &self,
-        client: Client,
+        client: &Client,
         request: Request<Incoming>,
     ) -> Response<Answer> {
         let mut named = None;
@@ -83,18 +95,20 @@ impl Forward {
     /// `named` becomes the route as soon as it is known, for whoever counts a refusal.
     async fn forward(
         &self,
-        client: Client,
+        client: &Client,
         request: Request<Incoming>,
         named: &mut Option<Arc<ActiveRoute>>,
     ) -> Result<Response<Answer>, Refusal> {
         let (mut head, incoming) = request.into_parts();
-        let host = headers::host(&head);
-        let (_, route) = self.find(&host, &head)?;
-        *named = Some(Arc::clone(&route));
+        let (mut generation, mut route) = self.find(&head)?;
         if headers::wants_upgrade(&head) {
+            *named = Some(route);
             return Err(Refusal::Upgrade);
         }
-        let permit = route.admit().ok_or(Refusal::InFlight)?;
+        let Some(mut admitted) = route.admit() else {
+            *named = Some(route);
+            return Err(Refusal::InFlight);
+        };
         let limits = &route.spec.limits;
         let repeatable = retry::is_repeatable(&head.method, &head.headers);
         let body = body::take(
@@ -103,7 +117,8 @@ impl Forward {
             limits.replay_bytes_max,
             limits.body_bytes_max,
         )
-        .await?;
+        .await
+        .inspect_err(|_| *named = Some(Arc::clone(&route)))?;
 
         let key = Key::of(route.spec.sticky.as_ref(), &head.headers);
         let group = key.value.as_deref().map_or(client.group, pick::group);
@@ -117,7 +132,6 @@ impl Forward {
 
         // The table may have changed while the body came, and may change between choosing and counting.
         let (arm, mut flight) = loop {
-            let (generation, route) = self.find(&host, &head)?;
             let canary = route.spec.canary.as_ref().map(|_| route.spec.canary_bp);
             let (arm, chosen) = pick::arm(canary, wish, route.seed, rand::random());
             let side = route.side(arm);
@@ -129,36 +143,36 @@ impl Forward {
                 age_max: route.age_max(),
             };
             let peer = target.map(|target| &target.peer);
-            let begun = self
-                .signals
-                .begin(generation, request, peer, Instant::now());
+            let begun = self.shard.begin(generation, request, peer, Instant::now());
             if let Ok((ticket, lease)) = begun {
                 route.seen.count(arm, chosen);
-                *named = Some(Arc::clone(&route));
                 let flight = Flight {
                     ticket,
-                    route,
+                    admitted,
                     lease,
-                    _permit: permit,
                 };
                 break (arm, flight);
             }
+            (generation, route) = self.find(&head).inspect_err(|_| *named = Some(route))?;
+            admitted = admitted.by(&route);
         };
+        *named = Some(route);
 
-        headers::for_upstream(&mut head, client.address);
+        headers::for_upstream(&mut head, &client.address);
         set_framing(&mut head.headers, &body);
         let repeatable = repeatable && matches!(body, Outgoing::Whole { .. });
-        let mut attempts = Attempts::new(arm, flight.route.spec.shield, repeatable);
+        let mut attempts = Attempts::new(arm, flight.route().spec.shield, repeatable);
         let mut request = Request::from_parts(head, body);
         loop {
             let spare = if repeatable { again(&request) } else { None };
             let (failure, refusal) = match &flight.lease {
                 None => (Failure::Connect(Box::new(request)), Refusal::NoEndpoint),
                 Some(lease) => {
-                    let connect = flight.route.connect_wait_max();
-                    let response = flight.route.response_wait_max();
+                    let connect = flight.route().connect_wait_max();
+                    let response = flight.route().response_wait_max();
                     let upload = request.body().watch();
-                    match lease.peer().send(request, connect, response).await {
+                    let sent = lease.peer().send(self.worker, request, connect, response);
+                    match sent.await {
                         Ok((response, connection)) => {
                             let is_error = response.status().is_server_error();
                             if !attempts.is_shielded() {
@@ -225,24 +239,26 @@ impl Forward {
     }
 
     /// The route for a request, with the number of its table.
-    fn find(&self, host: &str, head: &Parts) -> Result<(Generation, Arc<ActiveRoute>), Refusal> {
-        let table = self.routes.current().ok_or(Refusal::NoTable)?;
-        let route = table.find(host, head.uri.path());
+    fn find(&self, head: &Parts) -> Result<(Generation, Arc<ActiveRoute>), Refusal> {
+        let table = self.routes.current();
+        let table = table.as_ref().ok_or(Refusal::NoTable)?;
+        let route = table.find(&headers::host(head), head.uri.path());
         let route = Arc::clone(route.ok_or(Refusal::NoRoute)?);
         Ok((table.generation(), route))
     }
 
     /// Whether the release that failed has another endpoint, by the table in force.
     fn is_elsewhere(&self, flight: &Flight, arm: Arm) -> bool {
-        let (Some(table), Some(lease)) = (self.routes.current(), &flight.lease) else {
+        let table = self.routes.current();
+        let (Some(table), Some(lease)) = (table.as_ref(), &flight.lease) else {
             return false;
         };
-        let Some(route) = table.route(&flight.route.name) else {
+        let Some(route) = table.route(&flight.route().name) else {
             return false;
         };
         let side = route.side(arm);
         side.arm == arm
-            && side.release == flight.route.side(arm).release
+            && side.release == flight.route().side(arm).release
             && side.has_other(lease.peer().address())
     }
 
@@ -251,23 +267,24 @@ impl Forward {
     fn relocate(&self, flight: &mut Flight, next: Next, arm: Arm) {
         match next {
             Next::Answer => return,
-            Next::Retry => flight.route.metrics.retried(arm),
-            Next::Shield => flight.route.metrics.shielded.inc(),
+            Next::Retry => flight.route().metrics.retried(arm),
+            Next::Shield => flight.route().metrics.shielded.inc(),
         }
         let failed = flight.lease.take();
         let failed = failed.as_ref().map(|lease| lease.peer().address());
         loop {
-            let Some(table) = self.routes.current() else {
+            let table = self.routes.current();
+            let Some(table) = table.as_ref() else {
                 return;
             };
-            let Some(route) = table.route(&flight.route.name) else {
+            let Some(route) = table.route(&flight.route().name) else {
                 return;
             };
             let side = route.side(arm);
             let Some(target) = side.choose(failed).or_else(|| side.choose(None)) else {
                 return;
             };
-            if let Ok(lease) = self.signals.enter(table.generation(), &target.peer) {
+            if let Ok(lease) = self.shard.enter(table.generation(), &target.peer) {
                 flight.lease = Some(lease);
                 return;
             }
@@ -364,11 +381,9 @@ impl From<&Failure> for Refusal {
 #[derive(Debug)]
 pub(crate) struct Relay {
     /// What is still to come.
-    pub(crate) incoming: Incoming,
+    pub(crate) download: Download,
     /// Until the end was counted.
     flight: Option<Flight>,
-    connection: Option<Connection>,
-    upload: Option<Arc<UploadWatch>>,
     shielded: bool,
     status: StatusCode,
 }
@@ -385,10 +400,8 @@ impl Relay {
             flight.ticket.failed_to_user();
         }
         move |incoming| Self {
-            incoming,
+            download: Download::new(incoming, connection, upload),
             flight: Some(flight),
-            connection: Some(connection),
-            upload,
             shielded,
             status,
         }
@@ -397,22 +410,17 @@ impl Relay {
     /// Takes note of what just passed; `None` is the end.
     pub(crate) fn passed(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>) {
         match frame {
-            // Trailers are always last. Nobody need ask again after the last part of a known length either.
-            Some(Ok(frame)) if frame.is_data() && !self.incoming.is_end_stream() => {}
+            // As in `Download`: the last part is the end.
+            Some(Ok(frame)) if frame.is_data() && !self.download.is_end_stream() => {}
             Some(Ok(_)) | None => self.ended(),
             Some(Err(_)) => self.broke(),
         }
     }
 
     fn ended(&mut self) {
-        let Some(flight) = self.flight.take() else {
-            return;
-        };
-        let to_user = ToUser::Answered(self.status);
-        flight.route.metrics.answered(to_user);
-        let sent = self.upload.as_ref().is_none_or(|upload| upload.has_ended());
-        if let Some(connection) = self.connection.take().filter(|_| sent) {
-            connection.keep();
+        if let Some(flight) = self.flight.take() {
+            let to_user = ToUser::Answered(self.status);
+            flight.route().metrics.answered(to_user);
         }
     }
 
@@ -424,17 +432,20 @@ impl Relay {
             flight.ticket.failed(Outcome::Reset);
         }
         flight.ticket.failed_to_user();
-        flight.route.metrics.answered(ToUser::BrokenOff);
+        flight.route().metrics.answered(ToUser::BrokenOff);
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        if self.incoming.is_end_stream() {
+        if self.download.is_end_stream() {
             self.ended();
         } else if let Some(flight) = self.flight.take() {
             // The client went away, or we cut it off: no fault of the upstream.
-            flight.route.metrics.answered(ToUser::Answered(self.status));
+            flight
+                .route()
+                .metrics
+                .answered(ToUser::Answered(self.status));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a proxy changes in heads: hop-by-hop fields go (RFC 9110, 7.6.1), its own fields come.
 
-use std::net::IpAddr;
+use std::borrow::Cow;
 
 use http::header::{
     CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
@@ -25,18 +25,20 @@ const COOKIE_NAME: &str = "friday-key";
 
 /// Removes what was meant for this connection only, with what `Connection` names.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named {
-        headers.remove(name);
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| name.trim().parse().ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
     }
     for name in [
-        CONNECTION,
         KEEP_ALIVE,
         PROXY_CONNECTION,
         PROXY_AUTHENTICATE,
@@ -50,7 +52,7 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// The host a request names, in lower case and without its port; empty if it names none.
-pub(crate) fn host(head: &Parts) -> String {
+pub(crate) fn host(head: &Parts) -> Cow<'_, str> {
     let authority = head.uri.authority().map(http::uri::Authority::as_str);
     let header = || head.headers.get(HOST).and_then(|host| host.to_str().ok());
     let host = authority.or_else(header).unwrap_or_default();
@@ -59,7 +61,12 @@ pub(crate) fn host(head: &Parts) -> String {
         Some((bare, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => bare,
         Some(_) | None => host,
     };
-    bare.trim_end_matches('.').to_ascii_lowercase()
+    let bare = bare.trim_end_matches('.');
+    if bare.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(bare.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(bare)
+    }
 }
 
 /// Whether the request wants another protocol on its connection. `h2c` is no such wish: who offers it is glad of
@@ -111,7 +118,8 @@ pub(crate) fn set_cookie(key: &str) -> HeaderValue {
 
 /// Turns a client's head into one for an upstream. The client's `Host` is kept: it is the user's own service on both
 /// sides.
-pub(crate) fn for_upstream(head: &mut Parts, client: IpAddr) {
+/// `client` is its address.
+pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue) {
     let takes_trailers = head
         .headers
         .get_all(TE)
@@ -149,14 +157,18 @@ pub(crate) fn for_upstream(head: &mut Parts, client: IpAddr) {
         }
     }
 
-    let mut route: Vec<u8> = Vec::new();
-    for hop in headers.get_all(&FORWARDED_FOR) {
-        route.extend_from_slice(hop.as_bytes());
-        route.extend_from_slice(b", ");
-    }
-    route.extend_from_slice(client.to_string().as_bytes());
-    if let Ok(route) = HeaderValue::from_bytes(&route) {
-        headers.insert(FORWARDED_FOR, route);
+    if headers.contains_key(&FORWARDED_FOR) {
+        let mut route: Vec<u8> = Vec::new();
+        for hop in headers.get_all(&FORWARDED_FOR) {
+            route.extend_from_slice(hop.as_bytes());
+            route.extend_from_slice(b", ");
+        }
+        route.extend_from_slice(client.as_bytes());
+        if let Ok(route) = HeaderValue::from_bytes(&route) {
+            headers.insert(FORWARDED_FOR, route);
+        }
+    } else {
+        headers.insert(FORWARDED_FOR, client.clone());
     }
     // A proxy in front of this one knows better what the user saw.
     if !headers.contains_key(&FORWARDED_HOST)
@@ -231,7 +243,7 @@ mod tests {
                 ("x-request-id", "mine"),
             ],
         );
-        for_upstream(&mut head, "10.0.0.1".parse().unwrap());
+        for_upstream(&mut head, &HeaderValue::from_static("10.0.0.1"));
         let mut left: Vec<_> = head
             .headers
             .iter()

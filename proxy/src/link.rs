@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::body::Outgoing;
+use crate::body::{Download, Outgoing};
 use crate::config::Controller;
 use crate::routes::{ApplyError, Routes, Save};
 use crate::signals::Signals;
@@ -107,7 +107,7 @@ impl Link {
         due: Arc<Notify>,
     ) -> Self {
         Self {
-            peer: Arc::new(Peer::new(controller.endpoint.clone())),
+            peer: Arc::new(Peer::new(controller.endpoint.clone(), 1)),
             controller,
             name,
             routes,
@@ -217,19 +217,19 @@ impl Link {
         bytes_max: usize,
     ) -> Result<(StatusCode, Bytes), LinkError> {
         let exchange = async {
-            let sent = self.peer.send(request, CONNECT_MAX, wait_max).await;
+            let sent = self.peer.send(0, request, CONNECT_MAX, wait_max).await;
             let (response, connection) = sent.map_err(|failure| match failure {
                 Failure::Connect(_) => LinkError::Connect,
                 Failure::Reset | Failure::Client(_) => LinkError::Reset,
                 Failure::Timeout => LinkError::Timeout,
             })?;
             let status = response.status();
-            let body = Limited::new(response.into_body(), bytes_max)
+            let body = Download::new(response.into_body(), connection, None);
+            let body = Limited::new(body, bytes_max)
                 .collect()
                 .await
                 .map_err(|error| LinkError::Body(error.to_string()))?
                 .to_bytes();
-            connection.keep();
             Ok((status, body))
         };
         timeout(wait_max, exchange)

@@ -11,6 +11,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 use tracing_subscriber::EnvFilter;
 
+/// Each thread allocates and frees what its own requests need, a dozen small pieces for each. This allocator keeps them
+/// apart by thread; the system's costs a tenth of a request more.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A weighted reverse proxy that reports what became of every request.
 #[derive(Debug, Parser)]
 #[command(name = "friday-proxy", version)]

@@ -131,13 +131,29 @@ pub(crate) enum ApplyError {
 #[derive(Debug, Default)]
 pub(crate) struct RouteLoad(AtomicU32);
 
-/// A place among the requests in flight to a route.
+/// A place among the requests in flight to a route, with the route.
 #[derive(Debug)]
-pub(crate) struct Permit(Arc<RouteLoad>);
+pub(crate) struct Admitted(Arc<ActiveRoute>);
 
-impl Drop for Permit {
+impl Admitted {
+    /// The route, by the table of the moment it let the request in.
+    pub(crate) fn route(&self) -> &Arc<ActiveRoute> {
+        &self.0
+    }
+
+    /// The same place by another table, where that still has the route's counts.
+    pub(crate) fn by(self, route: &Arc<ActiveRoute>) -> Self {
+        if Arc::ptr_eq(&self.0, route) {
+            return self;
+        }
+        route.load.0.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(route))
+    }
+}
+
+impl Drop for Admitted {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.load.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -249,10 +265,10 @@ impl ActiveRoute {
     }
 
     /// Lets one more request in, if the route may have it.
-    pub(crate) fn admit(&self) -> Option<Permit> {
+    pub(crate) fn admit(self: &Arc<Self>) -> Option<Admitted> {
         let before = self.load.0.fetch_add(1, Ordering::AcqRel);
-        let permit = Permit(Arc::clone(&self.load));
-        (before < self.spec.limits.in_flight_max).then_some(permit)
+        let admitted = Admitted(Arc::clone(self));
+        (before < self.spec.limits.in_flight_max).then_some(admitted)
     }
 
     /// How long a request is waited for in its epoch: as long as it can take to connect and to answer.
@@ -374,14 +390,16 @@ impl Routes {
         }
     }
 
-    /// The table in force.
-    pub(crate) fn current(&self) -> Option<Arc<Table>> {
-        self.current.load_full()
+    /// The table in force. Cheap; not to be held for long.
+    pub(crate) fn current(&self) -> arc_swap::Guard<Option<Arc<Table>>> {
+        self.current.load()
     }
 
     /// The number of the table in force; 0.0 without one.
     pub(crate) fn generation(&self) -> Generation {
-        self.current()
+        let table = self.current();
+        table
+            .as_ref()
             .map_or_else(Generation::default, |table| table.generation())
     }
 
@@ -418,7 +436,7 @@ impl Routes {
         save: Save,
     ) -> Result<(), ApplyError> {
         let one_at_a_time = self.applying.lock().await;
-        if let Some(current) = self.current() {
+        if let Some(current) = self.current.load_full() {
             if table == *current.document() {
                 return Ok(());
             }
@@ -434,7 +452,7 @@ impl Routes {
 
     async fn apply_locked(&self, document: RouteTable, save: Save) -> Result<(), ApplyError> {
         document.check().map_err(ApplyError::Invalid)?;
-        let current = self.current();
+        let current = self.current.load_full();
         let given = document.generation;
         match &current {
             Some(current) if given <= current.generation() => {
@@ -587,9 +605,9 @@ mod tests {
     fn routes(file: PathBuf) -> Routes {
         Routes::new(
             file,
-            Arc::new(Signals::new(BootId(1), 0, Instant::now())),
+            Arc::new(Signals::new(BootId(1), 0, 1, Instant::now())),
             Arc::new(Telemetry::new().unwrap()),
-            Arc::default(),
+            Arc::new(Peers::new(1)),
         )
     }
 
@@ -622,7 +640,7 @@ mod tests {
         };
         routes.apply(with_share(1, 1_000), Save::No).await.unwrap();
         let share = || {
-            routes.current().unwrap().document().routes[0]
+            (*routes.current()).clone().unwrap().document().routes[0]
                 .canary_bp
                 .get()
         };
@@ -652,7 +670,7 @@ mod tests {
             route("only-x", "other.example.org", "/x/"),
         ];
         routes.apply(table(1, list), Save::No).await.unwrap();
-        let table = routes.current().unwrap();
+        let table = (*routes.current()).clone().unwrap();
         let cases = [
             ("", "/", "any"),
             ("", "*", "any"),
@@ -721,13 +739,13 @@ mod tests {
             .apply(table(1, vec![narrow.clone()]), Save::No)
             .await
             .unwrap();
-        let first = routes.current().unwrap().routes()[0].admit();
+        let first = (*routes.current()).clone().unwrap().routes()[0].admit();
         assert!(first.is_some());
         routes
             .apply(table(2, vec![narrow]), Save::No)
             .await
             .unwrap();
-        let route = Arc::clone(&routes.current().unwrap().routes()[0]);
+        let route = Arc::clone(&(*routes.current()).clone().unwrap().routes()[0]);
         assert!(route.admit().is_none());
         drop(first);
         assert!(route.admit().is_some());

@@ -7,12 +7,14 @@
 //! old to wait for ages out: with the failure it had; as `Ok` if a head below 500 has arrived (a long stream), with its
 //! age as latency; otherwise as `Timeout`.
 //!
-//! Routing and counting are one step under one lock, together with the check that the table is still the one in force.
-//! So no request is counted in an epoch of another table, and after a report of a new generation no request starts at
-//! an endpoint that only the old one has.
+//! Each worker thread counts in a shard of its own, under a lock that nobody else wants but twice a second. Routing and
+//! counting are one step under that lock, together with the check that the table is still the one in force; whoever
+//! changes the table or reads the counts holds all locks. So no request is counted in an epoch of another table, and
+//! after a report of a new generation no request starts at an endpoint that only the old one has.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use proxy_api::{
@@ -44,6 +46,14 @@ pub(crate) struct Signals {
     boot: BootId,
     /// How many closed epochs are kept; 0 where nobody wants reports.
     waiting_max: usize,
+    /// One for each worker. All have the same epochs.
+    shards: Vec<Arc<Shard>>,
+    dropped: AtomicU64,
+}
+
+/// The counts of one worker.
+#[derive(Debug)]
+pub(crate) struct Shard {
     state: Mutex<State>,
 }
 
@@ -54,7 +64,6 @@ struct State {
     /// The open epoch, and those that wait for the controller.
     epochs: BTreeMap<u64, EpochCounts>,
     current: u64,
-    dropped: u64,
 }
 
 #[derive(Debug)]
@@ -68,6 +77,8 @@ struct EpochCounts {
     index: HashMap<CellKey, usize>,
     /// Its requests, by [`Ticket::request`]; empty again once all have ended.
     requests: Vec<Pending>,
+    /// When the first of them may be too old.
+    too_old: Option<Instant>,
     unfinished: u32,
 }
 
@@ -118,6 +129,7 @@ impl EpochCounts {
             cells: Vec::new(),
             index: HashMap::new(),
             requests: Vec::new(),
+            too_old: None,
             unfinished: 0,
         }
     }
@@ -149,10 +161,12 @@ impl EpochCounts {
         cells[cell].requests += 1;
         cells[cell].unfinished += 1;
         self.unfinished += 1;
+        let too_old = now + key.age_max;
+        self.too_old = Some(self.too_old.map_or(too_old, |first| first.min(too_old)));
         self.requests.push(Pending {
             cell,
             routed: now,
-            too_old: now + key.age_max,
+            too_old,
             progress: Progress::Waiting,
         });
         self.requests.len() - 1
@@ -182,14 +196,19 @@ impl EpochCounts {
     }
 
     fn age(&mut self, now: Instant) {
-        if self.is_final() {
+        if self.is_final() || self.too_old.is_none_or(|first| first > now) {
             return;
         }
+        self.too_old = None;
         for request in 0..self.requests.len() {
             let Some(pending) = self.requests.get(request) else {
                 return;
             };
             if pending.too_old > now {
+                if pending.progress != Progress::Ended {
+                    let first = self.too_old.unwrap_or(pending.too_old);
+                    self.too_old = Some(first.min(pending.too_old));
+                }
                 continue;
             }
             let outcome = match pending.progress {
@@ -202,22 +221,58 @@ impl EpochCounts {
         }
     }
 
-    fn report(&self, number: u64, now: Instant) -> Epoch {
-        let lasted = self
+    /// One epoch of the report, from its parts in all shards.
+    fn report(number: u64, parts: &[&Self], now: Instant) -> Option<Epoch> {
+        let first = parts.first()?;
+        let lasted = first
             .lasted
-            .unwrap_or_else(|| now.saturating_duration_since(self.began));
-        Epoch {
-            number,
-            generation: self.generation,
-            weights: BTreeMap::clone(&self.weights),
-            duration_ms: u32::try_from(lasted.as_millis()).unwrap_or(u32::MAX),
-            is_final: self.is_final(),
-            cells: self.cells.iter().map(CellCounts::report).collect(),
+            .unwrap_or_else(|| now.saturating_duration_since(first.began));
+        let mut cells: Vec<Cell> = Vec::new();
+        let mut index: HashMap<CellKey, usize> = HashMap::new();
+        for part in parts.iter().flat_map(|part| &part.cells) {
+            match index.get(&part.key()) {
+                Some(&same) => part.add_to(&mut cells[same]),
+                None => {
+                    index.insert(part.key(), cells.len());
+                    cells.push(part.report());
+                }
+            }
         }
+        Some(Epoch {
+            number,
+            generation: first.generation,
+            weights: BTreeMap::clone(&first.weights),
+            duration_ms: u32::try_from(lasted.as_millis()).unwrap_or(u32::MAX),
+            is_final: parts.iter().all(|part| part.is_final()),
+            cells,
+        })
     }
 }
 
 impl CellCounts {
+    fn key(&self) -> CellKey {
+        CellKey {
+            place: Arc::as_ptr(&self.place) as usize,
+            group: self.group,
+            chosen: self.chosen,
+        }
+    }
+
+    /// Adds what another worker counted in the same cell.
+    fn add_to(&self, cell: &mut Cell) {
+        cell.requests += self.requests;
+        cell.unfinished += self.unfinished;
+        cell.failed_to_user += self.failed_to_user;
+        for (sum, count) in cell.outcomes.iter_mut().zip(self.outcomes) {
+            *sum += count;
+        }
+        let mut latency: BTreeMap<u16, u32> = cell.latency.iter().copied().collect();
+        for (&bucket, &count) in &self.latency {
+            *latency.entry(bucket).or_default() += count;
+        }
+        cell.latency = latency.into_iter().collect();
+    }
+
     fn report(&self) -> Cell {
         Cell {
             route: self.place.route.to_string(),
@@ -253,24 +308,146 @@ pub(crate) struct Request<'a> {
 }
 
 impl Signals {
-    /// Counts at zero, in epoch 1, without a table. Keeps `waiting_max` epochs for the controller.
-    pub(crate) fn new(boot: BootId, waiting_max: usize, now: Instant) -> Self {
-        let generation = Generation::default();
-        let weights = Arc::<Weights>::default();
-        let first = EpochCounts::new(generation, Arc::clone(&weights), now);
+    /// Counts at zero, in epoch 1, without a table, for so many workers. Keeps `waiting_max` epochs for the controller.
+    pub(crate) fn new(boot: BootId, waiting_max: usize, workers: usize, now: Instant) -> Self {
+        let shard = |_| {
+            let generation = Generation::default();
+            let weights = Arc::<Weights>::default();
+            let first = EpochCounts::new(generation, Arc::clone(&weights), now);
+            Arc::new(Shard {
+                state: Mutex::new(State {
+                    generation,
+                    weights,
+                    epochs: BTreeMap::from([(1, first)]),
+                    current: 1,
+                }),
+            })
+        };
         Self {
             boot,
             waiting_max,
-            state: Mutex::new(State {
-                generation,
-                weights,
-                epochs: BTreeMap::from([(1, first)]),
-                current: 1,
-                dropped: 0,
-            }),
+            shards: (0..workers.max(1)).map(shard).collect(),
+            dropped: AtomicU64::new(0),
         }
     }
 
+    /// Where that worker counts.
+    pub(crate) fn shard(&self, worker: usize) -> &Arc<Shard> {
+        &self.shards[worker % self.shards.len()]
+    }
+
+    /// All locks, always taken in the same order.
+    fn lock_all(&self) -> Vec<MutexGuard<'_, State>> {
+        self.shards.iter().map(|shard| lock(&shard.state)).collect()
+    }
+
+    /// Closes the present epoch because it is over, and lets requests age.
+    pub(crate) fn tick(&self, now: Instant) {
+        let mut states = self.lock_all();
+        self.close_epoch(&mut states, now);
+        for state in &mut states {
+            for epoch in state.epochs.values_mut() {
+                epoch.age(now);
+            }
+        }
+    }
+
+    /// Closes the present epoch because a new table comes, and calls `swap` before any request is counted in the next.
+    pub(crate) fn cut(
+        &self,
+        generation: Generation,
+        weights: Weights,
+        now: Instant,
+        swap: impl FnOnce(),
+    ) {
+        let weights = Arc::new(weights);
+        let mut states = self.lock_all();
+        for state in &mut states {
+            state.generation = generation;
+            state.weights = Arc::clone(&weights);
+        }
+        self.close_epoch(&mut states, now);
+        swap();
+    }
+
+    fn close_epoch(&self, states: &mut [MutexGuard<'_, State>], now: Instant) {
+        let mut dropped = 0;
+        for state in states {
+            dropped = state.close_epoch(self.waiting_max, now);
+        }
+        self.dropped.fetch_add(dropped, Ordering::Relaxed);
+    }
+
+    /// The report of this moment. `in_flight` is asked under the lock, so that the endpoints it lists belong to the
+    /// generation that the report names.
+    pub(crate) fn report(
+        &self,
+        proxy: &str,
+        now: Instant,
+        in_flight: impl FnOnce() -> Vec<InFlight>,
+    ) -> Report {
+        let states = self.lock_all();
+        let numbers = states[0].epochs.keys();
+        let epoch = |&number: &u64| {
+            let parts: Vec<&EpochCounts> = states
+                .iter()
+                .filter_map(|state| state.epochs.get(&number))
+                .collect();
+            EpochCounts::report(number, &parts, now)
+        };
+        Report {
+            proxy: proxy.to_owned(),
+            boot: self.boot,
+            generation: states[0].generation,
+            epochs: numbers.filter_map(epoch).collect(),
+            epochs_dropped: self.dropped.load(Ordering::Relaxed),
+            in_flight: in_flight(),
+        }
+    }
+
+    /// Lets go what the controller has: epochs that were final in the report it answers, up to the number it names.
+    pub(crate) fn acknowledge(&self, sent: &Report, ack: ReportAck) {
+        if ack.boot != self.boot {
+            return;
+        }
+        let mut states = self.lock_all();
+        for epoch in &sent.epochs {
+            if epoch.is_final && epoch.number <= ack.acknowledged {
+                for state in &mut states {
+                    state.epochs.remove(&epoch.number);
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    /// Closes the present epoch and opens the next; how many of the oldest were let go for it.
+    fn close_epoch(&mut self, waiting_max: usize, now: Instant) -> u64 {
+        let mut requests_max = 0;
+        if let Some(epoch) = self.epochs.get_mut(&self.current) {
+            epoch.lasted = Some(now.saturating_duration_since(epoch.began));
+            epoch.index = HashMap::new();
+            requests_max = epoch.requests.len();
+            if epoch.unfinished == 0 {
+                epoch.requests = Vec::new();
+            }
+        }
+        self.current += 1;
+        let mut next = EpochCounts::new(self.generation, Arc::clone(&self.weights), now);
+        // About as many as last time, so that it need not grow while requests wait.
+        next.requests.reserve(requests_max);
+        self.epochs.insert(self.current, next);
+        let mut dropped = 0;
+        while self.epochs.len() > waiting_max + 1 {
+            self.epochs.pop_first();
+            dropped += 1;
+        }
+        dropped
+    }
+}
+
+impl Shard {
     /// Counts a request in: at its endpoint, and in the present epoch.
     ///
     /// # Errors
@@ -295,7 +472,7 @@ impl Signals {
         let lease = peer.map(Peer::lease);
         drop(state);
         let ticket = Ticket {
-            signals: Arc::clone(self),
+            shard: Arc::clone(self),
             place: Arc::clone(request.place),
             epoch,
             request: number,
@@ -319,84 +496,6 @@ impl Signals {
         }
     }
 
-    /// Closes the present epoch because it is over, and lets requests age.
-    pub(crate) fn tick(&self, now: Instant) {
-        let mut state = lock(&self.state);
-        self.close_epoch(&mut state, now);
-        for epoch in state.epochs.values_mut() {
-            epoch.age(now);
-        }
-    }
-
-    /// Closes the present epoch because a new table comes, and calls `swap` before any request is counted in the next.
-    pub(crate) fn cut(
-        &self,
-        generation: Generation,
-        weights: Weights,
-        now: Instant,
-        swap: impl FnOnce(),
-    ) {
-        let mut state = lock(&self.state);
-        state.generation = generation;
-        state.weights = Arc::new(weights);
-        self.close_epoch(&mut state, now);
-        swap();
-    }
-
-    fn close_epoch(&self, state: &mut State, now: Instant) {
-        let current = state.current;
-        if let Some(epoch) = state.epochs.get_mut(&current) {
-            epoch.lasted = Some(now.saturating_duration_since(epoch.began));
-            epoch.index = HashMap::new();
-            if epoch.unfinished == 0 {
-                epoch.requests = Vec::new();
-            }
-        }
-        state.current += 1;
-        let next = EpochCounts::new(state.generation, Arc::clone(&state.weights), now);
-        state.epochs.insert(state.current, next);
-        while state.epochs.len() > self.waiting_max + 1 {
-            state.epochs.pop_first();
-            state.dropped += 1;
-        }
-    }
-
-    /// The report of this moment. `in_flight` is asked under the lock, so that the endpoints it lists belong to the
-    /// generation that the report names.
-    pub(crate) fn report(
-        &self,
-        proxy: &str,
-        now: Instant,
-        in_flight: impl FnOnce() -> Vec<InFlight>,
-    ) -> Report {
-        let state = lock(&self.state);
-        Report {
-            proxy: proxy.to_owned(),
-            boot: self.boot,
-            generation: state.generation,
-            epochs: state
-                .epochs
-                .iter()
-                .map(|(&number, epoch)| epoch.report(number, now))
-                .collect(),
-            epochs_dropped: state.dropped,
-            in_flight: in_flight(),
-        }
-    }
-
-    /// Lets go what the controller has: epochs that were final in the report it answers, up to the number it names.
-    pub(crate) fn acknowledge(&self, sent: &Report, ack: ReportAck) {
-        if ack.boot != self.boot {
-            return;
-        }
-        let mut state = lock(&self.state);
-        for epoch in &sent.epochs {
-            if epoch.is_final && epoch.number <= ack.acknowledged {
-                state.epochs.remove(&epoch.number);
-            }
-        }
-    }
-
     fn with_epoch(&self, number: u64, change: impl FnOnce(&mut EpochCounts)) {
         if let Some(epoch) = lock(&self.state).epochs.get_mut(&number) {
             change(epoch);
@@ -407,7 +506,7 @@ impl Signals {
 /// A request that was counted in. Dropped, it is counted out.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    signals: Arc<Signals>,
+    shard: Arc<Shard>,
     place: Arc<Place>,
     epoch: u64,
     request: usize,
@@ -437,7 +536,7 @@ impl Ticket {
     }
 
     fn note(&self, progress: Progress) {
-        self.signals.with_epoch(self.epoch, |epoch| {
+        self.shard.with_epoch(self.epoch, |epoch| {
             if let Some(pending) = epoch.requests.get_mut(self.request)
                 && matches!(pending.progress, Progress::Waiting | Progress::Answered)
             {
@@ -453,7 +552,7 @@ impl Drop for Ticket {
         let outcome = self.failed.unwrap_or(Outcome::Ok);
         let lasted = now.saturating_duration_since(self.routed);
         self.place.metrics.ended(outcome, lasted.as_secs_f64());
-        self.signals.with_epoch(self.epoch, |epoch| {
+        self.shard.with_epoch(self.epoch, |epoch| {
             epoch.end(self.request, outcome, self.failed_to_user, now);
         });
     }
@@ -468,17 +567,19 @@ mod tests {
 
     const BOOT: BootId = BootId(7);
     const OLD: Duration = Duration::from_secs(10);
+    const WORKERS: usize = 2;
 
     struct World {
         signals: Arc<Signals>,
         place: Arc<Place>,
+        routed: AtomicU64,
     }
 
     impl World {
         fn new(waiting_max: usize) -> Self {
             let telemetry = Telemetry::new().unwrap();
             Self {
-                signals: Arc::new(Signals::new(BOOT, waiting_max, Instant::now())),
+                signals: Arc::new(Signals::new(BOOT, waiting_max, WORKERS, Instant::now())),
                 place: Arc::new(Place {
                     route: "web".into(),
                     arm: Arm::Canary,
@@ -486,6 +587,7 @@ mod tests {
                     endpoint: None,
                     metrics: telemetry.place("web", Arm::Canary, "v2", None),
                 }),
+                routed: AtomicU64::new(0),
             }
         }
 
@@ -496,9 +598,10 @@ mod tests {
                 chosen: Chosen::Weight,
                 age_max: OLD,
             };
-            let begun = self
-                .signals
-                .begin(generation, request, None, Instant::now());
+            // One worker after the other.
+            let worker = self.routed.fetch_add(1, Ordering::Relaxed) as usize;
+            let shard = self.signals.shard(worker);
+            let begun = shard.begin(generation, request, None, Instant::now());
             begun.map(|(ticket, _)| ticket)
         }
 

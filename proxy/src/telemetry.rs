@@ -371,7 +371,7 @@ mod tests {
         for port in 1..=RETIRED_SERIES_MAX + 11 {
             telemetry.retire(HashSet::from([labels(port)]));
         }
-        let text = telemetry.render(None, &Peers::default()).unwrap();
+        let text = telemetry.render(None, &Peers::new(1)).unwrap();
         let series = text
             .lines()
             .filter(|line| {

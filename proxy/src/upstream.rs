@@ -1,12 +1,17 @@
 //! Endpoints as the proxy sees them: connections, load, health.
 //!
-//! Each endpoint keeps its own idle connections, last used first. A connection is given a request only while it is
-//! ready for one; a request that was not written comes back to the caller, so nothing is sent twice behind its back.
+//! Each endpoint keeps its idle connections, last used first, apart for each worker: a connection stays on the thread
+//! that opened it. Nobody drives a connection but the request that uses it, so an answer takes no turn through another
+//! task. A connection is given a request only while it is ready for one; a request that was not written comes back to
+//! the caller, so nothing is sent twice behind its back.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -16,23 +21,19 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use proxy_api::{Arm, Endpoint, InFlight, Outcome};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, Sleep, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::body::{ClientFault, Outgoing};
+use crate::body::{ClientFault, Outgoing, UploadWatch};
 use crate::lock;
 
 /// Longest time a connection is kept without work. Servers close idle connections too (gunicorn after 2 s, Node.js and
 /// uvicorn after 5 s), and a request written at that moment is lost: so we let go first.
 const IDLE_MAX: Duration = Duration::from_millis(1_500);
 
-/// Most idle connections kept for one endpoint; what a burst opened beyond it is closed.
+/// Most idle connections a worker keeps for one endpoint; what a burst opened beyond it is closed.
 const IDLE_CONNECTIONS_MAX: usize = 256;
-
-/// How long a connection that is about to become ready is waited for. It lacks one turn of its own task, so this only
-/// ends the wait for one that hangs.
-const READY_WAIT_MAX: Duration = Duration::from_millis(10);
 
 /// Between two looks at endpoints that refused a connection.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
@@ -73,8 +74,8 @@ pub(crate) struct Peer {
     address: Endpoint,
     in_flight: AtomicU32,
     healthy: AtomicBool,
-    /// Connections without work and since when, last used last.
-    idle: Mutex<Vec<(SendRequest<Outgoing>, Instant)>>,
+    /// Connections without work by worker, last used last. Only the watch takes the lock of another worker.
+    idle: Box<[Mutex<Vec<Box<Wire>>>]>,
 }
 
 impl fmt::Debug for Peer {
@@ -88,14 +89,18 @@ impl fmt::Debug for Peer {
 }
 
 impl Peer {
-    /// An endpoint nothing is known of yet: it counts as healthy.
-    pub(crate) fn new(address: Endpoint) -> Self {
+    /// An endpoint nothing is known of yet: it counts as healthy. `workers` is how many threads may send to it.
+    pub(crate) fn new(address: Endpoint, workers: usize) -> Self {
         Self {
             address,
             in_flight: AtomicU32::new(0),
             healthy: AtomicBool::new(true),
-            idle: Mutex::default(),
+            idle: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
         }
+    }
+
+    fn idle(&self, worker: usize) -> &Mutex<Vec<Box<Wire>>> {
+        &self.idle[worker % self.idle.len()]
     }
 
     /// Its address.
@@ -121,8 +126,8 @@ impl Peer {
         }
     }
 
-    /// Sends a request and waits for the head of the answer, as long as `response_wait_max` without any progress of
-    /// the request's body.
+    /// Sends a request from a worker and waits for the head of the answer, as long as `response_wait_max` without any
+    /// progress of the request's body.
     ///
     /// # Cancel safety
     /// Dropped, it closes the connection it was using.
@@ -131,74 +136,64 @@ impl Peer {
     /// See [`Failure`].
     pub(crate) async fn send(
         self: &Arc<Self>,
+        worker: usize,
         mut request: Request<Outgoing>,
         connect_wait_max: Duration,
         response_wait_max: Duration,
     ) -> Result<(Response<Incoming>, Connection), Failure> {
+        let upload = request.body().watch();
         loop {
-            let (mut sender, is_fresh) = match self.take_idle().await {
-                Some(sender) => (sender, false),
+            let now = Instant::now();
+            let (mut wire, is_fresh) = match poll_fn(|c| self.poll_idle(worker, now, c)).await {
+                Some(wire) => (wire, false),
                 None => match self.connect(connect_wait_max).await {
-                    Some(sender) => (sender, true),
+                    Some(wire) => (wire, true),
                     None => return Err(Failure::Connect(Box::new(request))),
                 },
             };
-            let upload = request.body().watch();
-            let answer = sender.try_send_request(request);
-            tokio::pin!(answer);
-            let answer = loop {
-                let parts = upload.as_ref().map(|upload| upload.parts());
-                match timeout(response_wait_max, &mut answer).await {
-                    Ok(answer) => break answer,
-                    Err(_) => match &upload {
-                        // A long upload on its way is no silence.
-                        Some(upload) if Some(upload.parts()) != parts => {}
-                        Some(upload) if upload.is_waiting_for_client() => {
-                            return Err(Failure::Client(ClientFault::Stalled));
-                        }
-                        Some(_) | None => return Err(Failure::Timeout),
-                    },
-                }
-            };
-            match answer {
+            match wire
+                .exchange(request, response_wait_max, upload.as_deref())
+                .await
+            {
                 Ok(response) => {
                     let connection = Connection {
-                        sender,
+                        wire,
                         peer: Arc::clone(self),
+                        worker,
                     };
                     return Ok((response, connection));
                 }
-                Err(mut failed) => match failed.take_message() {
-                    // Not written: the connection was closed just then. There is always a fresh one to end this.
-                    Some(unsent) if !is_fresh => request = unsent,
-                    Some(unsent) => return Err(Failure::Connect(Box::new(unsent))),
-                    None => {
-                        if let Some(fault) = upload.and_then(|upload| upload.fault()) {
-                            return Err(Failure::Client(fault));
-                        }
-                        let error = failed.into_error();
-                        debug!(endpoint = %self.address, %error, "an upstream broke the connection");
-                        return Err(Failure::Reset);
-                    }
-                },
+                // Not written: the connection was closed just then. There is always a fresh one to end this.
+                Err(Failure::Connect(unsent)) if !is_fresh => request = *unsent,
+                Err(failure) => {
+                    debug!(endpoint = %self.address, ?failure, "an upstream did not answer");
+                    return Err(failure);
+                }
             }
         }
     }
 
-    async fn take_idle(&self) -> Option<SendRequest<Outgoing>> {
+    /// An idle connection that is ready for a request; `None` if there is none. Never pending.
+    fn poll_idle(
+        &self,
+        worker: usize,
+        now: Instant,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Box<Wire>>> {
         loop {
-            let (mut sender, since) = lock(&self.idle).pop()?;
-            if since.elapsed() < IDLE_MAX
-                && !sender.is_closed()
-                && matches!(timeout(READY_WAIT_MAX, sender.ready()).await, Ok(Ok(())))
-            {
-                return Some(sender);
+            let Some(mut wire) = lock(self.idle(worker)).pop() else {
+                return Poll::Ready(None);
+            };
+            // Driven once, it hears if the other side has closed it.
+            wire.drive(context);
+            if wire.is_young(now) && wire.sender.is_ready() {
+                return Poll::Ready(Some(wire));
             }
         }
     }
 
     /// A new connection, or `None`, and then the endpoint counts as unhealthy.
-    async fn connect(&self, wait_max: Duration) -> Option<SendRequest<Outgoing>> {
+    async fn connect(&self, wait_max: Duration) -> Option<Box<Wire>> {
         let connected = timeout(wait_max, TcpStream::connect(self.address.as_str())).await;
         let stream = match connected {
             Ok(Ok(stream)) => stream,
@@ -214,14 +209,15 @@ impl Peer {
         self.set_healthy(true, &"it takes connections");
         // Small heads must not wait for an acknowledgement. Without it things are slower, not wrong.
         drop(stream.set_nodelay(true));
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
-        // Ends by itself: when its sender is dropped, or when the other side closes.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(%error, "a connection to an upstream ended");
-            }
-        });
-        Some(sender)
+        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.ok()?;
+        let now = Instant::now();
+        Some(Box::new(Wire {
+            sender,
+            driver: Some(driver),
+            has_ended: false,
+            timer: Box::pin(sleep_until(now)),
+            idle_since: now,
+        }))
     }
 
     fn set_healthy(&self, healthy: bool, why: &dyn fmt::Display) {
@@ -230,8 +226,14 @@ impl Peer {
                 info!(endpoint = %self.address, "endpoint is back");
             } else {
                 warn!(endpoint = %self.address, error = %why, "endpoint takes no connection: avoided until it does");
-                lock(&self.idle).clear();
+                self.close_idle();
             }
+        }
+    }
+
+    fn close_idle(&self) {
+        for idle in &self.idle {
+            lock(idle).clear();
         }
     }
 
@@ -246,16 +248,108 @@ impl Peer {
     }
 
     fn close_old_connections(&self, now: Instant) {
-        lock(&self.idle).retain(|(sender, since)| {
-            !sender.is_closed() && now.saturating_duration_since(*since) < IDLE_MAX
-        });
+        for idle in &self.idle {
+            lock(idle).retain(|wire| !wire.has_ended && wire.is_young(now));
+        }
+    }
+}
+
+/// A connection to an endpoint. It moves only while it is driven.
+struct Wire {
+    sender: SendRequest<Outgoing>,
+    /// Gone when a request still waited for it at its end: so the request comes back.
+    driver: Option<http1::Connection<TokioIo<TcpStream>, Outgoing>>,
+    has_ended: bool,
+    /// Set once for many requests: see [`Wire::poll_deadline`].
+    timer: Pin<Box<Sleep>>,
+    idle_since: Instant,
+}
+
+impl Wire {
+    /// Reads and writes what can be read and written now, and asks to be woken for more.
+    fn drive(&mut self, context: &mut Context<'_>) {
+        if !self.has_ended
+            && let Some(driver) = &mut self.driver
+            && let Poll::Ready(ended) = Pin::new(driver).poll(context)
+        {
+            self.has_ended = true;
+            if let Err(error) = ended {
+                debug!(%error, "a connection to an upstream ended");
+            }
+        }
+    }
+
+    fn is_young(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.idle_since) < IDLE_MAX
+    }
+
+    /// Sends the request and waits for the head of its answer.
+    async fn exchange(
+        &mut self,
+        request: Request<Outgoing>,
+        wait_max: Duration,
+        upload: Option<&UploadWatch>,
+    ) -> Result<Response<Incoming>, Failure> {
+        let mut answer = pin!(self.sender.try_send_request(request));
+        let mut deadline = Instant::now() + wait_max;
+        let mut parts = upload.map(UploadWatch::parts);
+        let answer = poll_fn(|context| {
+            self.drive(context);
+            if let Poll::Ready(answer) = answer.as_mut().poll(context) {
+                return Poll::Ready(Ok(answer));
+            }
+            if self.has_ended {
+                self.driver = None;
+                return match answer.as_mut().poll(context) {
+                    Poll::Ready(answer) => Poll::Ready(Ok(answer)),
+                    Poll::Pending => Poll::Ready(Err(Failure::Reset)),
+                };
+            }
+            while self.poll_deadline(deadline, context).is_ready() {
+                let now_parts = upload.map(UploadWatch::parts);
+                match upload {
+                    // A long upload on its way is no silence.
+                    Some(_) if now_parts != parts => parts = now_parts,
+                    Some(upload) if upload.is_waiting_for_client() => {
+                        return Poll::Ready(Err(Failure::Client(ClientFault::Stalled)));
+                    }
+                    Some(_) | None => return Poll::Ready(Err(Failure::Timeout)),
+                }
+                deadline = Instant::now() + wait_max;
+            }
+            Poll::Pending
+        })
+        .await?;
+        answer.map_err(|mut failed| match failed.take_message() {
+            Some(unsent) => Failure::Connect(Box::new(unsent)),
+            None => match upload.and_then(UploadWatch::fault) {
+                Some(fault) => Failure::Client(fault),
+                None => Failure::Reset,
+            },
+        })
+    }
+
+    /// Whether the deadline has passed; if not, it asks to be woken by then. A timer that still waits for the deadline
+    /// of an earlier request stays as it is and is set again when it rings: that costs less than setting it each time.
+    fn poll_deadline(&mut self, deadline: Instant, context: &mut Context<'_>) -> Poll<()> {
+        if self.timer.deadline() > deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        while self.timer.as_mut().poll(context).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
     }
 }
 
 /// A connection whose answer is still being read.
 pub(crate) struct Connection {
-    sender: SendRequest<Outgoing>,
+    wire: Box<Wire>,
     peer: Arc<Peer>,
+    worker: usize,
 }
 
 impl fmt::Debug for Connection {
@@ -267,15 +361,21 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
+    /// Moves the answer's body on: to be called before each look at it.
+    pub(crate) fn drive(&mut self, context: &mut Context<'_>) {
+        self.wire.drive(context);
+    }
+
     /// Keeps the connection for the next request. Only after request and answer were read to their ends; dropping it
     /// instead closes it.
-    pub(crate) fn keep(self) {
-        if self.sender.is_closed() {
+    pub(crate) fn keep(mut self) {
+        if self.wire.has_ended {
             return;
         }
-        let mut idle = lock(&self.peer.idle);
+        self.wire.idle_since = Instant::now();
+        let mut idle = lock(self.peer.idle(self.worker));
         if idle.len() < IDLE_CONNECTIONS_MAX {
-            idle.push((self.sender, Instant::now()));
+            idle.push(self.wire);
         }
     }
 }
@@ -310,18 +410,27 @@ pub(crate) struct PeerKey {
 
 /// All endpoints: those of the table, and those of earlier tables that still have requests. So load, health and
 /// connections outlive a change of the table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Peers {
+    workers: usize,
     known: Mutex<HashMap<PeerKey, Arc<Peer>>>,
 }
 
 impl Peers {
+    /// None yet; so many threads may send to those to come.
+    pub(crate) fn new(workers: usize) -> Self {
+        Self {
+            workers,
+            known: Mutex::default(),
+        }
+    }
+
     /// The endpoint of that key, new if it is not known.
     pub(crate) fn get(&self, key: PeerKey) -> Arc<Peer> {
         let mut known = lock(&self.known);
         let peer = known
             .entry(key)
-            .or_insert_with_key(|key| Arc::new(Peer::new(key.address.clone())));
+            .or_insert_with_key(|key| Arc::new(Peer::new(key.address.clone(), self.workers)));
         Arc::clone(peer)
     }
 
@@ -377,7 +486,7 @@ impl Peers {
             .is_some()
         {}
         for peer in lock(&self.known).values() {
-            lock(&peer.idle).clear();
+            peer.close_idle();
         }
     }
 

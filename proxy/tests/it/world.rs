@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,6 +27,9 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+
+/// Threads of a proxy: more than one, so that what they share is shared.
+const WORKERS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
 /// Longest wait for anything that should happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -236,6 +240,8 @@ impl Proxy {
             admin: any,
             source,
             addresses_file: None,
+            threads: WORKERS,
+            takeover: false,
             drain_max,
         };
         let app = App::build(config).await?;

@@ -1,12 +1,14 @@
 //! One request from client to upstream and back: choose, send, perhaps once more, count at the end of the answer.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, SET_COOKIE, TRANSFER_ENCODING};
+use http::header::{
+    CONTENT_LENGTH, HeaderMap, HeaderValue, SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
+};
 use http::request::Parts;
-use http::{Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use proxy_api::{Arm, Generation, Outcome, Sticky};
@@ -14,11 +16,13 @@ use tokio::time::Instant;
 
 use crate::body::{self, Answer, ClientFault, Download, Outgoing, UploadWatch};
 use crate::headers;
+use crate::lock;
 use crate::pick::{self, Wish};
 use crate::refusal::Refusal;
 use crate::retry::{self, Attempts, IDEMPOTENCY_KEY, Next};
 use crate::routes::{ActiveRoute, Admitted, Routes};
 use crate::signals::{self, Shard, Ticket};
+use crate::stream::Watched;
 use crate::telemetry::{Telemetry, ToUser};
 use crate::upstream::{Connection, Failure, Lease};
 
@@ -38,19 +42,26 @@ pub(crate) struct Forward {
 pub(crate) struct Client {
     /// As it stands in `X-Forwarded-For`.
     address: HeaderValue,
+    /// As it stands in `X-Forwarded-Proto`.
+    proto: HeaderValue,
     group: u8,
 }
 
 impl Client {
     /// The client at that address.
-    pub(crate) fn new(address: IpAddr) -> Self {
+    pub(crate) fn new(address: IpAddr, is_tls: bool) -> Self {
         let group = match address {
             IpAddr::V4(v4) => pick::group(&v4.octets()),
             IpAddr::V6(v6) => pick::group(&v6.octets()),
         };
         let address = HeaderValue::try_from(address.to_string())
             .expect("an address is made of digits, letters, dots and colons");
-        Self { address, group }
+        let proto = HeaderValue::from_static(if is_tls { "https" } else { "http" });
+        Self {
+            address,
+            proto,
+            group,
+        }
     }
 }
 
@@ -63,6 +74,15 @@ struct Flight {
     lease: Option<Lease>,
 }
 
+/// The upstream's side of an upgraded connection.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    /// Its bytes.
+    pub(crate) upstream: Watched,
+    _lease: Option<Lease>,
+    _admitted: Admitted,
+}
+
 impl Flight {
     /// By the table by which it was routed.
     fn route(&self) -> &Arc<ActiveRoute> {
@@ -71,14 +91,15 @@ impl Flight {
 }
 
 impl Forward {
-    /// Answers a request, in the worst case by itself.
+    /// Answers a request, in the worst case by itself. After an upgrade `tunnel` is what the client is joined with.
     pub(crate) async fn answer(
         &self,
         client: &Client,
         request: Request<Incoming>,
+        tunnel: &Mutex<Option<Tunnel>>,
     ) -> Response<Answer> {
         let mut named = None;
-        match self.forward(client, request, &mut named).await {
+        match self.forward(client, request, tunnel, &mut named).await {
             Ok(response) => response,
             Err(refusal) => {
                 self.telemetry.refused(refusal);
@@ -97,13 +118,14 @@ impl Forward {
         &self,
         client: &Client,
         request: Request<Incoming>,
+        tunnel: &Mutex<Option<Tunnel>>,
         named: &mut Option<Arc<ActiveRoute>>,
     ) -> Result<Response<Answer>, Refusal> {
         let (mut head, incoming) = request.into_parts();
         let (mut generation, mut route) = self.find(&head)?;
-        if headers::wants_upgrade(&head) {
+        if head.method == Method::CONNECT {
             *named = Some(route);
-            return Err(Refusal::Upgrade);
+            return Err(Refusal::Connecting);
         }
         let Some(mut admitted) = route.admit() else {
             *named = Some(route);
@@ -158,7 +180,12 @@ impl Forward {
         };
         *named = Some(route);
 
-        headers::for_upstream(&mut head, &client.address);
+        let upgrade = headers::upgrade(&head);
+        headers::for_upstream(&mut head, &client.address, &client.proto);
+        let is_upgrade = upgrade.is_some();
+        if let Some(protocol) = upgrade {
+            headers::set_upgrade(&mut head.headers, protocol);
+        }
         set_framing(&mut head.headers, &body);
         let repeatable = repeatable && matches!(body, Outgoing::Whole { .. });
         let mut attempts = Attempts::new(arm, flight.route().spec.shield, repeatable);
@@ -195,6 +222,13 @@ impl Forward {
                                 }
                                 (Next::Answer | Next::Shield | Next::Retry, _) => {}
                             }
+                            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                                return if is_upgrade {
+                                    self.upgrade(flight, connection, response, tunnel).await
+                                } else {
+                                    Err(Refusal::Reset)
+                                };
+                            }
                             let relay = Relay::new(
                                 flight,
                                 connection,
@@ -202,7 +236,7 @@ impl Forward {
                                 attempts.is_shielded(),
                                 response.status(),
                             );
-                            return Ok(relayed(response, relay, cookie.as_deref()));
+                            return Ok(relayed(response, relay, cookie.as_ref()));
                         }
                         Err(failure) => {
                             let refusal = Refusal::from(&failure);
@@ -238,12 +272,43 @@ impl Forward {
         }
     }
 
+    /// Ends the part of an upgraded connection that is HTTP. The request is over for the judge; its place at the route
+    /// and at the endpoint stays taken while the two sides go on talking.
+    async fn upgrade(
+        &self,
+        flight: Flight,
+        connection: Connection,
+        response: Response<Incoming>,
+        tunnel: &Mutex<Option<Tunnel>>,
+    ) -> Result<Response<Answer>, Refusal> {
+        let protocol = response.headers().get(UPGRADE).cloned();
+        let upstream = connection.upgraded().await.ok_or(Refusal::Reset)?;
+        let metrics = &flight.route().metrics;
+        metrics.answered(ToUser::Answered(StatusCode::SWITCHING_PROTOCOLS));
+        let Flight {
+            ticket,
+            admitted,
+            lease,
+        } = flight;
+        drop(ticket);
+        *lock(tunnel) = Some(Tunnel {
+            upstream,
+            _lease: lease,
+            _admitted: admitted,
+        });
+        let (mut head, _) = response.into_parts();
+        headers::remove_hop_by_hop(&mut head.headers);
+        if let Some(protocol) = protocol {
+            headers::set_upgrade(&mut head.headers, protocol);
+        }
+        Ok(Response::from_parts(head, Answer::Own(None)))
+    }
+
     /// The route for a request, with the number of its table.
     fn find(&self, head: &Parts) -> Result<(Generation, Arc<ActiveRoute>), Refusal> {
         let table = self.routes.current();
         let table = table.as_ref().ok_or(Refusal::NoTable)?;
-        let route = table.find(&headers::host(head), head.uri.path());
-        let route = Arc::clone(route.ok_or(Refusal::NoRoute)?);
+        let route = Arc::clone(table.find(head).ok_or(Refusal::NoRoute)?);
         Ok((table.generation(), route))
     }
 
@@ -296,7 +361,7 @@ impl Forward {
 struct Key {
     value: Option<Vec<u8>>,
     /// The key the client is to be given.
-    cookie: Option<String>,
+    cookie: Option<[u8; 32]>,
 }
 
 impl Key {
@@ -308,7 +373,7 @@ impl Key {
                 Some(key) => (Some(key.into_bytes()), None),
                 None => {
                     let key = headers::new_key();
-                    (Some(key.clone().into_bytes()), Some(key))
+                    (Some(key.to_vec()), Some(key))
                 }
             },
             Some(Sticky::Header { name }) => (field(name), None),
@@ -345,7 +410,7 @@ fn again(request: &Request<Outgoing>) -> Option<Request<Outgoing>> {
 fn relayed(
     response: Response<Incoming>,
     relay: impl FnOnce(Incoming) -> Relay,
-    cookie: Option<&str>,
+    cookie: Option<&[u8; 32]>,
 ) -> Response<Answer> {
     let (mut head, incoming) = response.into_parts();
     headers::remove_hop_by_hop(&mut head.headers);

@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use http::header::{
-    CONNECTION, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    CONNECTION, COOKIE, EXPECT, FORWARDED, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
@@ -69,15 +70,30 @@ pub(crate) fn host(head: &Parts) -> Cow<'_, str> {
     }
 }
 
-/// Whether the request wants another protocol on its connection. `h2c` is no such wish: who offers it is glad of
-/// HTTP/1.1 too.
-pub(crate) fn wants_upgrade(head: &Parts) -> bool {
-    head.method == Method::CONNECT
-        || head.headers.get_all(UPGRADE).iter().any(|protocol| {
-            !protocol
-                .to_str()
-                .is_ok_and(|protocol| protocol.eq_ignore_ascii_case("h2c"))
+/// The protocol that the request wants on its connection, if it may have it (RFC 9110, 7.8). `h2c` is not passed on: who
+/// offers it is glad of HTTP/1.1 too, and upstream it would open a way around this proxy.
+pub(crate) fn upgrade(head: &Parts) -> Option<HeaderValue> {
+    if head.version != Version::HTTP_11 || head.method != Method::GET {
+        return None;
+    }
+    let mut protocols = head.headers.get_all(UPGRADE).iter();
+    let protocol = protocols.next()?;
+    let names_it = head.headers.get_all(CONNECTION).iter().any(|value| {
+        value.to_str().is_ok_and(|value| {
+            let mut options = value.split(',');
+            options.any(|option| option.trim().eq_ignore_ascii_case("upgrade"))
         })
+    });
+    let is_h2c = protocol
+        .to_str()
+        .is_ok_and(|names| names.to_ascii_lowercase().contains("h2c"));
+    (names_it && !is_h2c && protocols.next().is_none()).then(|| protocol.clone())
+}
+
+/// Asks for another protocol on the connection, or says that it is spoken from here on.
+pub(crate) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(UPGRADE, protocol);
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
 }
 
 /// The side that a tester asks for. Takes the header away.
@@ -103,35 +119,48 @@ pub(crate) fn cookie_key(headers: &HeaderMap) -> Option<String> {
         .map(|(_, key)| key.to_owned())
 }
 
-/// A key for a client that has none.
-pub(crate) fn new_key() -> String {
-    format!("{:032x}", rand::random::<u128>())
+/// A key for a client that has none: 32 hexadecimal digits.
+pub(crate) fn new_key() -> [u8; 32] {
+    let mut digits = [0; 32];
+    let random = rand::random::<[u8; 16]>();
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(random) {
+        pair[0] = HEX[usize::from(byte >> 4)];
+        pair[1] = HEX[usize::from(byte & 15)];
+    }
+    digits
 }
 
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
 /// What gives the client its key.
-pub(crate) fn set_cookie(key: &str) -> HeaderValue {
-    HeaderValue::try_from(format!(
-        "{COOKIE_NAME}={key}; Path=/; HttpOnly; SameSite=Lax"
-    ))
-    .expect("hexadecimal digits are visible ASCII")
+pub(crate) fn set_cookie(key: &[u8]) -> HeaderValue {
+    const AFTER: &[u8] = b"; Path=/; HttpOnly; SameSite=Lax";
+    let mut cookie = Vec::with_capacity(COOKIE_NAME.len() + 1 + key.len() + AFTER.len());
+    cookie.extend_from_slice(COOKIE_NAME.as_bytes());
+    cookie.push(b'=');
+    cookie.extend_from_slice(key);
+    cookie.extend_from_slice(AFTER);
+    HeaderValue::from_maybe_shared(Bytes::from(cookie))
+        .expect("hexadecimal digits are visible ASCII")
 }
 
 /// Turns a client's head into one for an upstream. The client's `Host` is kept: it is the user's own service on both
 /// sides.
-/// `client` is its address.
-pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue) {
-    let takes_trailers = head
-        .headers
-        .get_all(TE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|coding| {
-            coding
-                .split(';')
-                .next()
-                .is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers"))
-        });
+/// `client` is its address, `proto` what it spoke: `http` or `https`.
+pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue, proto: &HeaderValue) {
+    let takes_trailers = head.headers.contains_key(TE)
+        && head
+            .headers
+            .get_all(TE)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|coding| {
+                coding
+                    .split(';')
+                    .next()
+                    .is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers"))
+            });
     remove_hop_by_hop(&mut head.headers);
     let headers = &mut head.headers;
     if takes_trailers {
@@ -178,9 +207,21 @@ pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue) {
     }
     headers
         .entry(FORWARDED_PROTO)
-        .or_insert(HeaderValue::from_static("http"));
+        .or_insert_with(|| proto.clone());
+    // Where the chain is told by RFC 7239, it must not end before us.
+    if headers.contains_key(FORWARDED) {
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let quoted = |address: String| match address.contains(':') {
+            true => format!("\"[{address}]\""),
+            false => address,
+        };
+        let hop = format!("for={};proto={}", quoted(text(client)), text(proto));
+        if let Ok(hop) = HeaderValue::try_from(hop) {
+            headers.append(FORWARDED, hop);
+        }
+    }
     headers.entry(REQUEST_ID).or_insert_with(|| {
-        HeaderValue::try_from(new_key()).expect("hexadecimal digits are visible ASCII")
+        HeaderValue::from_bytes(&new_key()).expect("hexadecimal digits are visible ASCII")
     });
 
     let target = head.uri.path_and_query().cloned();
@@ -243,7 +284,8 @@ mod tests {
                 ("x-request-id", "mine"),
             ],
         );
-        for_upstream(&mut head, &HeaderValue::from_static("10.0.0.1"));
+        let http = HeaderValue::from_static("http");
+        for_upstream(&mut head, &HeaderValue::from_static("10.0.0.1"), &http);
         let mut left: Vec<_> = head
             .headers
             .iter()
@@ -269,6 +311,7 @@ mod tests {
     #[test]
     fn takes_only_a_key_of_its_own_make_from_the_cookie() {
         let key = new_key();
+        let key = String::from_utf8(key.to_vec()).unwrap();
         let cookie = format!("a=b; {COOKIE_NAME}={key}; c=d");
         assert_eq!(
             cookie_key(&head("/", &[("cookie", &cookie)]).headers),
@@ -287,8 +330,32 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_of_h2c_is_no_wish_for_an_upgrade() {
-        assert!(!wants_upgrade(&head("/", &[("upgrade", "h2c")])));
-        assert!(wants_upgrade(&head("/", &[("upgrade", "websocket")])));
+    fn passes_on_an_upgrade_that_connection_names_and_never_to_h2c() {
+        let cases = [
+            (
+                &[
+                    ("upgrade", "websocket"),
+                    ("connection", "keep-alive, Upgrade"),
+                ][..],
+                true,
+            ),
+            (&[("upgrade", "websocket")], false),
+            (&[("upgrade", "h2c"), ("connection", "upgrade")], false),
+            (
+                &[("upgrade", "websocket, H2C"), ("connection", "upgrade")],
+                false,
+            ),
+            (&[("connection", "upgrade")], false),
+        ];
+        for (headers, passed) in cases {
+            assert_eq!(
+                upgrade(&head("/", headers)).is_some(),
+                passed,
+                "{headers:?}"
+            );
+        }
+        let mut post = head("/", cases[0].0);
+        post.method = Method::POST;
+        assert_eq!(upgrade(&post), None);
     }
 }

@@ -20,7 +20,7 @@ use crate::body::{Download, Outgoing};
 use crate::config::Controller;
 use crate::routes::{ApplyError, Routes, Save};
 use crate::signals::Signals;
-use crate::upstream::{Failure, Peer};
+use crate::upstream::{Dial, Failure, Peer};
 
 /// How long the controller may keep a poll without news. Below the 30 s after which many a middlebox ends a silent
 /// connection.
@@ -107,7 +107,7 @@ impl Link {
         due: Arc<Notify>,
     ) -> Self {
         Self {
-            peer: Arc::new(Peer::new(controller.endpoint.clone(), 1)),
+            peer: Arc::new(Peer::new(controller.endpoint.clone(), Dial::default(), 1)),
             controller,
             name,
             routes,

@@ -8,16 +8,19 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use http::request::Parts;
 use proxy_api::{Arm, BasisPoints, Chosen, Generation, Route, RouteTable, TableError, Upstream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{error, info};
 
 use crate::durable;
+use crate::headers;
 use crate::pick;
 use crate::signals::Signals;
 use crate::telemetry::{PlaceMetrics, RouteMetrics, Telemetry};
-use crate::upstream::{Peer, PeerKey, Peers};
+use crate::tls::{Asking, TlsError};
+use crate::upstream::{Dial, Peer, PeerKey, Peers};
 
 /// The least age at which a request is counted as too old to wait for.
 const AGE_MIN: Duration = Duration::from_secs(10);
@@ -122,6 +125,9 @@ pub(crate) enum ApplyError {
     /// The one in force is as new or newer.
     #[error("table {given} is not newer than {have}, which is in force")]
     NotNewer { have: Generation, given: Generation },
+    /// What it says of TLS cannot be done.
+    #[error("route {route:?} is refused for its TLS")]
+    Tls { route: String, source: TlsError },
     /// It could not be made to last, so it was not put in force either.
     #[error("cannot save the table to {path}", path = .path.display())]
     Save { path: PathBuf, source: io::Error },
@@ -295,6 +301,8 @@ pub(crate) struct Table {
     by_name: HashMap<Arc<str>, usize>,
     /// By host as it stands in the table, in lower case; each list with the longest path first.
     by_host: HashMap<String, Vec<usize>>,
+    /// Those for every host, in the same order.
+    any_host: Vec<usize>,
 }
 
 impl Table {
@@ -319,21 +327,27 @@ impl Table {
     }
 
     /// The route for a request: a whole host name wins over `*.…` (the longer one first) over `*`, then the longest
-    /// path. `host` is in lower case and without port.
-    pub(crate) fn find(&self, host: &str, path: &str) -> Option<&Arc<ActiveRoute>> {
-        let in_list = |host: &str| {
-            let list = self.by_host.get(host)?;
+    /// path.
+    pub(crate) fn find(&self, head: &Parts) -> Option<&Arc<ActiveRoute>> {
+        let path = head.uri.path();
+        let among = |list: &[usize]| {
             list.iter()
                 .map(|&index| &self.routes[index])
                 .find(|route| takes_path(&route.spec.matches.path, path))
         };
-        in_list(host)
+        // Most tables name no host, and then a request need not be asked for its own.
+        if self.by_host.is_empty() {
+            return among(&self.any_host);
+        }
+        let host = headers::host(head);
+        let in_list = |host: &str| among(self.by_host.get(host)?);
+        in_list(&host)
             .or_else(|| {
                 host.match_indices('.')
                     .filter(|&(dot, _)| dot > 0)
                     .find_map(|(dot, _)| in_list(&format!("*{}", &host[dot..])))
             })
-            .or_else(|| in_list("*"))
+            .or_else(|| among(&self.any_host))
     }
 }
 
@@ -452,6 +466,7 @@ impl Routes {
 
     async fn apply_locked(&self, document: RouteTable, save: Save) -> Result<(), ApplyError> {
         document.check().map_err(ApplyError::Invalid)?;
+        let dials = dials(&document)?;
         let current = self.current.load_full();
         let given = document.generation;
         match &current {
@@ -486,7 +501,7 @@ impl Routes {
             .iter()
             .map(|route| (route.name.clone(), route.canary_bp))
             .collect();
-        let table = Arc::new(self.activate(document, current.as_deref()));
+        let table = Arc::new(self.activate(document, &dials, current.as_deref()));
         self.signals.cut(given, weights, Instant::now(), || {
             self.current.store(Some(table));
         });
@@ -509,7 +524,7 @@ impl Routes {
             .map_err(failed)
     }
 
-    fn activate(&self, document: RouteTable, before: Option<&Table>) -> Table {
+    fn activate(&self, document: RouteTable, dials: &[Dial], before: Option<&Table>) -> Table {
         let mut routes = Vec::with_capacity(document.routes.len());
         let mut by_name = HashMap::new();
         let mut by_host: HashMap<String, Vec<usize>> = HashMap::new();
@@ -535,12 +550,16 @@ impl Routes {
                         address.as_str().into(),
                     ]);
                     Target {
-                        peer: self.peers.get(PeerKey {
-                            route: Arc::clone(&name),
-                            arm,
-                            release: Arc::clone(&release),
-                            address: address.clone(),
-                        }),
+                        peer: self.peers.get(
+                            PeerKey {
+                                route: Arc::clone(&name),
+                                arm,
+                                release: Arc::clone(&release),
+                                address: address.clone(),
+                                transport: spec.transport.clone(),
+                            },
+                            &dials[index],
+                        ),
                         place: place(Some(address)),
                     }
                 };
@@ -570,13 +589,30 @@ impl Routes {
             list.sort_by_key(|&index| std::cmp::Reverse(document.routes[index].matches.path.len()));
         }
         self.telemetry.retire(labels);
+        let any_host = by_host.remove("*").unwrap_or_default();
         Table {
             document,
             routes,
             by_name,
             by_host,
+            any_host,
         }
     }
+}
+
+/// How the endpoints of each route are spoken to. Blocks on the disk where a route has TLS.
+fn dials(document: &RouteTable) -> Result<Vec<Dial>, ApplyError> {
+    let dial = |route: &Route| {
+        let tls = Asking::load(&route.transport).map_err(|source| ApplyError::Tls {
+            route: route.name.clone(),
+            source,
+        })?;
+        Ok(Dial {
+            protocol: route.transport.protocol,
+            tls,
+        })
+    };
+    document.routes.iter().map(dial).collect()
 }
 
 /// Whether `next` gives no canary more than `before` does, and some canary less.
@@ -686,7 +722,9 @@ mod tests {
             ("other.example.org", "/y", "below"),
         ];
         for (host, path, name) in cases {
-            let found = table.find(host, path).map(|route| &*route.name);
+            let request = http::Request::builder().uri(path).header("host", host);
+            let head = request.body(()).unwrap().into_parts().0;
+            let found = table.find(&head).map(|route| &*route.name);
             assert_eq!(found, Some(name), "{host} {path}");
         }
     }

@@ -15,7 +15,7 @@ use proxy_api::{Arm, Generation, Outcome, Sticky};
 use tokio::time::Instant;
 
 use crate::body::{self, Answer, ClientFault, Download, Outgoing, UploadWatch};
-use crate::headers;
+use crate::headers::{self, Present};
 use crate::lock;
 use crate::pick::{self, Wish};
 use crate::refusal::Refusal;
@@ -142,9 +142,10 @@ impl Forward {
         .await
         .inspect_err(|_| *named = Some(Arc::clone(&route)))?;
 
-        let key = Key::of(route.spec.sticky.as_ref(), &head.headers);
+        let present = Present::of(&head.headers);
+        let key = Key::of(route.spec.sticky.as_ref(), &head.headers, present);
         let group = key.value.as_deref().map_or(client.group, pick::group);
-        let wanted = headers::take_wish(&mut head.headers);
+        let wanted = headers::take_wish(&mut head.headers, present);
         let wish = match (wanted, &key.value) {
             (Some(arm), _) => Wish::Arm(arm),
             (None, Some(key)) => Wish::Key(key),
@@ -153,6 +154,7 @@ impl Forward {
         let cookie = key.cookie.filter(|_| wanted.is_none());
 
         // The table may have changed while the body came, and may change between choosing and counting.
+        let mut now = Instant::now();
         let (arm, mut flight) = loop {
             let canary = route.spec.canary.as_ref().map(|_| route.spec.canary_bp);
             let (arm, chosen) = pick::arm(canary, wish, route.seed, rand::random());
@@ -165,7 +167,7 @@ impl Forward {
                 age_max: route.age_max(),
             };
             let peer = target.map(|target| &target.peer);
-            let begun = self.shard.begin(generation, request, peer, Instant::now());
+            let begun = self.shard.begin(generation, request, peer, now);
             if let Ok((ticket, lease)) = begun {
                 route.seen.count(arm, chosen);
                 let flight = Flight {
@@ -180,13 +182,13 @@ impl Forward {
         };
         *named = Some(route);
 
-        let upgrade = headers::upgrade(&head);
-        headers::for_upstream(&mut head, &client.address, &client.proto);
+        let upgrade = headers::upgrade(&head, present);
+        headers::for_upstream(&mut head, present, &client.address, &client.proto);
         let is_upgrade = upgrade.is_some();
         if let Some(protocol) = upgrade {
             headers::set_upgrade(&mut head.headers, protocol);
         }
-        set_framing(&mut head.headers, &body);
+        set_framing(&mut head.headers, present, &body);
         let repeatable = repeatable && matches!(body, Outgoing::Whole { .. });
         let mut attempts = Attempts::new(arm, flight.route().spec.shield, repeatable);
         let mut request = Request::from_parts(head, body);
@@ -198,7 +200,9 @@ impl Forward {
                     let connect = flight.route().connect_wait_max();
                     let response = flight.route().response_wait_max();
                     let upload = request.body().watch();
-                    let sent = lease.peer().send(self.worker, request, connect, response);
+                    let sent = lease
+                        .peer()
+                        .send(self.worker, request, now, connect, response);
                     match sent.await {
                         Ok((response, connection)) => {
                             let is_error = response.status().is_server_error();
@@ -218,6 +222,7 @@ impl Forward {
                                 (Next::Shield | Next::Retry, Some(spare)) => {
                                     self.relocate(&mut flight, next, attempts.arm);
                                     request = spare;
+                                    now = Instant::now();
                                     continue;
                                 }
                                 (Next::Answer | Next::Shield | Next::Retry, _) => {}
@@ -261,6 +266,7 @@ impl Forward {
                 (Next::Retry | Next::Shield, Some(unsent)) => {
                     self.relocate(&mut flight, next, attempts.arm);
                     request = unsent;
+                    now = Instant::now();
                 }
                 (Next::Answer | Next::Retry | Next::Shield, _) => {
                     if refusal.status().is_server_error() {
@@ -297,7 +303,8 @@ impl Forward {
             _admitted: admitted,
         });
         let (mut head, _) = response.into_parts();
-        headers::remove_hop_by_hop(&mut head.headers);
+        let present = Present::of(&head.headers);
+        headers::remove_hop_by_hop(&mut head.headers, present);
         if let Some(protocol) = protocol {
             headers::set_upgrade(&mut head.headers, protocol);
         }
@@ -365,11 +372,11 @@ struct Key {
 }
 
 impl Key {
-    fn of(sticky: Option<&Sticky>, headers: &HeaderMap) -> Self {
+    fn of(sticky: Option<&Sticky>, headers: &HeaderMap, present: Present) -> Self {
         let field = |name: &str| headers.get(name).map(|value| value.as_bytes().to_vec());
         let (value, cookie) = match sticky {
             None => (None, None),
-            Some(Sticky::Cookie) => match headers::cookie_key(headers) {
+            Some(Sticky::Cookie) => match headers::cookie_key(headers, present) {
                 Some(key) => (Some(key.into_bytes()), None),
                 None => {
                     let key = headers::new_key();
@@ -384,8 +391,8 @@ impl Key {
 }
 
 /// Says how long the body is, by what the body itself knows: what the client said stays on its own connection.
-fn set_framing(headers: &mut HeaderMap, body: &Outgoing) {
-    let had_length = headers.remove(CONTENT_LENGTH).is_some();
+fn set_framing(headers: &mut HeaderMap, present: Present, body: &Outgoing) {
+    let had_length = present.has_length() && headers.remove(CONTENT_LENGTH).is_some();
     match body.size_hint().exact() {
         // No body at all, as the client said or as it goes without saying.
         Some(0) if !had_length => {}
@@ -413,7 +420,8 @@ fn relayed(
     cookie: Option<&[u8; 32]>,
 ) -> Response<Answer> {
     let (mut head, incoming) = response.into_parts();
-    headers::remove_hop_by_hop(&mut head.headers);
+    let present = Present::of(&head.headers);
+    headers::remove_hop_by_hop(&mut head.headers, present);
     if let Some(key) = cookie {
         head.headers.append(SET_COOKIE, headers::set_cookie(key));
     }

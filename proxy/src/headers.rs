@@ -1,6 +1,7 @@
 //! What a proxy changes in heads: hop-by-hop fields go (RFC 9110, 7.6.1), its own fields come.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 
 use bytes::Bytes;
 use http::header::{
@@ -11,6 +12,8 @@ use http::request::Parts;
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, Method, Version};
 use proxy_api::Arm;
+use rand::RngExt;
+use rand::rngs::SmallRng;
 
 /// A tester's choice of the side: `canary` or `stable`. Not passed on.
 const RELEASE: HeaderName = HeaderName::from_static("x-friday-release");
@@ -24,9 +27,68 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The cookie of sticky routes: 128 random bits in hexadecimal.
 const COOKIE_NAME: &str = "friday-key";
 
+/// Which of the fields that a proxy looks at are there, found in one pass: most heads have few of them, and looking for
+/// each would cost more than all the rest.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Present(u32);
+
+impl Present {
+    const CONNECTION: u32 = 1;
+    const TE: u32 = 1 << 1;
+    const UPGRADE: u32 = 1 << 2;
+    const OTHER_HOP_BY_HOP: u32 = 1 << 3;
+    const EXPECT: u32 = 1 << 4;
+    const COOKIE: u32 = 1 << 5;
+    const FORWARDED: u32 = 1 << 6;
+    const FORWARDED_FOR: u32 = 1 << 7;
+    const FORWARDED_HOST: u32 = 1 << 8;
+    const FORWARDED_PROTO: u32 = 1 << 9;
+    const REQUEST_ID: u32 = 1 << 10;
+    const RELEASE: u32 = 1 << 11;
+    const LENGTH: u32 = 1 << 12;
+    const HOP_BY_HOP: u32 = Self::CONNECTION | Self::TE | Self::UPGRADE | Self::OTHER_HOP_BY_HOP;
+
+    /// Looks through all names.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let bit = |name: &HeaderName| match name.as_str() {
+            "connection" => Self::CONNECTION,
+            "te" => Self::TE,
+            "upgrade" => Self::UPGRADE,
+            "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "transfer-encoding" => Self::OTHER_HOP_BY_HOP,
+            "expect" => Self::EXPECT,
+            "cookie" => Self::COOKIE,
+            "forwarded" => Self::FORWARDED,
+            "x-forwarded-for" => Self::FORWARDED_FOR,
+            "x-forwarded-host" => Self::FORWARDED_HOST,
+            "x-forwarded-proto" => Self::FORWARDED_PROTO,
+            "x-request-id" => Self::REQUEST_ID,
+            "x-friday-release" => Self::RELEASE,
+            "content-length" => Self::LENGTH,
+            _ => 0,
+        };
+        Self(headers.keys().fold(0, |all, name| all | bit(name)))
+    }
+
+    fn has(self, any_of: u32) -> bool {
+        self.0 & any_of != 0
+    }
+
+    /// Whether a body's length is given.
+    pub(crate) fn has_length(self) -> bool {
+        self.has(Self::LENGTH)
+    }
+}
+
 /// Removes what was meant for this connection only, with what `Connection` names.
-pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, present: Present) {
+    if !present.has(Present::HOP_BY_HOP) {
+        return;
+    }
+    if present.has(Present::CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
@@ -72,8 +134,11 @@ pub(crate) fn host(head: &Parts) -> Cow<'_, str> {
 
 /// The protocol that the request wants on its connection, if it may have it (RFC 9110, 7.8). `h2c` is not passed on: who
 /// offers it is glad of HTTP/1.1 too, and upstream it would open a way around this proxy.
-pub(crate) fn upgrade(head: &Parts) -> Option<HeaderValue> {
-    if head.version != Version::HTTP_11 || head.method != Method::GET {
+pub(crate) fn upgrade(head: &Parts, present: Present) -> Option<HeaderValue> {
+    if !present.has(Present::UPGRADE)
+        || head.version != Version::HTTP_11
+        || head.method != Method::GET
+    {
         return None;
     }
     let mut protocols = head.headers.get_all(UPGRADE).iter();
@@ -97,7 +162,10 @@ pub(crate) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
 }
 
 /// The side that a tester asks for. Takes the header away.
-pub(crate) fn take_wish(headers: &mut HeaderMap) -> Option<Arm> {
+pub(crate) fn take_wish(headers: &mut HeaderMap, present: Present) -> Option<Arm> {
+    if !present.has(Present::RELEASE) {
+        return None;
+    }
     match headers.remove(RELEASE)?.as_bytes() {
         b"canary" => Some(Arm::Canary),
         b"stable" => Some(Arm::Stable),
@@ -106,7 +174,10 @@ pub(crate) fn take_wish(headers: &mut HeaderMap) -> Option<Arm> {
 }
 
 /// The sticky cookie's key, if the client has one of ours.
-pub(crate) fn cookie_key(headers: &HeaderMap) -> Option<String> {
+pub(crate) fn cookie_key(headers: &HeaderMap, present: Present) -> Option<String> {
+    if !present.has(Present::COOKIE) {
+        return None;
+    }
     headers
         .get_all(COOKIE)
         .iter()
@@ -122,15 +193,29 @@ pub(crate) fn cookie_key(headers: &HeaderMap) -> Option<String> {
 /// A key for a client that has none: 32 hexadecimal digits.
 pub(crate) fn new_key() -> [u8; 32] {
     let mut digits = [0; 32];
-    let random = rand::random::<[u8; 16]>();
+    let random = RANDOM.with_borrow_mut(RngExt::random::<[u8; 16]>);
     for (pair, byte) in digits.chunks_exact_mut(2).zip(random) {
-        pair[0] = HEX[usize::from(byte >> 4)];
-        pair[1] = HEX[usize::from(byte & 15)];
+        pair.copy_from_slice(&HEX[usize::from(byte)]);
     }
     digits
 }
 
-const HEX: &[u8; 16] = b"0123456789abcdef";
+thread_local! {
+    // Numbers that need to differ, not to be secret.
+    static RANDOM: RefCell<SmallRng> = RefCell::new(rand::make_rng());
+}
+
+/// Every byte as two hexadecimal digits.
+static HEX: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut all = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        all[byte] = [digits[byte >> 4], digits[byte & 15]];
+        byte += 1;
+    }
+    all
+};
 
 /// What gives the client its key.
 pub(crate) fn set_cookie(key: &[u8]) -> HeaderValue {
@@ -147,8 +232,13 @@ pub(crate) fn set_cookie(key: &[u8]) -> HeaderValue {
 /// Turns a client's head into one for an upstream. The client's `Host` is kept: it is the user's own service on both
 /// sides.
 /// `client` is its address, `proto` what it spoke: `http` or `https`.
-pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue, proto: &HeaderValue) {
-    let takes_trailers = head.headers.contains_key(TE)
+pub(crate) fn for_upstream(
+    head: &mut Parts,
+    present: Present,
+    client: &HeaderValue,
+    proto: &HeaderValue,
+) {
+    let takes_trailers = present.has(Present::TE)
         && head
             .headers
             .get_all(TE)
@@ -161,13 +251,15 @@ pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue, proto: &Heade
                     .next()
                     .is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers"))
             });
-    remove_hop_by_hop(&mut head.headers);
+    remove_hop_by_hop(&mut head.headers, present);
     let headers = &mut head.headers;
     if takes_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
     // We have asked for the body by reading it; the upstream gets it at once.
-    headers.remove(EXPECT);
+    if present.has(Present::EXPECT) {
+        headers.remove(EXPECT);
+    }
     // The request target's authority counts, whatever the field says (RFC 9112, 3.2.2).
     if let Some(authority) = head.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
@@ -175,7 +267,7 @@ pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue, proto: &Heade
         headers.insert(HOST, host);
     }
     // HTTP/2 may split cookies; HTTP/1.1 must not (RFC 9113, 8.2.3).
-    if headers.get_all(COOKIE).iter().nth(1).is_some() {
+    if present.has(Present::COOKIE) && headers.get_all(COOKIE).iter().nth(1).is_some() {
         let parts: Vec<&[u8]> = headers
             .get_all(COOKIE)
             .iter()
@@ -186,7 +278,7 @@ pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue, proto: &Heade
         }
     }
 
-    if headers.contains_key(&FORWARDED_FOR) {
+    if present.has(Present::FORWARDED_FOR) {
         let mut route: Vec<u8> = Vec::new();
         for hop in headers.get_all(&FORWARDED_FOR) {
             route.extend_from_slice(hop.as_bytes());
@@ -200,16 +292,16 @@ pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue, proto: &Heade
         headers.insert(FORWARDED_FOR, client.clone());
     }
     // A proxy in front of this one knows better what the user saw.
-    if !headers.contains_key(&FORWARDED_HOST)
+    if !present.has(Present::FORWARDED_HOST)
         && let Some(host) = headers.get(HOST).cloned()
     {
         headers.insert(FORWARDED_HOST, host);
     }
-    headers
-        .entry(FORWARDED_PROTO)
-        .or_insert_with(|| proto.clone());
+    if !present.has(Present::FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, proto.clone());
+    }
     // Where the chain is told by RFC 7239, it must not end before us.
-    if headers.contains_key(FORWARDED) {
+    if present.has(Present::FORWARDED) {
         let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
         let quoted = |address: String| match address.contains(':') {
             true => format!("\"[{address}]\""),
@@ -220,9 +312,13 @@ pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue, proto: &Heade
             headers.append(FORWARDED, hop);
         }
     }
-    headers.entry(REQUEST_ID).or_insert_with(|| {
-        HeaderValue::from_bytes(&new_key()).expect("hexadecimal digits are visible ASCII")
-    });
+    if !present.has(Present::REQUEST_ID) {
+        let id = HeaderValue::from_bytes(&new_key());
+        headers.insert(
+            REQUEST_ID,
+            id.expect("hexadecimal digits are visible ASCII"),
+        );
+    }
 
     let target = head.uri.path_and_query().cloned();
     head.uri = Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/")));
@@ -285,7 +381,13 @@ mod tests {
             ],
         );
         let http = HeaderValue::from_static("http");
-        for_upstream(&mut head, &HeaderValue::from_static("10.0.0.1"), &http);
+        let present = Present::of(&head.headers);
+        for_upstream(
+            &mut head,
+            present,
+            &HeaderValue::from_static("10.0.0.1"),
+            &http,
+        );
         let mut left: Vec<_> = head
             .headers
             .iter()
@@ -310,27 +412,30 @@ mod tests {
 
     #[test]
     fn takes_only_a_key_of_its_own_make_from_the_cookie() {
+        let key_of = |cookie: &str| {
+            let headers = head("/", &[("cookie", cookie)]).headers;
+            cookie_key(&headers, Present::of(&headers))
+        };
         let key = new_key();
         let key = String::from_utf8(key.to_vec()).unwrap();
         let cookie = format!("a=b; {COOKIE_NAME}={key}; c=d");
-        assert_eq!(
-            cookie_key(&head("/", &[("cookie", &cookie)]).headers),
-            Some(key)
-        );
+        assert_eq!(key_of(&cookie), Some(key));
         for cookie in ["friday-key=short", "x=1", "friday-key", ""] {
-            assert_eq!(cookie_key(&head("/", &[("cookie", cookie)]).headers), None);
+            assert_eq!(key_of(cookie), None);
         }
     }
 
     #[test]
     fn takes_the_testers_header_away() {
         let mut headers = head("/", &[("x-friday-release", "canary")]).headers;
-        assert_eq!(take_wish(&mut headers), Some(Arm::Canary));
+        let present = Present::of(&headers);
+        assert_eq!(take_wish(&mut headers, present), Some(Arm::Canary));
         assert!(headers.is_empty());
     }
 
     #[test]
     fn passes_on_an_upgrade_that_connection_names_and_never_to_h2c() {
+        let asked = |head: &Parts| upgrade(head, Present::of(&head.headers));
         let cases = [
             (
                 &[
@@ -348,14 +453,10 @@ mod tests {
             (&[("connection", "upgrade")], false),
         ];
         for (headers, passed) in cases {
-            assert_eq!(
-                upgrade(&head("/", headers)).is_some(),
-                passed,
-                "{headers:?}"
-            );
+            assert_eq!(asked(&head("/", headers)).is_some(), passed, "{headers:?}");
         }
         let mut post = head("/", cases[0].0);
         post.method = Method::POST;
-        assert_eq!(upgrade(&post), None);
+        assert_eq!(asked(&post), None);
     }
 }

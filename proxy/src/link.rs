@@ -217,7 +217,10 @@ impl Link {
         bytes_max: usize,
     ) -> Result<(StatusCode, Bytes), LinkError> {
         let exchange = async {
-            let sent = self.peer.send(0, request, CONNECT_MAX, wait_max).await;
+            let sent = self
+                .peer
+                .send(0, request, Instant::now(), CONNECT_MAX, wait_max)
+                .await;
             let (response, connection) = sent.map_err(|failure| match failure {
                 Failure::Connect(_) => LinkError::Connect,
                 Failure::Reset | Failure::Client(_) => LinkError::Reset,

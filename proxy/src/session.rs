@@ -64,7 +64,7 @@ impl Session {
             None => Stream::Plain(stream),
             Some(certificate) => {
                 let head_max = self.shared.clients.head_max;
-                match timeout(head_max, certificate.accept(stream)).await {
+                match Box::pin(timeout(head_max, certificate.accept(stream))).await {
                     Ok(Ok(stream)) => Stream::Tls(Box::new(stream.into())),
                     Ok(Err(error)) => {
                         debug!(%error, "a client did not agree on TLS");
@@ -80,8 +80,9 @@ impl Session {
         };
         let is_h2 = stream.is_h2();
         let stream = Watched::new(stream, Arc::clone(&self.activity));
+        // Boxed, here and below: an idle client of HTTP/1.1 should not carry the room that HTTP/2 and requests need.
         if is_h2 {
-            self.serve_h2(stream).await;
+            Box::pin(self.serve_h2(stream)).await;
         } else {
             self.serve_h1(stream).await;
         }
@@ -91,7 +92,7 @@ impl Session {
         let session = Arc::clone(&self);
         let service = service_fn(move |request| {
             let session = Arc::clone(&session);
-            async move { Ok::<_, Infallible>(session.answer(request).await) }
+            Box::pin(async move { Ok::<_, Infallible>(session.answer(request).await) })
         });
         let mut connection = http1::Builder::new()
             .max_buf_size(self.shared.clients.head_bytes_max as usize)
@@ -105,15 +106,15 @@ impl Session {
             Ending::Over(Ok(())) => {
                 let tunnel = lock(&self.tunnel).take();
                 if let Some(tunnel) = tunnel {
-                    self.join(stream.rewound(parts.read_buf), tunnel).await;
+                    Box::pin(self.join(stream.rewound(parts.read_buf), tunnel)).await;
                 }
             }
             Ending::Over(Err(error)) if error.is_parse_version_h2() => {
-                self.serve_h2(stream.rewound(parts.read_buf)).await;
+                Box::pin(self.serve_h2(stream.rewound(parts.read_buf))).await;
             }
             Ending::Over(Err(error)) => self.note(&error),
             Ending::Cut => {}
-            Ending::Refused(refusal) => self.refuse(stream, refusal).await,
+            Ending::Refused(refusal) => Box::pin(self.refuse(stream, refusal)).await,
         }
     }
 

@@ -161,8 +161,8 @@ impl Peer {
         }
     }
 
-    /// Sends a request from a worker and waits for the head of the answer, as long as `response_wait_max` without any
-    /// progress of the request's body.
+    /// Sends a request from a worker and waits for the head of the answer, as long as `response_wait_max` from `now` on
+    /// or without any progress of the request's body.
     ///
     /// # Cancel safety
     /// Dropped, it closes the connection it was using.
@@ -173,6 +173,7 @@ impl Peer {
         self: &Arc<Self>,
         worker: usize,
         mut request: Request<Outgoing>,
+        now: Instant,
         connect_wait_max: Duration,
         response_wait_max: Duration,
     ) -> Result<(Response<Incoming>, Connection), Failure> {
@@ -182,8 +183,8 @@ impl Peer {
                 .send_h2(worker, request, connect_wait_max, response_wait_max, upload)
                 .await;
         }
+        let deadline = now + response_wait_max;
         loop {
-            let now = Instant::now();
             let (mut wire, is_fresh) = match poll_fn(|c| self.poll_idle(worker, now, c)).await {
                 Some(wire) => (wire, false),
                 None => match self.connect_h1(connect_wait_max).await {
@@ -191,7 +192,6 @@ impl Peer {
                     None => return Err(Failure::Connect(Box::new(request))),
                 },
             };
-            let deadline = now + response_wait_max;
             let answer = wire.exchange(request, deadline, response_wait_max, upload.as_deref());
             match answer.await {
                 Ok(response) => {

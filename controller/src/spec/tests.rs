@@ -403,13 +403,13 @@ fn finds_the_place_of_a_query() {
     let text = with(
         "guard:\n  checks:\n    - { name: a, prometheus: up, max: 1 }\n    - name: b\n      prometheus: down\n      max: 1",
     );
-    let finding = finding_at_query(&text, "friday.yml", 1, "no such metric".into()).unwrap();
+    let finding = finding_at_query(&text, "friday.yml", 1, "no such metric".into(), None).unwrap();
     assert_eq!(
         finding.to_string(),
         "friday.yml:7:19: guard.checks[1].prometheus: \"down\": no such metric"
     );
     assert_eq!(
-        finding_at_query(&text, "friday.yml", 2, String::new()),
+        finding_at_query(&text, "friday.yml", 2, String::new(), None),
         None
     );
 }

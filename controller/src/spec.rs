@@ -9,6 +9,7 @@ mod guard;
 mod plans;
 mod schema;
 mod tree;
+mod tuning;
 mod units;
 
 use std::fmt;

@@ -5,7 +5,9 @@ use rollout::judge::{
     CheckSeen, Counts, Decision, Gauge, Grounds, HoldReason, Margin, Missing, Percentile, Signal,
 };
 use rollout::rollout::{Promotion, Retreat};
-use rollout::{Bound, Cause, Duration, Ending, Phase, Placement, Rollout, Step, Verdict};
+use rollout::{
+    Bound, Cause, Duration, Ending, Phase, Placement, Plan, Rollout, Skipped, Step, Verdict,
+};
 
 use crate::spec::show_duration;
 
@@ -72,7 +74,42 @@ fn because(reason: Option<&str>) -> String {
 /// One sentence for people: where a rollout is, and what it waits for or why it ended. `verdict` is the judge's last.
 #[must_use]
 pub fn message(rollout: &Rollout, verdict: Option<&Verdict>) -> String {
-    phase_message(rollout, &rollout.phase, verdict)
+    let message = phase_message(rollout, &rollout.phase, verdict);
+    match &rollout.skipped {
+        Some(skipped) => format!("{message}; {}", self::skipped(&rollout.spec.plan, skipped)),
+        None => message,
+    }
+}
+
+/// With which step a rollout began, and why: `began with step 2 (10%): 1% of 5 requests/s would be fewer than 0.5/s`.
+#[must_use]
+pub fn skipped(plan: &Plan, skipped: &Skipped) -> String {
+    let Skipped {
+        steps,
+        requests_per_second,
+        canary_rate_min,
+    } = skipped;
+    let (first, last) = (
+        plan.weight_at(*steps),
+        plan.weight_at(steps.saturating_sub(1)),
+    );
+    format!(
+        "began with step {} ({first}): {last} of {} requests/s would be fewer than {}/s for the canary",
+        steps + 1,
+        rate(*requests_per_second),
+        rate(*canary_rate_min),
+    )
+}
+
+/// Requests a second, with no more digits than tell something: `500`, `4.97`, `0.5`.
+#[must_use]
+pub fn rate(per_second: f64) -> String {
+    if per_second >= 10.0 {
+        format!("{per_second:.0}")
+    } else {
+        let shown = format!("{per_second:.2}");
+        shown.trim_end_matches('0').trim_end_matches('.').to_owned()
+    }
 }
 
 fn phase_message(rollout: &Rollout, phase: &Phase, verdict: Option<&Verdict>) -> String {

@@ -1,6 +1,6 @@
 //! The documents of the HTTP API: what callers send and get. The command line, the board and scripts read these.
 
-use rollout::{Ending, Phase, Release, Timestamp, Verdict};
+use rollout::{Ending, Phase, Release, Skipped, Timestamp, Verdict};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -154,6 +154,8 @@ pub enum StepState {
     Current,
     /// Ahead.
     Pending,
+    /// Passed over when the rollout began: too small for the traffic.
+    Skipped,
 }
 
 /// One step, the bake, or the warm phase.
@@ -172,7 +174,7 @@ pub struct StepView {
     /// At most so long before the time-out rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub most_seconds: Option<f64>,
-    /// Behind, here or ahead.
+    /// Behind, here, ahead or passed over.
     pub state: StepState,
 }
 
@@ -215,6 +217,10 @@ pub struct RolloutView {
     pub weight: WeightView,
     /// The steps.
     pub steps: Vec<StepView>,
+    /// The steps that were passed over when it began, and why; absent where none were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub skipped: Option<Skipped>,
     /// The release served by default.
     pub stable: ArmView,
     /// The release on trial.
@@ -286,7 +292,7 @@ pub struct EventView {
     pub at: Timestamp,
     /// The rollout, if it is about one.
     pub rollout: Option<String>,
-    /// What kind: `started`, `phase`, `weight`, `order`, `verdict`, `refused`, …
+    /// What kind: `started`, `skipped`, `phase`, `weight`, `order`, `verdict`, `refused`, …
     pub kind: String,
     /// Who caused it; `friday` for what it did by itself.
     pub author: String,

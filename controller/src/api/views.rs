@@ -104,7 +104,9 @@ fn steps(rollout: &Rollout) -> Vec<StepView> {
         | Phase::RollingBack { .. }
         | Phase::RolledBack { .. } => None,
     };
+    let skipped = rollout.skipped.map_or(0, |skipped| skipped.steps);
     let state = |index: usize| match here {
+        _ if index < skipped => StepState::Skipped,
         Some(here) if index < here => StepState::Done,
         Some(here) if index == here => StepState::Current,
         Some(_) | None => StepState::Pending,
@@ -190,6 +192,7 @@ pub(super) fn rollout(api: &Api, saved: &Saved, service: Option<&ServiceSnapshot
                 .map(percent),
         },
         steps: steps(rollout),
+        skipped: rollout.skipped,
         stable: arm(
             &rollout.stable,
             state.map(|state| &state.stable),

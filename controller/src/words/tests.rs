@@ -57,6 +57,23 @@ fn says_every_cause_as_the_end_of_a_sentence() {
 }
 
 #[test]
+fn says_which_steps_a_rollout_passed_over() {
+    let mut rollout = rollout(Phase::Promoted);
+    rollout.skipped = Some(Skipped {
+        steps: 1,
+        requests_per_second: 4.987,
+        canary_rate_min: 0.5,
+    });
+    assert_eq!(
+        message(&rollout, None),
+        "promoted: worker:v2 is the stable release; began with step 2 (10%): 1% of 4.99 requests/s would be fewer than \
+         0.5/s for the canary"
+    );
+    let rates = [1234.4, 10.0, 4.987, 0.5, 0.0].map(rate);
+    assert_eq!(rates, ["1234", "10", "4.99", "0.5", "0"]);
+}
+
+#[test]
 fn has_an_exit_code_of_its_own_for_every_ending() {
     let endings = [
         Ending::Promoted,

@@ -7,7 +7,7 @@
 //!
 //! Evidence is kept as natural logarithms throughout. One idea a file, from the inside out: `mixture`, `split`,
 //! `non_inferiority`, `warm_up`, `latency`, `dispersion`, `saturation`, `checks`, `traffic`, `nodes`, `blocks`, `baseline`, `combine`,
-//! `gate`, `trial`.
+//! `gate`, `trial`; `price` says beforehand what a proof takes.
 
 mod baseline;
 mod blocks;
@@ -19,6 +19,7 @@ mod latency;
 mod mixture;
 mod nodes;
 mod non_inferiority;
+mod price;
 mod saturation;
 mod split;
 mod traffic;
@@ -40,6 +41,7 @@ use crate::weight::Weight;
 pub use baseline::Baseline;
 pub use checks::CheckSample;
 pub use non_inferiority::EXCESS_GRID;
+pub use price::{asked_at, canary_requests_for_errors};
 pub use saturation::{Gauge, NodeGauges, SAMPLE_PERIOD, SaturationSample};
 pub use traffic::{CounterStep, counter_delta};
 pub use verdict::{

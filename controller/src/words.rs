@@ -9,6 +9,7 @@ use rollout::{
     Bound, Cause, Duration, Ending, Phase, Placement, Plan, Rollout, Skipped, Step, Verdict,
 };
 
+use crate::api::types::CheckState;
 use crate::spec::show_duration;
 
 /// The exit code of `friday deploy --wait` and `friday status` for an ending. Contracts: pipelines branch on them.
@@ -502,7 +503,23 @@ pub fn bound(bound: &Bound) -> String {
     }
 }
 
-/// What is known of a check, in a line: `check "lag": 1200 on the canary, to be at most 1000; beyond it 2 times in a row`.
+/// How a check stands. Its data counts as missing once there has been none for `grace`; and a comparison without stable's
+/// value has none.
+#[must_use]
+pub fn check_state(check: &CheckSeen, grace: Duration) -> CheckState {
+    match (check.canary, check.bound.limit(check.stable)) {
+        (Some(canary), Some(limit)) if check.silent <= grace => {
+            if check.bound.is_broken(canary, limit) {
+                CheckState::Beyond
+            } else {
+                CheckState::Kept
+            }
+        }
+        _ => CheckState::NoData,
+    }
+}
+
+/// What is known of a check, in a line: `check "lag": 1200 on the canary, to be at most 1000: beyond it 2 times in a row`.
 #[must_use]
 pub fn check(check: &CheckSeen) -> String {
     let name = &check.name;
@@ -515,11 +532,23 @@ pub fn check(check: &CheckSeen) -> String {
             number(stable)
         ),
     };
-    let broken = if check.broken > 0 {
-        format!("; beyond it {} times in a row", check.broken)
-    } else {
-        String::new()
+    let limit = check.bound.limit(check.stable);
+    let compared = limit.filter(|_| check.bound.compares());
+    let bound = match compared {
+        Some(limit) => format!("{} ({})", bound(&check.bound), number(limit)),
+        None => bound(&check.bound),
     };
+    let state = match (check.canary, limit) {
+        (Some(canary), Some(limit)) if check.bound.is_broken(canary, limit) => match check.broken {
+            0 | 1 => ": beyond it".to_owned(),
+            times => format!(": beyond it {times} times in a row"),
+        },
+        (Some(_), Some(_)) => ": kept".to_owned(),
+        _ => String::new(),
+    };
+    let evidence = compared
+        .map(|_| format!("; evidence that it is worse: {}", odds(check.log_e)))
+        .unwrap_or_default();
     // Two samples of the usual ten seconds: shorter silence is the time between two questions.
     let is_silent = check.canary.is_some()
         && (check.trouble.is_some() || check.silent > Duration::from_secs(20));
@@ -533,10 +562,7 @@ pub fn check(check: &CheckSeen) -> String {
         .as_ref()
         .map(|trouble| format!(" ({trouble})"))
         .unwrap_or_default();
-    format!(
-        "check {name:?}: {values}, to be {}{broken}{silent}{trouble}",
-        bound(&check.bound)
-    )
+    format!("check {name:?}: {values}, to be {bound}{state}{evidence}{silent}{trouble}")
 }
 
 /// Bytes in the unit in which they are a small number: `12 MiB`.

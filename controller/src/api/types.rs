@@ -178,6 +178,37 @@ pub struct StepView {
     pub state: StepState,
 }
 
+/// A check of the guard, as the judge last saw it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CheckView {
+    /// Its name.
+    pub name: String,
+    /// What it must keep: `at most 1000`.
+    pub bound: String,
+    /// The canary's newest value; `null` while there is none.
+    pub canary: Option<f64>,
+    /// Stable's, where the two are compared.
+    pub stable: Option<f64>,
+    /// The value that the canary's must not pass; `null` where it depends on stable's and there is none.
+    pub limit: Option<f64>,
+    /// How it stands.
+    pub state: CheckState,
+    /// All that is known, in a sentence.
+    pub message: String,
+}
+
+/// How a check stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckState {
+    /// The newest value is within its limit.
+    Kept,
+    /// It is beyond. Three times in a row rolls back; a comparison does when the evidence suffices.
+    Beyond,
+    /// There is none, or none for too long: no gate opens.
+    NoData,
+}
+
 /// The canary's share: decided, and as the proxies apply it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WeightView {
@@ -225,6 +256,9 @@ pub struct RolloutView {
     pub stable: ArmView,
     /// The release on trial.
     pub canary: ArmView,
+    /// The checks of the guard, as the judge last saw them; absent where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckView>,
     /// The judge's last verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Object)]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::http::Method;
 use controller_testing::FakeMetricsSource;
 use friday::clock::Clock as _;
 use friday::metrics_source::Query;
@@ -10,7 +11,9 @@ use friday::spec::{self, ReadOptions};
 use friday::words;
 use rollout::judge::{Decision, Missing, Signal};
 use rollout::{Cause, Command, Duration, Ending, Weight};
+use serde_json::json;
 
+use crate::api::call;
 use crate::world::{FRIDAY_YML, World, replays_the_same};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -81,6 +84,51 @@ async fn a_release_beyond_a_limit_is_rolled_back_by_the_name_of_the_check() {
         "rolled back to web:v1: check \"consumer lag\": the canary's value is 1200, its limit 1000"
     );
     replays_the_same(&world, 10).await;
+}
+
+#[tokio::test]
+async fn the_board_is_told_how_each_check_stands() {
+    let (mut world, source) = world_with(COST).await;
+    world.deploy("web:v2").await.unwrap();
+    let told = async |world: &mut World| {
+        let (_, view) = call(world, Method::GET, "/api/v1/rollouts/web", None).await;
+        view["checks"][0].clone()
+    };
+    assert_eq!(told(&mut world).await["state"], "no_data");
+    world.pass(MINUTE).await;
+    let kept = told(&mut world).await;
+    assert_eq!(
+        (
+            &kept["name"],
+            &kept["bound"],
+            &kept["canary"],
+            &kept["stable"],
+            &kept["limit"],
+            &kept["state"]
+        ),
+        (
+            &json!("cost"),
+            &json!("at most 25% above stable's"),
+            &json!(3.0),
+            &json!(3.0),
+            &json!(3.75),
+            &json!("kept")
+        )
+    );
+    source.set("arm=\"canary\"", Some(4.0));
+    world.pass(MINUTE).await;
+    let beyond = told(&mut world).await;
+    assert_eq!(
+        (&beyond["canary"], &beyond["state"]),
+        (&json!(4.0), &json!("beyond"))
+    );
+    assert!(
+        beyond["message"]
+            .as_str()
+            .unwrap()
+            .contains("to be at most 25% above stable's (3.75): beyond it"),
+        "{beyond}"
+    );
 }
 
 #[tokio::test]

@@ -115,6 +115,7 @@ pub fn route(spec: &Spec, state: &ServiceState, rollout: Option<&Rollout>) -> Ro
         },
         stable,
         canary,
+        mirror_bp: BasisPoints::NONE,
         transport: Transport::default(),
         limits: Limits::default(),
         timeouts: Timeouts::default(),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use proxy_api::{BootId, RouteTable};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use crate::chain;
 use crate::config::{Config, Source};
 use crate::drain::{self, WorkerError};
 use crate::durable;
-use crate::forward::Forward;
+use crate::forward::{Forward, MIRRORED_MAX};
 use crate::link::{LAST_REPORT_MAX, Link};
 pub use crate::routes::LoadError;
 use crate::routes::{self, Routes, Save};
@@ -311,6 +311,7 @@ impl App {
                 routes: Arc::clone(&self.routes),
                 shard: Arc::clone(self.signals.shard(worker)),
                 telemetry: Arc::clone(&self.telemetry),
+                mirrored: Arc::new(Semaphore::new(MIRRORED_MAX)),
             });
             (listener, forward)
         });

@@ -10,9 +10,11 @@ use http::header::{
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use proxy_api::{Arm, Generation, Outcome, Sticky};
-use tokio::time::Instant;
+use proxy_api::{Arm, Chosen, Generation, Outcome, Sticky};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
 
 use crate::body::{self, Answer, ClientFault, Download, Outgoing, UploadWatch};
 use crate::headers::{self, Present};
@@ -23,7 +25,7 @@ use crate::retry::{self, Attempts, IDEMPOTENCY_KEY, Next};
 use crate::routes::{ActiveRoute, Admitted, Routes};
 use crate::signals::{self, Shard, Ticket};
 use crate::stream::Watched;
-use crate::telemetry::{Telemetry, ToUser};
+use crate::telemetry::{Mirrored, Telemetry, ToUser};
 use crate::upstream::{Connection, Failure, Lease};
 
 /// Takes the requests of one worker to upstreams.
@@ -35,7 +37,12 @@ pub(crate) struct Forward {
     /// Where the worker counts.
     pub(crate) shard: Arc<Shard>,
     pub(crate) telemetry: Arc<Telemetry>,
+    /// Room for copies of requests.
+    pub(crate) mirrored: Arc<Semaphore>,
 }
+
+/// Most copies in flight at the same time on one worker.
+pub(crate) const MIRRORED_MAX: usize = 128;
 
 /// Who sends requests on a connection.
 #[derive(Debug, Clone)]
@@ -127,15 +134,16 @@ impl Forward {
             *named = Some(route);
             return Err(Refusal::Connecting);
         }
-        let Some(mut admitted) = route.admit() else {
+        let Some(mut admitted) = route.admit(self.worker) else {
             *named = Some(route);
             return Err(Refusal::InFlight);
         };
         let limits = &route.spec.limits;
         let repeatable = retry::is_repeatable(&head.method, &head.headers);
+        let mirror = self.wants_mirror(&route);
         let body = body::take(
             incoming,
-            repeatable,
+            repeatable || mirror,
             limits.replay_bytes_max,
             limits.body_bytes_max,
         )
@@ -155,7 +163,7 @@ impl Forward {
 
         // The table may have changed while the body came, and may change between choosing and counting.
         let mut now = Instant::now();
-        let (arm, mut flight) = loop {
+        let (arm, chosen, mut flight) = loop {
             let canary = route.spec.canary.as_ref().map(|_| route.spec.canary_bp);
             let (arm, chosen) = pick::arm(canary, wish, route.seed, rand::random());
             let side = route.side(arm);
@@ -175,7 +183,7 @@ impl Forward {
                     admitted,
                     lease,
                 };
-                break (arm, flight);
+                break (arm, chosen, flight);
             }
             (generation, route) = self.find(&head).inspect_err(|_| *named = Some(route))?;
             admitted = admitted.by(&route);
@@ -192,6 +200,9 @@ impl Forward {
         let repeatable = repeatable && matches!(body, Outgoing::Whole { .. });
         let mut attempts = Attempts::new(arm, flight.route().spec.shield, repeatable);
         let mut request = Request::from_parts(head, body);
+        if mirror && arm == Arm::Stable && chosen == Chosen::Weight && !is_upgrade {
+            self.mirror(generation, flight.route(), &request);
+        }
         loop {
             let spare = if repeatable { again(&request) } else { None };
             let (failure, refusal) = match &flight.lease {
@@ -214,7 +225,7 @@ impl Forward {
                                 }
                             }
                             let next = if is_error {
-                                attempts.after(Outcome::ServerError, false)
+                                attempts.after(Outcome::ServerError, false, || false)
                             } else {
                                 Next::Answer
                             };
@@ -257,7 +268,9 @@ impl Forward {
             if !attempts.is_shielded() {
                 flight.ticket.failed(outcome);
             }
-            let next = attempts.after(outcome, self.is_elsewhere(&flight, attempts.arm));
+            let elsewhere = self.is_elsewhere(&flight, attempts.arm);
+            let may_retry = || flight.route().may_retry(self.worker);
+            let next = attempts.after(outcome, elsewhere, may_retry);
             let unsent = match failure {
                 Failure::Connect(unsent) => Some(*unsent),
                 Failure::Reset | Failure::Timeout | Failure::Client(_) => spare,
@@ -317,6 +330,65 @@ impl Forward {
         let table = table.as_ref().ok_or(Refusal::NoTable)?;
         let route = Arc::clone(table.find(head).ok_or(Refusal::NoRoute)?);
         Ok((table.generation(), route))
+    }
+
+    /// Whether a request of the route is one of those to be copied.
+    fn wants_mirror(&self, route: &ActiveRoute) -> bool {
+        let share = route.spec.mirror_bp;
+        !share.is_none()
+            && route.canary.is_some()
+            && rand::random_range(0..10_000) < share.get()
+            && self.may_mirror(route)
+    }
+
+    fn may_mirror(&self, route: &ActiveRoute) -> bool {
+        let room = self.mirrored.available_permits() > 0;
+        if !room {
+            route.metrics.mirrored(Mirrored::LeftOut);
+        }
+        room
+    }
+
+    /// Sends a copy of a request to the canary, and throws the answer away. The user's request does not wait for it.
+    fn mirror(
+        &self,
+        generation: Generation,
+        route: &Arc<ActiveRoute>,
+        request: &Request<Outgoing>,
+    ) {
+        let place = Arc::clone(&self.mirrored).try_acquire_owned();
+        let target = route.canary.as_ref().and_then(|canary| canary.choose(None));
+        let (Ok(place), Some(target), Some(mut copy)) = (place, target, again(request)) else {
+            return;
+        };
+        let Ok(lease) = self.shard.enter(generation, &target.peer) else {
+            return;
+        };
+        headers::set_mirrored(copy.headers_mut());
+        let (worker, route) = (self.worker, Arc::clone(route));
+        tokio::spawn(async move {
+            let (connect, response) = (route.connect_wait_max(), route.response_wait_max());
+            let sent = lease
+                .peer()
+                .send(worker, copy, Instant::now(), connect, response);
+            let outcome = match sent.await {
+                Ok((answer, connection)) => {
+                    let is_error = answer.status().is_server_error();
+                    let mut rest = Download::new(answer.into_body(), connection, None);
+                    let read = async { while let Some(Ok(_)) = rest.frame().await {} };
+                    // What is too long in coming is cut.
+                    let is_read = timeout(response, read).await.is_ok();
+                    if is_error || !is_read {
+                        Mirrored::Failed
+                    } else {
+                        Mirrored::Ok
+                    }
+                }
+                Err(_) => Mirrored::Failed,
+            };
+            route.metrics.mirrored(outcome);
+            drop((lease, place));
+        });
     }
 
     /// Whether the release that failed has another endpoint, by the table in force.

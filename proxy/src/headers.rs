@@ -17,6 +17,8 @@ use rand::rngs::SmallRng;
 
 /// A tester's choice of the side: `canary` or `stable`. Not passed on.
 const RELEASE: HeaderName = HeaderName::from_static("x-friday-release");
+/// On copies of requests for the canary.
+const MIRROR: HeaderName = HeaderName::from_static("x-friday-mirror");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -159,6 +161,11 @@ pub(crate) fn upgrade(head: &Parts, present: Present) -> Option<HeaderValue> {
 pub(crate) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(UPGRADE, protocol);
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+}
+
+/// Marks a copy whose answer nobody gets.
+pub(crate) fn set_mirrored(headers: &mut HeaderMap) {
+    headers.insert(MIRROR, HeaderValue::from_static("1"));
 }
 
 /// The side that a tester asks for. Takes the header away.

@@ -133,9 +133,33 @@ pub(crate) enum ApplyError {
     Save { path: PathBuf, source: io::Error },
 }
 
-/// Requests in flight to a route, whatever its table.
-#[derive(Debug, Default)]
-pub(crate) struct RouteLoad(AtomicU32);
+/// What a route's requests use together, whatever its table.
+#[derive(Debug)]
+pub(crate) struct RouteLoad {
+    in_flight: AtomicU32,
+    /// What each worker's requests have saved for second attempts, in requests.
+    budgets: Box<[AtomicU32]>,
+}
+
+/// A second attempt costs what so many requests save: when every request fails, at most a fifth more is sent.
+const RETRY_COST: u32 = 5;
+
+/// Most that is saved, for a hundred second attempts: when a task dies, all it was working on may go elsewhere.
+const SAVED_MAX: u32 = 100 * RETRY_COST;
+
+impl RouteLoad {
+    fn new(workers: usize) -> Self {
+        let budget = |_| AtomicU32::new(SAVED_MAX);
+        Self {
+            in_flight: AtomicU32::new(0),
+            budgets: (0..workers.max(1)).map(budget).collect(),
+        }
+    }
+
+    fn budget(&self, worker: usize) -> &AtomicU32 {
+        &self.budgets[worker % self.budgets.len()]
+    }
+}
 
 /// A place among the requests in flight to a route, with the route.
 #[derive(Debug)]
@@ -152,14 +176,14 @@ impl Admitted {
         if Arc::ptr_eq(&self.0, route) {
             return self;
         }
-        route.load.0.fetch_add(1, Ordering::AcqRel);
+        route.load.in_flight.fetch_add(1, Ordering::AcqRel);
         Self(Arc::clone(route))
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.0.load.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.load.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -271,10 +295,27 @@ impl ActiveRoute {
     }
 
     /// Lets one more request in, if the route may have it.
-    pub(crate) fn admit(self: &Arc<Self>) -> Option<Admitted> {
-        let before = self.load.0.fetch_add(1, Ordering::AcqRel);
+    pub(crate) fn admit(self: &Arc<Self>, worker: usize) -> Option<Admitted> {
+        // Only its own worker writes, so nothing is lost between the two.
+        let budget = self.load.budget(worker);
+        let saved = budget.load(Ordering::Relaxed);
+        if saved < SAVED_MAX {
+            budget.store(saved + 1, Ordering::Relaxed);
+        }
+        let before = self.load.in_flight.fetch_add(1, Ordering::AcqRel);
         let admitted = Admitted(Arc::clone(self));
         (before < self.spec.limits.in_flight_max).then_some(admitted)
+    }
+
+    /// Whether requests have saved enough for a second attempt; takes it away.
+    pub(crate) fn may_retry(&self, worker: usize) -> bool {
+        let budget = self.load.budget(worker);
+        let saved = budget.load(Ordering::Relaxed);
+        let rest = saved.checked_sub(RETRY_COST);
+        if let Some(rest) = rest {
+            budget.store(rest, Ordering::Relaxed);
+        }
+        rest.is_some()
     }
 
     /// How long a request is waited for in its epoch: as long as it can take to connect and to answer.
@@ -577,7 +618,10 @@ impl Routes {
                 seen: Seen::default(),
                 metrics: self.telemetry.route(&name),
                 seed: pick::route_seed(&name),
-                load: known.map_or_else(Arc::default, |route| Arc::clone(&route.load)),
+                load: known.map_or_else(
+                    || Arc::new(RouteLoad::new(self.peers.workers())),
+                    |route| Arc::clone(&route.load),
+                ),
                 spec: spec.clone(),
                 name: Arc::clone(&name),
             }));
@@ -777,16 +821,16 @@ mod tests {
             .apply(table(1, vec![narrow.clone()]), Save::No)
             .await
             .unwrap();
-        let first = (*routes.current()).clone().unwrap().routes()[0].admit();
+        let first = (*routes.current()).clone().unwrap().routes()[0].admit(0);
         assert!(first.is_some());
         routes
             .apply(table(2, vec![narrow]), Save::No)
             .await
             .unwrap();
         let route = Arc::clone(&(*routes.current()).clone().unwrap().routes()[0]);
-        assert!(route.admit().is_none());
+        assert!(route.admit(0).is_none());
         drop(first);
-        assert!(route.admit().is_some());
+        assert!(route.admit(0).is_some());
     }
 
     #[test]

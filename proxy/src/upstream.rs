@@ -39,6 +39,12 @@ const IDLE_MAX: Duration = Duration::from_millis(1_500);
 /// Most idle connections a worker keeps for one endpoint; what a burst opened beyond it is closed.
 const IDLE_CONNECTIONS_MAX: usize = 256;
 
+/// So many requests in a row without an answer in time, and an endpoint is avoided. One alone may be a slow request.
+const TIMEOUTS_MAX: u32 = 3;
+
+/// For how long. As long as the default wait for an answer: a process that hangs is ended by its orchestrator sooner.
+const AVOIDED_FOR: Duration = Duration::from_secs(10);
+
 /// Between two looks at endpoints that refused a connection.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -104,6 +110,10 @@ pub(crate) struct Peer {
     address: Endpoint,
     in_flight: AtomicU32,
     healthy: AtomicBool,
+    /// Requests in a row that got no answer in time.
+    timeouts: AtomicU32,
+    /// Until when it is avoided for them.
+    avoided_until: Mutex<Option<Instant>>,
     dial: Dial,
     /// For HTTP/2 the connection of each worker, which all its requests share.
     shared: Box<[Mutex<Option<http2::SendRequest<Outgoing>>>]>,
@@ -130,6 +140,8 @@ impl Peer {
             shared: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
             in_flight: AtomicU32::new(0),
             healthy: AtomicBool::new(true),
+            timeouts: AtomicU32::new(0),
+            avoided_until: Mutex::default(),
             idle: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
         }
     }
@@ -148,7 +160,7 @@ impl Peer {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Whether it took the last connection that was tried.
+    /// Whether it took the last connection that was tried, and is not avoided for being silent.
     pub(crate) fn is_healthy(&self) -> bool {
         self.healthy.load(Ordering::Acquire)
     }
@@ -195,6 +207,7 @@ impl Peer {
             let answer = wire.exchange(request, deadline, response_wait_max, upload.as_deref());
             match answer.await {
                 Ok(response) => {
+                    self.answered(true);
                     let connection = Connection {
                         wire: Some(wire),
                         peer: Arc::clone(self),
@@ -205,6 +218,9 @@ impl Peer {
                 // Not written: the connection was closed just then. There is always a fresh one to end this.
                 Err(Failure::Connect(unsent)) if !is_fresh => request = *unsent,
                 Err(failure) => {
+                    if matches!(failure, Failure::Timeout) {
+                        self.answered(false);
+                    }
                     debug!(endpoint = %self.address, ?failure, "an upstream did not answer");
                     return Err(failure);
                 }
@@ -239,11 +255,18 @@ impl Peer {
             let answer = loop {
                 match timeout(response_wait_max, &mut answer).await {
                     Ok(answer) => break answer,
-                    Err(_) => still_coming(upload.as_deref(), &mut parts)?,
+                    Err(_) => {
+                        still_coming(upload.as_deref(), &mut parts).inspect_err(|failure| {
+                            if matches!(failure, Failure::Timeout) {
+                                self.answered(false);
+                            }
+                        })?
+                    }
                 }
             };
             match answer {
                 Ok(response) => {
+                    self.answered(true);
                     let connection = Connection {
                         wire: None,
                         peer: Arc::clone(self),
@@ -342,7 +365,49 @@ impl Peer {
         Some(sender)
     }
 
+    /// Takes note of an answer, or of none in time. An endpoint that is silent again and again takes connections all the
+    /// same, so only time brings it back: then a single silence more sends it away again.
+    fn answered(&self, in_time: bool) {
+        if in_time {
+            if self.timeouts.load(Ordering::Relaxed) > 0 {
+                self.timeouts.store(0, Ordering::Relaxed);
+            }
+            return;
+        }
+        let timeouts = self.timeouts.fetch_add(1, Ordering::Relaxed) + 1;
+        if timeouts >= TIMEOUTS_MAX {
+            let mut until = lock(&self.avoided_until);
+            if until.is_none() {
+                *until = Some(Instant::now() + AVOIDED_FOR);
+                warn!(
+                    endpoint = %self.address,
+                    timeouts,
+                    seconds = AVOIDED_FOR.as_secs(),
+                    "endpoint does not answer in time: avoided for a while"
+                );
+                self.healthy.store(false, Ordering::Release);
+            }
+        }
+    }
+
+    /// Whether it is to be left alone still; lets it back when its time is over.
+    fn is_avoided(&self, now: Instant) -> bool {
+        let mut until = lock(&self.avoided_until);
+        match *until {
+            Some(time) if time > now => true,
+            Some(_) => {
+                *until = None;
+                self.timeouts.store(TIMEOUTS_MAX - 1, Ordering::Relaxed);
+                false
+            }
+            None => false,
+        }
+    }
+
     fn set_healthy(&self, healthy: bool, why: &dyn fmt::Display) {
+        if healthy && lock(&self.avoided_until).is_some() {
+            return;
+        }
         if self.healthy.swap(healthy, Ordering::AcqRel) != healthy {
             if healthy {
                 info!(endpoint = %self.address, "endpoint is back");
@@ -601,6 +666,11 @@ impl Peers {
         }
     }
 
+    /// How many threads send to them.
+    pub(crate) fn workers(&self) -> usize {
+        self.workers
+    }
+
     /// The endpoint of that key, new if it is not known.
     pub(crate) fn get(&self, key: PeerKey, dial: &Dial) -> Arc<Peer> {
         let mut known = lock(&self.known);
@@ -673,7 +743,7 @@ impl Peers {
         let mut sick = Vec::new();
         for peer in lock(&self.known).values() {
             peer.close_old_connections(now);
-            if !peer.is_healthy() {
+            if !peer.is_avoided(now) && !peer.is_healthy() {
                 sick.push(Arc::clone(peer));
             }
         }

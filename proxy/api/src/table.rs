@@ -89,6 +89,16 @@ impl BasisPoints {
         Ok(Self(points))
     }
 
+    /// Whether it is no request at all.
+    #[must_use]
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde asks by reference whether a field may be left out"
+    )]
+    pub fn is_none(&self) -> bool {
+        self.0 == 0
+    }
+
     /// Basis points, 0 to 10 000.
     #[must_use]
     pub fn get(self) -> u16 {
@@ -372,6 +382,11 @@ pub struct Route {
     /// The release on trial.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<Upstream>,
+    /// The share of stable's requests that are also sent to the canary, whose answers to them nobody gets. Such copies
+    /// carry `x-friday-mirror: 1`, are counted apart, and are left out before they slow a user down: those of bodies
+    /// above `limits.replay_bytes_max`, and those beyond 128 in flight on a worker.
+    #[serde(default, skip_serializing_if = "BasisPoints::is_none")]
+    pub mirror_bp: BasisPoints,
     /// How its endpoints are spoken to.
     #[serde(default, skip_serializing_if = "Transport::is_default")]
     pub transport: Transport,

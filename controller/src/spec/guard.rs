@@ -110,6 +110,10 @@ pub(super) fn guard(
         let check = value.scalar("true or false", findings, |text| text.parse().ok());
         guard.ratio_check = check.unwrap_or(guard.ratio_check);
     }
+    if let Some(value) = fields.take("watch") {
+        let watch = value.scalar("true or false", findings, |text| text.parse().ok());
+        guard.watch = watch.unwrap_or(guard.watch);
+    }
     let mut sampled_after = Vec::new();
     if let Some(value) = fields.take("checks") {
         (guard.checks, sampled_after) = checks(value, findings);

@@ -173,6 +173,7 @@ fn says_where_what_and_how_to_mend_it() {
         &with("guard: { latency: { p50: +0%, p90: -5%, p99: 1.3, floor: 2m } }"),
         &with("guard: { saturation: { cpu: 1000%, memory: lots } }"),
         &with("guard: { ratio_check: yes }"),
+        &with("guard: { watch: sometimes }"),
         // Checks.
         &with("guard: { checks: { name: a } }"),
         &with("guard: { checks: [lag] }"),
@@ -275,6 +276,8 @@ fn accepts_every_way_to_write_a_value() {
             .guard
             .ratio_check
     );
+    assert!(spec(&with("sticky: none")).guard.watch);
+    assert!(!spec(&with("guard: { watch: false }")).guard.watch);
     assert!(spec(&with("sticky: none")).guard.ratio_check);
     assert!(
         !spec(&with("sticky: cookie")).guard.ratio_check,

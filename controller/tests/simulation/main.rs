@@ -13,4 +13,5 @@ mod crashes;
 mod orders;
 mod stories;
 mod trouble;
+mod watch;
 mod world;

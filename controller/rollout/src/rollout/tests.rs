@@ -213,6 +213,8 @@ fn events() -> Vec<(&'static str, Event)> {
         ("judge: bake passes", judged(Stage::Bake, Ruling::Pass)),
         ("judge: step 1 fails", judged(Stage::Step(0), fail())),
         ("judge: bake fails", judged(Stage::Bake, fail())),
+        ("judge: warm fails", judged(Stage::Warm, fail())),
+        ("judge: warm passes", judged(Stage::Warm, Ruling::Pass)),
         ("judge: step 1 holds", judged(Stage::Step(0), Ruling::Hold)),
         ("promote", Event::Ordered(Command::Promote)),
         ("promote --full", Event::Ordered(Command::PromoteFull)),
@@ -536,6 +538,33 @@ fn f32_a_rollback_wins_over_a_promotion_that_arrives_with_it() {
         assert_eq!(rollout.cause(), Some(&cause()));
         assert_eq!(rollout.desired().weight, Weight::ZERO);
     }
+}
+
+#[test]
+fn a_canary_with_every_request_is_judged_and_goes_back_in_one_flip_unless_the_guard_looks_away() {
+    let elapsed = Duration::from_secs(20);
+    let warm = at(Phase::Warm { elapsed });
+    let (stage, position) = warm.position().unwrap();
+    assert_eq!(stage, Stage::Warm);
+    assert!(position.is_watch());
+    assert_eq!(position.hold.least, warm.spec.keep_warm);
+    let paused = at(pause(Phase::Warm { elapsed }));
+    assert_eq!(paused.position(), Some((stage, position)));
+    for rollout in [warm.clone(), paused] {
+        let signal = "errors_alone".to_owned();
+        let after = rollout.on(
+            Event::Judged {
+                stage,
+                ruling: Ruling::Fail { signal },
+            },
+            NOW,
+        );
+        assert_eq!(after.desired().weight, Weight::ZERO);
+        assert_eq!(after.cause().map(Cause::ending), Some(Ending::RolledBack));
+    }
+    let mut unwatched = warm;
+    unwatched.spec.guard.watch = false;
+    assert_eq!(unwatched.position(), None);
 }
 
 #[test]

@@ -1131,8 +1131,9 @@ fn begins_at_the_first_weight_that_brings_enough_requests_but_never_beyond_a_gat
     };
     let plan = Plan::new(vec![weight(1), weight(5), weight(10), weight(50)]).unwrap();
     let guard = Guard::default();
-    let starts = [500.0, 50.0, 49.0, 5.0, 1.0, 0.1].map(|rate| first_step(&plan, rate, &guard));
-    assert_eq!(starts, [0, 0, 1, 2, 3, 3]);
+    let starts =
+        [500.0, 100.0, 99.0, 50.0, 10.0, 5.0, 2.0, 0.1].map(|rate| first_step(&plan, rate, &guard));
+    assert_eq!(starts, [0, 0, 1, 1, 2, 3, 3, 3]);
     let gated = Plan::new(vec![
         weight(1),
         Step::Gate {

@@ -456,6 +456,22 @@ proptest! {
         prop_assert!(!half || proof_of(&better).1 >= proof.1 - ROUNDING);
     }
 
+    // Of the exact factor this holds everywhere: one event more puts at most one more on the canary, so the mean of
+    // odds^events falls by no more than the power does.
+    #[test]
+    fn one_more_slow_answer_of_an_arm_never_speaks_for_it_where_the_mean_is_exact(
+        blocks in blocks(), odds in 0.02_f64..0.98
+    ) {
+        let of = |block: &Outcomes| exact_split_log_factor(block, odds, 1.0, 3.0);
+        for block in blocks {
+            let log = of(&block);
+            let worse = Outcomes { canary_events: block.canary_events + 1, ..block };
+            prop_assert!(of(&worse) <= log + ROUNDING, "{block:?}");
+            let better = Outcomes { stable_events: block.stable_events + 1, ..block };
+            prop_assert!(of(&better) >= log - ROUNDING, "{block:?}");
+        }
+    }
+
     #[test]
     fn no_block_brings_more_than_the_cap(blocks in blocks()) {
         let before = harm_of(&blocks[..blocks.len() - 1]);

@@ -27,6 +27,10 @@ const ERRORS_ALLOWED_MAX: f64 = 0.9;
 /// Twice stable's latency, in buckets.
 pub(crate) const LATENCY_SHIFT: u16 = 32;
 
+/// Most evidence that one second of slow answers may bring, in nats. Everybody is slow for a few seconds now and then, and
+/// there is no stable to show it; at one nat a second it takes about fifteen of them. Failures are more urgent.
+const SLOW_NATS_PER_SECOND: f64 = 1.0;
+
 /// The parts of the watch's budget: errors, latency, errors of nodes that are cold.
 const PARTS: [f64; 3] = [0.5, 0.4, 0.1];
 
@@ -85,33 +89,28 @@ impl Watch {
         self.elapsed += block.duration;
         self.seen.add(&ArmCounts { slow, ..canary });
         let allowed = errors_allowed(hour, guard);
-        let duration = block.duration;
+        let (duration, cap) = (block.duration, tuning.cap_nats);
+        let errors = (canary.requests, canary.bad);
+        let of_errors = (block.phi[0], cap);
         take(
             &mut self.errors,
-            (canary.requests, canary.bad),
-            allowed,
-            block.phi[0],
+            (errors, allowed),
+            of_errors,
             duration,
             tuning,
         );
+        let slow_cap = cap.min(SLOW_NATS_PER_SECOND * duration.as_secs_f64());
         for (index, process) in self.latency.iter_mut().enumerate() {
             let events = (canary.timed, slow[index]);
             let tail = 1.0 - QUANTILES[index];
-            take(
-                process,
-                events,
-                tail,
-                block.phi[1 + index],
-                duration,
-                tuning,
-            );
+            let phi = block.phi[1 + index];
+            take(process, (events, tail), (phi, slow_cap), duration, tuning);
         }
         let cold = tuning.catastrophe.max(allowed);
         take(
             &mut self.cold,
-            block.cold,
-            cold,
-            block.phi[0],
+            (block.cold, cold),
+            of_errors,
             duration,
             tuning,
         );
@@ -182,14 +181,13 @@ fn parts(errors: f64, latency: [f64; 3], cold: f64) -> [f64; 3] {
 
 fn take(
     process: &mut Restart,
-    events: (u64, u64),
-    allowed: f64,
-    phi: f64,
+    (events, allowed): ((u64, u64), f64),
+    (phi, cap): (f64, f64),
     duration: Duration,
     tuning: &Tuning,
 ) {
     let factors = HARM_ODDS
         .iter()
-        .map(|odds| rate_log_factor(events, allowed, *odds, phi, tuning.cap_nats));
+        .map(|odds| rate_log_factor(events, allowed, *odds, phi, cap));
     process.update(factors, duration, tuning);
 }

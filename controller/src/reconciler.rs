@@ -778,6 +778,8 @@ pub fn signal_name(signal: &Signal) -> &'static str {
         Signal::Latency { .. } => "latency",
         Signal::Saturation { .. } | Signal::Limit { .. } => "saturation",
         Signal::Restarts { .. } => "restarts",
+        Signal::ErrorsAlone { .. } => "errors_alone",
+        Signal::LatencyAlone { .. } => "latency_alone",
         Signal::Check { .. } => "check",
     }
 }

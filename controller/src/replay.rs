@@ -236,6 +236,16 @@ pub fn what_if(entries: &[Entry], guard: &Guard) -> Result<WhatIf, ReplayError> 
     };
     judge_again(entries, Some(guard), |entry, judged, now| {
         outcome.blocks += 1;
+        if matches!(judged.verdict.decision, Decision::Fail { .. }) {
+            outcome.failed.get_or_insert(entry.at);
+        }
+        if matches!(now.decision, Decision::Fail { .. }) && outcome.fails.is_none() {
+            outcome.fails = Some((entry.at, now.clone()));
+        }
+        // Nothing is waited for any more where the canary has every request.
+        if judged.position.is_watch() {
+            return;
+        }
         let step = judged.position.step;
         let at = match outcome.gates.iter().position(|gate| gate.step == step) {
             Some(at) => at,
@@ -254,12 +264,6 @@ pub fn what_if(entries: &[Entry], guard: &Guard) -> Result<WhatIf, ReplayError> 
         }
         if matches!(judged.verdict.decision, Decision::Pass { .. }) {
             gate.was.get_or_insert(entry.at);
-        }
-        if matches!(judged.verdict.decision, Decision::Fail { .. }) {
-            outcome.failed.get_or_insert(entry.at);
-        }
-        if matches!(now.decision, Decision::Fail { .. }) && outcome.fails.is_none() {
-            outcome.fails = Some((entry.at, now));
         }
     })?;
     Ok(outcome)

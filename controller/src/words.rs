@@ -3,6 +3,7 @@
 
 use rollout::judge::{
     CheckSeen, Counts, Decision, Gauge, Grounds, HoldReason, Margin, Missing, Percentile, Signal,
+    Watched,
 };
 use rollout::rollout::{Promotion, Retreat};
 use rollout::{
@@ -47,6 +48,12 @@ pub fn cause(cause: &Cause) -> String {
             "latency" => "the canary is slower than stable".to_owned(),
             "saturation" => "the canary uses more memory or CPU than stable".to_owned(),
             "warm_up" => "the canary fails more in its warm-up than a cold start may".to_owned(),
+            "errors_alone" => {
+                "with every request on it the canary fails more than stable did in the last hour".to_owned()
+            }
+            "latency_alone" => {
+                "with every request on it the canary is more than twice as slow as stable was".to_owned()
+            }
             "check" => "a check of the guard speaks against the canary".to_owned(),
             "restarts" => "the canary's tasks restart, stable's do not".to_owned(),
             other => format!("the canary is worse than stable ({other})"),
@@ -151,8 +158,13 @@ fn phase_message(rollout: &Rollout, phase: &Phase, verdict: Option<&Verdict>) ->
         }
         Phase::Warm { elapsed } => {
             let left = rounded(rollout.spec.keep_warm.saturating_sub(*elapsed));
+            let watched = verdict
+                .filter(|verdict| verdict.step == plan.steps().len() + 1)
+                .and_then(|verdict| verdict.watched.as_ref())
+                .map(|watched| format!("; {}", watch(watched)))
+                .unwrap_or_default();
             format!(
-                "every request on the canary; stable stays up for {left} more, `friday abort {id}` goes back at once"
+                "every request on the canary; stable stays up for {left} more, `friday abort {id}` goes back at once{watched}"
             )
         }
         Phase::Paused { at } => {
@@ -256,6 +268,9 @@ fn why(why: &Cause, verdict: Option<&Verdict>) -> String {
 pub fn verdict(verdict: &Verdict) -> String {
     match &verdict.decision {
         Decision::Inconclusive { missing } => {
+            if let Some(watched) = &verdict.watched {
+                return watch(watched);
+            }
             let needs: Vec<_> = missing.iter().map(self::missing).collect();
             format!("not yet known, needs {}", needs.join(" and "))
         }
@@ -321,6 +336,23 @@ fn signal_words(signal: &Signal, counts: &Counts) -> String {
         Signal::Restarts { canary, stable } => {
             format!("the canary's tasks restarted {canary} times in 5m, stable's {stable} times")
         }
+        Signal::ErrorsAlone { allowed } => format!(
+            "with every request on it the canary fails {} of {} requests, and stable's last hour allows {}; stable had no \
+             requests to compare with",
+            canary.bad,
+            canary.requests,
+            percent(*allowed)
+        ),
+        Signal::LatencyAlone { percentile } => {
+            let slow = *percentile as usize;
+            format!(
+                "with every request on it the canary is more than twice as slow as stable was at {}: {} of {} answers are \
+                 slower than that; stable had no requests to compare with",
+                percentile_name(*percentile),
+                canary.slow[slow],
+                canary.timed
+            )
+        }
         Signal::Check { name, value, limit } => {
             format!(
                 "check {name:?}: the canary's value is {}, its limit {}",
@@ -329,6 +361,17 @@ fn signal_words(signal: &Signal, counts: &Counts) -> String {
             )
         }
     }
+}
+
+/// The watch over a canary that has every request, in a line.
+#[must_use]
+pub fn watch(watched: &Watched) -> String {
+    format!(
+        "watched against stable's last hour, a weaker comparison: at most {} errors allowed, evidence of harm {}, rolled back at {}",
+        percent(watched.errors_allowed),
+        odds(watched.total),
+        odds(watched.rollback_at)
+    )
 }
 
 fn hold_reason(reason: &HoldReason) -> String {

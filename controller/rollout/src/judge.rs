@@ -6,15 +6,17 @@
 //! margins. Silence proves nothing. The README beside this crate explains the statistics.
 //!
 //! Evidence is kept as natural logarithms throughout. One idea a file, from the inside out: `mixture`, `split`,
-//! `non_inferiority`, `warm_up`, `latency`, `dispersion`, `saturation`, `checks`, `traffic`, `nodes`, `blocks`, `baseline`, `combine`,
-//! `gate`, `trial`; `price` says beforehand what a proof takes.
+//! `non_inferiority`, `aimed`, `warm_up`, `latency`, `dispersion`, `saturation`, `checks`, `traffic`, `nodes`, `blocks`, `baseline`, `combine`,
+//! `watch`, `hour`, `gate`, `trial`; `price` says beforehand what a proof takes.
 
+mod aimed;
 mod baseline;
 mod blocks;
 mod checks;
 mod combine;
 mod dispersion;
 mod gate;
+mod hour;
 mod latency;
 mod mixture;
 mod nodes;
@@ -26,6 +28,7 @@ mod traffic;
 mod trial;
 mod verdict;
 mod warm_up;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -46,7 +49,7 @@ pub use saturation::{Gauge, NodeGauges, SAMPLE_PERIOD, SaturationSample};
 pub use traffic::{CounterStep, counter_delta};
 pub use verdict::{
     ArmCounts, CheckSeen, Counts, Decision, Evidence, Grounds, HoldReason, Margin, Missing,
-    Percentile, Proof, RULES_VERSION, SickNode, Signal, Verdict,
+    Percentile, Proof, RULES_VERSION, SickNode, Signal, Verdict, Watched,
 };
 
 use blocks::{closes, compact};
@@ -57,6 +60,7 @@ use nodes::Roster;
 use saturation::Saturation;
 use traffic::{SampleRatio, StableHealth, restarts_condemn};
 use trial::{Reduced, Trial};
+use watch::{LATENCY_SHIFT, Watch};
 
 /// Samples of the nodes' gauges that may fail to come before gates close.
 const SAMPLES_MISSING_MAX: u32 = 3;
@@ -68,15 +72,22 @@ pub struct Position {
     pub step: usize,
     /// The weight that the step sets.
     pub weight: Weight,
-    /// The weight that its gate opens; none in the bake.
+    /// The weight that its gate opens; none in the bake, and when the canary has every request.
     pub next: Option<Weight>,
     /// Whether the bake comes next, so that this is the gate where the guard's own margins are proven.
     pub last_gate: bool,
-    /// No pass before `least`; from `most` on a pass without proof. In the bake `least` is its period.
+    /// No pass before `least`; from `most` on a pass without proof. In the bake `least` is its period, afterwards for how long
+    /// stable is kept warm.
     pub hold: Hold,
 }
 
 impl Position {
+    /// Whether the canary has every request here, and is watched alone.
+    #[must_use]
+    pub fn is_watch(&self) -> bool {
+        self.weight == Weight::ALL
+    }
+
     /// Whether this is the same step, though its waiting times may have been changed.
     pub(crate) fn is_same_step(&self, other: &Self) -> bool {
         (self.step, self.weight, self.next, self.last_gate)
@@ -110,6 +121,8 @@ pub struct Judge {
     checks: Checks,
     ratio: SampleRatio,
     health: StableHealth,
+    #[serde(default)]
+    watch: Watch,
     /// What condemned the canary. A verdict to roll back is never taken back.
     condemned: Option<Signal>,
 }
@@ -128,6 +141,7 @@ impl Judge {
             checks: Checks::default(),
             ratio: SampleRatio::default(),
             health: StableHealth::new(baseline.errors()),
+            watch: Watch::default(),
             condemned: None,
         }
     }
@@ -165,6 +179,8 @@ impl Judge {
             self.checks.turn_to_step();
         }
         let of_step = block.weight == position.weight;
+        // What was still routed by the weight before has both arms, and is judged as ever.
+        let is_alone = of_step && position.is_watch();
         self.nodes.meet(block, self.trial.is_warming(guard), guard);
         let reduced = self.reduce(block, guard);
         let thresholds_us = self
@@ -172,8 +188,22 @@ impl Judge {
             .thresholds()
             .0
             .map(|bucket| bucket.map(|bucket| bucket_edge_us(bucket + 1)));
-        let counted = self.trial.block(&reduced, of_step, guard);
-        self.learn(block, &reduced, guard);
+        let counted = if is_alone {
+            let slow = self.slower_than_twice(block, guard);
+            self.watch
+                .block(&reduced, slow, self.baseline.hour(), guard);
+            Counts {
+                canary: ArmCounts {
+                    slow,
+                    ..reduced.canary
+                },
+                stable: ArmCounts::default(),
+            }
+        } else {
+            let counted = self.trial.block(&reduced, of_step, guard);
+            self.learn(block, &reduced, guard);
+            counted
+        };
         self.checks.pass(block.duration, of_step, guard);
 
         let checks = self.checks.log_e(guard);
@@ -185,6 +215,12 @@ impl Judge {
             self.condemned = loudest(&evidence, self.saturation.loudest(), checks, &guard.tuning)
                 .or_else(|| self.checks.loudest(guard));
         }
+        let watched = position
+            .is_watch()
+            .then(|| self.watch.watched(self.baseline.hour(), guard));
+        if self.condemned.is_none() && guard.watch {
+            self.condemned = watched.as_ref().and_then(Watched::condemns);
+        }
         Verdict {
             rules: RULES_VERSION,
             step: position.step,
@@ -193,24 +229,39 @@ impl Judge {
             evidence,
             rollback_at,
             block: counted,
-            in_step: self.trial.in_step(),
-            step_elapsed: self.trial.step_elapsed(),
+            in_step: if position.is_watch() {
+                Counts {
+                    canary: self.watch.seen(),
+                    stable: ArmCounts::default(),
+                }
+            } else {
+                self.trial.in_step()
+            },
+            step_elapsed: if position.is_watch() {
+                self.watch.elapsed()
+            } else {
+                self.trial.step_elapsed()
+            },
             idle: self.trial.idle(),
             canary_cold: reduced.cold.0,
             thresholds_us,
             dispersion: reduced.phi,
             stable_error_rate: reduced.reference,
             excess_errors: self.trial.excess_errors(),
-            bound: self.trial.bound(),
+            bound: self.trial.bound(&guard.tuning),
             proofs: self.trial.proofs(position, reduced.reference, guard),
             split_mismatch: self.ratio.log_e(),
             checks: self.checks.seen(guard),
+            watched,
         }
     }
 
     /// Takes one sample of the nodes' gauges; there should be one each [`SAMPLE_PERIOD`]. What it leads to shows in the
     /// next verdict.
     pub fn saturation(&mut self, sample: &SaturationSample, guard: &Guard) {
+        if self.trial.is_watch() {
+            return self.limits(sample);
+        }
         let warming = self.trial.is_warming(guard);
         let limit = self.saturation.sample(sample, warming, guard);
         if !sample.canary.is_empty() {
@@ -225,16 +276,23 @@ impl Judge {
     /// limit in ten seconds would be killed between two samples, and never be seen at it.
     pub fn limits(&mut self, sample: &SaturationSample) {
         if self.condemned.is_none() {
-            self.condemned = self.saturation.limit(sample);
+            // All load on one arm is no fair measure of CPU and queues; a kill for want of memory is near at any load.
+            self.condemned = if self.trial.is_watch() {
+                self.saturation.memory_limit(sample)
+            } else {
+                self.saturation.limit(sample)
+            };
         }
     }
 
     /// Takes the answers to checks of the guard; of each there should be one as often as the guard says. A check that is
-    /// not told of has no data, which never counts as success. What it leads to shows in the next verdict.
+    /// not told of has no data, which never counts as success. What it leads to shows in the next verdict. While the canary
+    /// has every request, limits count and comparisons do not.
     pub fn checks(&mut self, samples: &[CheckSample], guard: &Guard) {
         let warming = self.trial.is_warming(guard);
+        let alone = self.trial.is_watch();
         for sample in samples {
-            let broken = self.checks.sample(sample, warming, guard);
+            let broken = self.checks.sample(sample, warming, alone, guard);
             if self.condemned.is_none() {
                 self.condemned = broken;
             }
@@ -269,6 +327,7 @@ impl Judge {
             reference: self.baseline.error_rate(),
             phi: self.baseline.dispersion(),
             tied: self.baseline.ties(),
+            aim: self.baseline.aim(guard),
             ..Reduced::default()
         };
         for cell in &block.canary {
@@ -294,6 +353,22 @@ impl Judge {
                 .add(&counts_of(cell, thresholds.slow(&cell.latency)));
         }
         reduced
+    }
+
+    /// The canary's answers on warm nodes that are slower than twice stable's quantiles.
+    fn slower_than_twice(&self, block: &Block, guard: &Guard) -> [u64; 3] {
+        let thresholds = self.baseline.thresholds();
+        let mut slow = [0; 3];
+        for cell in block
+            .canary
+            .iter()
+            .filter(|cell| !self.nodes.canary_is_cold(cell))
+        {
+            for (quantile, count) in slow.iter_mut().enumerate() {
+                *count += thresholds.slow_beyond(&cell.latency, quantile, LATENCY_SHIFT, guard);
+            }
+        }
+        slow
     }
 
     /// What a block teaches of stable and of the routing, for the blocks after it.
@@ -331,7 +406,10 @@ impl Judge {
         guard: &Guard,
     ) -> Decision {
         if let Some(signal) = &self.condemned {
-            let by_errors = matches!(signal, Signal::Errors | Signal::WarmUp);
+            let by_errors = matches!(
+                signal,
+                Signal::Errors | Signal::WarmUp | Signal::ErrorsAlone { .. }
+            );
             let sick_node = if by_errors {
                 self.nodes.sick_canary()
             } else {
@@ -340,6 +418,12 @@ impl Judge {
             return Decision::Fail {
                 signal: signal.clone(),
                 sick_node,
+            };
+        }
+        if at.is_watch() {
+            let remaining = at.hold.least.saturating_sub(self.watch.elapsed());
+            return Decision::Inconclusive {
+                missing: vec![Missing::Time { remaining }],
             };
         }
         let silence = self.trial.silence(&guard.tuning);
@@ -374,8 +458,11 @@ impl Judge {
     }
 }
 
+/// Largest weight that steps are passed over for.
+const FIRST_RATIO_MAX: f64 = 0.25;
+
 /// The step to begin with, as an index into the plan: the first weight that brings enough canary requests at this rate, or
-/// the last before a gate that waits for people. At low traffic the smallest steps would take for ever and prove nothing.
+/// the last before a gate that waits for people or a weight above 25 %. At low traffic the smallest steps would take for ever and prove nothing.
 /// The plan's first where there are no requests at all, and where the guard says so.
 #[must_use]
 pub fn first_step(plan: &Plan, requests_per_second: f64, guard: &Guard) -> usize {
@@ -387,6 +474,10 @@ pub fn first_step(plan: &Plan, requests_per_second: f64, guard: &Guard) -> usize
         match step {
             Step::Gate { .. } => break,
             Step::Weight { weight, .. } => {
+                // Quiet now may be busy in an hour, and nothing is known of the canary yet.
+                if index > 0 && weight.ratio() > FIRST_RATIO_MAX {
+                    break;
+                }
                 first = index;
                 if weight.ratio() * requests_per_second >= guard.tuning.canary_rate_min {
                     break;

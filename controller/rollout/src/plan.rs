@@ -330,6 +330,9 @@ pub struct Guard {
     pub ratio_check: bool,
     /// Whether steps that are too small for the traffic are passed over. Auto, which does.
     pub start: Start,
+    /// Whether the canary is watched while it has every request and stable is kept warm: against stable's last hour, which
+    /// is a weaker comparison with a budget of its own (`alpha_watch`). True.
+    pub watch: bool,
     /// What else must not get worse, by the user's own measure. None; at most [`CHECKS_MAX`].
     pub checks: Vec<Check>,
     /// The judge's inner settings. Few will ever have a reason to touch them.
@@ -377,6 +380,12 @@ pub struct Tuning {
     pub idle_max: Duration,
     /// Canary requests in a second that a first step should have; smaller steps are passed over. 0.5.
     pub canary_rate_min: f64,
+    /// The part of each proof's bankroll that is aimed at a canary like stable; the rest stays on a grid of stakes for all that
+    /// a canary may be. 0.75: one like stable then needs 0.3 nats more than the aimed bet alone, any other at most 1.4 nats
+    /// more than the grid alone. 0 is JUDGE 2.10 to the letter.
+    pub aimed: f64,
+    /// Highest chance that a release which stays within what the watch allows is rolled back by it. 0.001, beside `alpha`.
+    pub alpha_watch: f64,
 }
 
 impl Default for Tuning {
@@ -397,6 +406,8 @@ impl Default for Tuning {
             canary_requests_min: 10,
             idle_max: Duration::from_secs(30),
             canary_rate_min: 0.5,
+            aimed: 0.75,
+            alpha_watch: 0.001,
         }
     }
 }
@@ -417,6 +428,7 @@ impl Default for Guard {
             warm_up: Duration::from_secs(30),
             ratio_check: true,
             start: Start::Auto,
+            watch: true,
             checks: Vec::new(),
             tuning: Tuning::default(),
         }

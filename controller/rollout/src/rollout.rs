@@ -305,6 +305,8 @@ pub enum Stage {
     Step(usize),
     /// The bake.
     Bake,
+    /// The watch over a canary that has every request, while stable is kept warm.
+    Warm,
 }
 
 /// What the judge's verdict means for the rollout.
@@ -497,6 +499,19 @@ impl Rollout {
                     hold: Hold {
                         least: self.spec.bake.period,
                         most: self.spec.deadlines.evidence,
+                    },
+                },
+            )),
+            Phase::Warm { .. } if self.spec.guard.watch => Some((
+                Stage::Warm,
+                Position {
+                    step: plan.steps().len() + 1,
+                    weight: Weight::ALL,
+                    next: None,
+                    last_gate: false,
+                    hold: Hold {
+                        least: self.spec.keep_warm,
+                        most: self.spec.deadlines.rollout,
                     },
                 },
             )),
@@ -899,9 +914,9 @@ impl Rollout {
         match phase {
             Phase::Analyzing { step, .. } | Phase::Gated { step, .. } => Some(Stage::Step(*step)),
             Phase::Baking { .. } => Some(Stage::Bake),
+            Phase::Warm { .. } => Some(Stage::Warm),
             Phase::Paused { at } => self.stage_of(at),
             Phase::Deploying { .. }
-            | Phase::Warm { .. }
             | Phase::Promoting { .. }
             | Phase::RollingBack { .. }
             | Phase::Promoted
@@ -923,7 +938,7 @@ impl Rollout {
                 },
                 None => Phase::Baking { elapsed },
             },
-            Stage::Bake => Phase::Warm { elapsed },
+            Stage::Bake | Stage::Warm => Phase::Warm { elapsed },
         }
     }
 }

@@ -128,7 +128,7 @@ fn collect(api: &Api, registry: &Registry) -> prometheus::Result<()> {
         if let (Some(verdict), true) = (&saved.verdict, rollout.position().is_some()) {
             evidence
                 .with_label_values(&labels)
-                .set((verdict.evidence.total - verdict.rollback_at).exp());
+                .set(verdict.nearness().exp());
         }
     }
     for proxy in api.fleet.status(now) {

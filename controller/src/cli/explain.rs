@@ -1,7 +1,7 @@
 //! `friday explain`: why a rollout is where it is. Each verdict of the event log on a line, the last one as a table.
 
 use clap::Args;
-use rollout::judge::{Decision, Margin, Missing, Percentile};
+use rollout::judge::{Decision, Margin, Missing, Percentile, Watched};
 use rollout::{Phase, Verdict};
 use serde::Deserialize;
 use serde_json::Value;
@@ -203,14 +203,10 @@ fn text(view: &RolloutView, events: &[EventView], full: bool) -> String {
 
 /// The step that was judged; after the last comes the bake.
 fn place(verdict: &Verdict, view: &RolloutView) -> String {
-    let is_bake = view
-        .steps
-        .get(verdict.step)
-        .is_some_and(|step| step.kind == "bake");
-    let step = if is_bake {
-        "bake".to_owned()
-    } else {
-        format!("step {}", verdict.step + 1)
+    let kind = view.steps.get(verdict.step).map(|step| step.kind.as_str());
+    let step = match kind {
+        Some(kind @ ("bake" | "warm")) => kind.to_owned(),
+        Some(_) | None => format!("step {}", verdict.step + 1),
     };
     format!("{step} at {}", verdict.weight)
 }
@@ -218,6 +214,15 @@ fn place(verdict: &Verdict, view: &RolloutView) -> String {
 /// A verdict on one line.
 fn line(verdict: &Verdict, view: &RolloutView) -> String {
     let (canary, stable) = (&verdict.in_step.canary, &verdict.in_step.stable);
+    if verdict.watched.is_some() {
+        return format!(
+            "{}: failed {}/{} on the canary; {}",
+            place(verdict, view),
+            canary.bad,
+            canary.requests,
+            words::verdict(verdict),
+        );
+    }
     format!(
         "{}: failed {}/{} on the canary, {}/{} on stable; harm {}, rolled back at {}; {}",
         place(verdict, view),
@@ -233,6 +238,9 @@ fn line(verdict: &Verdict, view: &RolloutView) -> String {
 
 /// A verdict with its numbers: each signal on both sides, the evidence against its bound, and what is missing.
 fn details(verdict: &Verdict, view: &RolloutView) -> String {
+    if let Some(watched) = &verdict.watched {
+        return watch_details(verdict, watched, view);
+    }
     let (canary, stable) = (&verdict.in_step.canary, &verdict.in_step.stable);
     let share = |part: u64, all: u64| {
         #[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
@@ -345,6 +353,80 @@ fn details(verdict: &Verdict, view: &RolloutView) -> String {
             lines.push(format!("  ◌ {}", words::missing(missing)));
         }
     }
+    lines.join("\n")
+}
+
+/// The same of a canary that has every request.
+fn watch_details(verdict: &Verdict, watched: &Watched, view: &RolloutView) -> String {
+    let canary = &verdict.in_step.canary;
+    let count = |part: u64, all: u64| {
+        if all == 0 {
+            return "-".to_owned();
+        }
+        #[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
+        let ratio = part as f64 / all as f64;
+        format!("{} ({part} of {all})", percent(ratio))
+    };
+    let before = watched
+        .errors_before
+        .map_or_else(|| "not known".to_owned(), percent);
+    let mut rows = vec![[
+        "errors".to_owned(),
+        count(canary.bad, canary.requests),
+        format!(
+            "at most {} (stable at worst {before})",
+            percent(watched.errors_allowed)
+        ),
+        odds(watched.errors),
+    ]];
+    for (percentile, tail) in Percentile::ALL.into_iter().zip(["50%", "10%", "1%"]) {
+        let index = percentile as usize;
+        let name = words::percentile_name(percentile);
+        rows.push([
+            match verdict.thresholds_us[index] {
+                Some(us) => format!("slower than twice {name}, {:.1} ms", 2.0 * us / 1000.0),
+                None => format!("slower than twice {name}, not known"),
+            },
+            count(canary.slow[index], canary.timed),
+            format!("at most {tail}"),
+            odds(watched.latency[index]),
+        ]);
+    }
+    rows.push([
+        "tasks that came later".to_owned(),
+        format!("{} left out", verdict.canary_cold),
+        String::new(),
+        odds(watched.cold),
+    ]);
+    rows.push([
+        "together".to_owned(),
+        String::new(),
+        String::new(),
+        odds(watched.total),
+    ]);
+    let mut lines = vec![
+        format!(
+            "{}, {} with requests: {}",
+            place(verdict, view),
+            words::rounded(verdict.step_elapsed),
+            words::verdict(verdict)
+        ),
+        table(
+            [
+                "SIGNAL",
+                "CANARY",
+                "STABLE'S LAST HOUR ALLOWS",
+                "EVIDENCE OF HARM",
+            ],
+            &rows,
+        ),
+        format!(
+            "Rolled back at {}. Stable gets no requests, so this is no comparison at the same time: what changes in the world \
+             meanwhile speaks against the canary.",
+            odds(watched.rollback_at)
+        ),
+    ];
+    lines.extend(verdict.checks.iter().map(words::check));
     lines.join("\n")
 }
 

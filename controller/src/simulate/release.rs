@@ -25,7 +25,7 @@ const FOLLOWED_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Outcome {
     pub(super) end: End,
-    /// From the canary's first second to the verdict that ended it.
+    /// From the canary's first second to the verdict that ended it; from when it began to differ, if that is when it was alone.
     pub(super) seconds: f64,
     /// The steps that it passed, in order; not the bake.
     pub(super) passed: Vec<Passed>,
@@ -53,7 +53,8 @@ pub(super) struct Passed {
 /// In what it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum End {
-    /// The bake was over and the judge calm. Stable is not yet replaced.
+    /// The bake was over and the judge calm, and while stable was kept warm nothing spoke against the canary. Stable is not
+    /// yet replaced.
     Promoted,
     /// On evidence, by this signal.
     RolledBack(String),
@@ -79,7 +80,7 @@ pub(super) fn beginning(model: &Model) -> Rollout {
         shield: false,
         plan: release.plan.clone(),
         bake: release.bake,
-        keep_warm: Duration::ZERO,
+        keep_warm: release.keep_warm,
         deadlines: DEADLINES,
         guard: Guard {
             warm_up: release.warm_up,
@@ -133,6 +134,9 @@ pub(super) fn run(model: &Model, beginning: &Rollout, seed: u64) -> Outcome {
             Placement::Run { replicas, .. } => replicas,
             Placement::Absent | Placement::Keep => 0,
         };
+        if world.counts_from_now(weight) {
+            (elapsed, failed, failed_on_stable) = (Duration::ZERO, 0, 0.0);
+        }
         let slice = world.slice(weight, nodes);
         elapsed += TICK;
         failed += slice.failed;
@@ -152,7 +156,7 @@ pub(super) fn run(model: &Model, beginning: &Rollout, seed: u64) -> Outcome {
             let by = String::new();
             rollout = rollout.on(Event::Ordered(Command::Approve { by }), now);
         }
-        if let Some(end) = end(&rollout.phase) {
+        if let Some(end) = end(&rollout) {
             break end;
         }
         if elapsed >= FOLLOWED_MAX {
@@ -219,8 +223,9 @@ fn ruling(decision: &Decision) -> Ruling {
 }
 
 /// Whether the judge's part is over, and how.
-fn end(phase: &Phase) -> Option<End> {
-    match phase {
+fn end(rollout: &Rollout) -> Option<End> {
+    match &rollout.phase {
+        Phase::Warm { .. } if rollout.spec.keep_warm > Duration::ZERO => None,
         Phase::Deploying { .. }
         | Phase::Analyzing { .. }
         | Phase::Gated { .. }

@@ -239,6 +239,9 @@ pub(super) struct Change {
     pub(super) slow: Option<Slow>,
     /// From when on it differs; from the start.
     pub(super) starts: Time,
+    /// From when on it differs, counted from when it got every request, in place of `starts`. The times and the failed requests
+    /// of its rollbacks count from there too.
+    pub(super) alone: Option<Time>,
     /// How long the difference in errors and in `slower` takes to grow to its full size; no time.
     pub(super) grows: Time,
     /// Whether it differs in bursts alone.
@@ -321,6 +324,7 @@ pub(super) struct Release {
     pub(super) plan: Plan,
     pub(super) bake: Bake,
     pub(super) warm_up: Duration,
+    pub(super) keep_warm: Duration,
 }
 
 #[derive(Debug, Deserialize)]
@@ -340,6 +344,8 @@ struct RawRelease {
     bake_for: Time,
     /// How long nodes are left out while they warm up.
     warm_up: Time,
+    /// How long the canary is watched with every request on it; not at all.
+    keep_warm: Time,
 }
 
 impl Default for RawRelease {
@@ -354,6 +360,7 @@ impl Default for RawRelease {
             bake: percent(80),
             bake_for: seconds(60),
             warm_up: seconds(30),
+            keep_warm: seconds(0),
         }
     }
 }
@@ -393,6 +400,7 @@ impl TryFrom<RawRelease> for Release {
                 period: raw.bake_for.0,
             },
             warm_up: raw.warm_up.0,
+            keep_warm: raw.keep_warm.0,
         })
     }
 }

@@ -75,6 +75,8 @@ pub(super) struct World<'a> {
     dice: Xoshiro256PlusPlus,
     /// Seconds from the canary's first; negative before.
     now: f64,
+    /// When the canary got every request.
+    alone_since: Option<f64>,
     tide: Moment,
     errors: Moment,
     latency: Moment,
@@ -189,6 +191,7 @@ impl<'a> World<'a> {
         Self {
             model,
             now,
+            alone_since: None,
             tide: Moment::new(traffic.tide, &mut dice),
             errors: Moment::new(traffic.drift.errors, &mut dice),
             latency: Moment::new(traffic.drift.latency, &mut dice),
@@ -258,6 +261,26 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Since when the canary differs, or will; none while that is not known.
+    fn differs_from(&self) -> Option<f64> {
+        let change = &self.model.scenario.canary;
+        match change.alone {
+            None => Some(change.starts.seconds()),
+            Some(after) => self.alone_since.map(|since| since + after.seconds()),
+        }
+    }
+
+    /// Whether the canary begins to differ in the second that comes next, at this weight, in a scenario that counts from there.
+    pub(super) fn counts_from_now(&mut self, weight: Weight) -> bool {
+        if weight == Weight::ALL {
+            self.alone_since.get_or_insert(self.now);
+        }
+        self.model.scenario.canary.alone.is_some()
+            && self
+                .differs_from()
+                .is_some_and(|from| (from..from + TICK.as_secs_f64()).contains(&self.now))
+    }
+
     /// How stable and the canary serve now.
     fn serving(
         &self,
@@ -272,11 +295,11 @@ impl<'a> World<'a> {
             median_us: stable.latency.median_ms.get() * 1_000.0 * latency,
             shape: &self.model.stable,
         };
-        let differs = now >= canary.starts.seconds() && (in_burst || !canary.only_in_bursts);
-        if !differs {
+        let from = self.differs_from().filter(|from| now >= *from);
+        let Some(from) = from.filter(|_| in_burst || !canary.only_in_bursts) else {
             return (of_stable, of_stable);
-        }
-        let since = now - canary.starts.seconds();
+        };
+        let since = now - from;
         let grown = if since < canary.grows.seconds() {
             since / canary.grows.seconds()
         } else {

@@ -122,6 +122,10 @@ pub(super) fn guard(
     if let Some(value) = fields.take("tuning") {
         guard.tuning = tuning(guard.tuning, value, findings);
     }
+    if let Some(value) = fields.take("watch") {
+        let watch = value.scalar("true or false", findings, |text| text.parse().ok());
+        guard.watch = watch.unwrap_or(guard.watch);
+    }
     let mut sampled_after = Vec::new();
     if let Some(value) = fields.take("checks") {
         (guard.checks, sampled_after) = checks(value, findings);

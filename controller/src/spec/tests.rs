@@ -183,8 +183,10 @@ fn says_where_what_and_how_to_mend_it() {
         &with(
             "guard: { tuning: { canary_requests_min: 0, idle_max: 9s, canary_rate_min: 0, cap: 3 } }",
         ),
+        &with("guard: { tuning: { aimed: 100%, alpha_watch: 0% } }"),
         &with("guard: { tuning: { weight_errors: 101%, weight_latency: lots } }"),
         &with("guard:\n  tuning:\n    weight_errors: 50%\n    weight_latency: 40%"),
+        &with("guard: { watch: sometimes }"),
         // Checks.
         &with("guard: { checks: { name: a } }"),
         &with("guard: { checks: [lag] }"),
@@ -287,6 +289,8 @@ fn accepts_every_way_to_write_a_value() {
             .guard
             .ratio_check
     );
+    assert!(spec(&with("sticky: none")).guard.watch);
+    assert!(!spec(&with("guard: { watch: false }")).guard.watch);
     assert!(spec(&with("sticky: none")).guard.ratio_check);
     assert!(
         !spec(&with("sticky: cookie")).guard.ratio_check,
@@ -556,7 +560,7 @@ fn has_the_same_defaults_as_the_schema() {
 
 /// Every setting of the guard, the key that sets it, and a value that is not the default. A weight needs another one
 /// beside it, for the four sum to 100 %.
-const SETTINGS: [(&str, &str, &str); 28] = [
+const SETTINGS: [(&str, &str, &str); 31] = [
     ("/alpha", "guard.alpha", "2%"),
     ("/alpha_gate", "guard.alpha_gate", "5%"),
     ("/alpha_promote", "guard.alpha_promote", "2%"),
@@ -574,6 +578,8 @@ const SETTINGS: [(&str, &str, &str); 28] = [
     ("/saturation_cpu", "guard.saturation.cpu", "+50%"),
     ("/saturation_memory", "guard.saturation.memory", "+50%"),
     ("/start", "guard.start", "first"),
+    ("/tuning/aimed", "guard.tuning.aimed", "50%"),
+    ("/tuning/alpha_watch", "guard.tuning.alpha_watch", "1%"),
     (
         "/tuning/canary_rate_min",
         "guard.tuning.canary_rate_min",
@@ -625,6 +631,7 @@ const SETTINGS: [(&str, &str, &str); 28] = [
         "guard.tuning.weight_warm_up",
         "5%, weight_errors: 45%",
     ),
+    ("/watch", "guard.watch", "false"),
 ];
 
 /// The one setting of the guard whose key is not below `guard`: all of `friday.yml` speaks of the warm-up.
@@ -653,11 +660,12 @@ fn every_setting_of_the_guard_has_a_key_and_a_meaning_in_the_schema() {
         found
     };
     let (defaults, schema) = (settings(&with("")), schema());
-    let known: Vec<&str> = SETTINGS
+    let mut known: Vec<&str> = SETTINGS
         .iter()
         .chain([&WARM_UP])
         .map(|(setting, ..)| *setting)
         .collect();
+    known.sort_unstable();
     assert_eq!(
         defaults.keys().collect::<Vec<_>>(),
         known,

@@ -133,6 +133,24 @@ pub(super) fn tuning(mut tuning: Tuning, value: Value<'_>, findings: &mut Findin
         &CANARY_RATE,
         findings,
     );
+    let aimed = "from 0% to 95%, with its %, such as 75%";
+    share(
+        &mut fields,
+        "aimed",
+        &mut tuning.aimed,
+        aimed,
+        findings,
+        |percent| (0.0..=95.0).contains(&percent),
+    );
+    let watch = "above 0% and at most 5%, with its %, such as 0.1%";
+    share(
+        &mut fields,
+        "alpha_watch",
+        &mut tuning.alpha_watch,
+        watch,
+        findings,
+        |percent| percent > 0.0 && percent <= 5.0,
+    );
     fields.finish(findings);
     if weights_given {
         check_weights(&tuning, place, findings);

@@ -274,6 +274,10 @@ fn says_every_verdict() {
                 canary: 3,
                 stable: 0,
             },
+            Signal::ErrorsAlone { allowed: 0.022 },
+            Signal::LatencyAlone {
+                percentile: Percentile::P50,
+            },
             Signal::Check {
                 name: "consumer lag".into(),
                 value: 1234.56,

@@ -14,4 +14,5 @@ mod first_step;
 mod orders;
 mod stories;
 mod trouble;
+mod watch;
 mod world;

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::aimed::Aim;
 use super::dispersion::Dispersion;
+use super::gate::margins;
+use super::hour::Hour;
 use super::latency::{Reference, Thresholds};
 use super::traffic::{FadingRate, fade};
 use crate::Duration;
@@ -16,6 +19,14 @@ const DISPERSION_HALF_LIFE: Duration = Duration::from_secs(3_600);
 /// Stable nodes from which scatter is measured between nodes; with fewer, between the eight groups of clients.
 pub(crate) const NODES_TO_GROUP_BY: usize = 3;
 
+/// Requests that an assumed error rate counts for, where a bet is aimed: after a hundred requests without an error the rate
+/// is taken for half of [`AIM_PRIOR_RATE`].
+const AIM_PRIOR: f64 = 100.0;
+
+/// The error rate that is assumed before anything is known. Three nines: a bet that expects none at all would lose nearly
+/// everything with the first.
+const AIM_PRIOR_RATE: f64 = 0.001;
+
 /// What was learned of a stable release. It is worth keeping from one rollout to the next: with a baseline of at least
 /// two minutes the judge knows thresholds and clustering from its first block. The default knows nothing.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -24,6 +35,8 @@ pub struct Baseline {
     errors: FadingRate,
     /// Errors, then slow at each quantile.
     dispersion: [Dispersion; 4],
+    #[serde(default)]
+    hour: Hour,
 }
 
 impl Baseline {
@@ -52,6 +65,7 @@ impl Baseline {
             .iter()
             .fold((0, 0), |(n, x), group| (n + group.requests, x + group.bad));
         self.errors.update(kept, requests, bad);
+        self.hour.block(duration, requests, bad);
         self.latency
             .update(kept, stable.iter().map(|cell| &cell.latency));
     }
@@ -66,9 +80,26 @@ impl Baseline {
         self.latency.ties(&self.thresholds())
     }
 
+    /// What to expect of a canary that is like stable.
+    pub(crate) fn aim(&self, guard: &Guard) -> Aim {
+        let (thresholds, ties) = (self.thresholds(), self.ties());
+        Aim {
+            error_rate: self.errors.rate_with_prior(AIM_PRIOR, AIM_PRIOR_RATE),
+            odds: margins(guard).map(|(quantile, shift)| {
+                self.latency
+                    .odds_beyond(&thresholds, quantile, shift, ties[quantile], guard)
+            }),
+        }
+    }
+
     /// Stable's error counts, faded.
     pub(crate) fn errors(&self) -> &FadingRate {
         &self.errors
+    }
+
+    /// Stable's errors in its last hour.
+    pub(crate) fn hour(&self) -> &Hour {
+        &self.hour
     }
 
     /// Stable's error rate; 0 while nothing is known.

@@ -111,11 +111,13 @@ impl Checks {
         }
     }
 
-    /// Takes one sample and says whether it condemns the canary.
+    /// Takes one sample and says whether it condemns the canary. One that is `alone` has all the load, and stable, idle, is
+    /// nothing to compare with.
     pub(crate) fn sample(
         &mut self,
         sample: &CheckSample,
         warming: bool,
+        alone: bool,
         guard: &Guard,
     ) -> Option<Signal> {
         let check = checks_of(guard).find(|check| check.name == sample.name)?;
@@ -138,6 +140,8 @@ impl Checks {
         let is_broken = check.bound.is_broken(canary, limit);
         if warming {
             known.broken = 0;
+        } else if check.bound.compares() && alone {
+            // Shown, and held against nothing.
         } else if check.bound.compares() {
             sign(&mut known.worse, is_broken, check.every, &guard.tuning);
         } else {

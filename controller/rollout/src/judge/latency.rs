@@ -58,6 +58,34 @@ impl Reference {
         })
     }
 
+    /// How many times less likely an answer of stable itself is beyond the canary's threshold than beyond its own, in odds.
+    /// Where stable is tied, beyond its quantile. 1 while there is no threshold.
+    pub(crate) fn odds_beyond(
+        &self,
+        thresholds: &Thresholds,
+        quantile: usize,
+        shift: u16,
+        is_tied: bool,
+        guard: &Guard,
+    ) -> f64 {
+        let Some(threshold) = thresholds.0[quantile] else {
+            return 1.0;
+        };
+        // Half an answer more than there are: none yet is no promise that there will be none.
+        let total: f64 = self.0.iter().map(|(_, count)| count).sum::<f64>() + 1.0;
+        let odds_above = |bucket: u16| {
+            let from = self.0.partition_point(|(at, _)| *at <= bucket);
+            let above = self.0[from..].iter().map(|(_, count)| count).sum::<f64>() + 0.5;
+            above / (total - above)
+        };
+        let own = if is_tied {
+            (1.0 - QUANTILES[quantile]) / QUANTILES[quantile]
+        } else {
+            odds_above(threshold)
+        };
+        odds_above(forgiving(threshold, shift, guard)) / own
+    }
+
     /// For each quantile, the smallest bucket that together with all below it holds that share.
     pub(crate) fn thresholds(&self) -> Thresholds {
         let total: f64 = self.0.iter().map(|(_, count)| count).sum();

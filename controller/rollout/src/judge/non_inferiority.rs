@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::aimed::tied_log_factor;
 use super::mixture::{Log, log_mean_exp};
 use super::split::{Outcomes, split_log_factor};
 use crate::plan::Tuning;
@@ -114,13 +115,8 @@ impl NonInferiorLatency {
     /// stable proves nothing by its share. But a canary whose quantile is beyond the margin exceeds it with a chance of at
     /// least `tail`, so its own answers are counted against that.
     pub(crate) fn block_of_tied(&mut self, block: &Outcomes, tail: f64, phi: f64, tuning: &Tuning) {
-        if !block.both_arms() {
-            return;
-        }
         for (bet, odds) in self.bets.iter_mut().zip(MARGIN_ODDS) {
-            let log = block.canary_events as f64 * odds.ln()
-                - block.canary as f64 * (tail * (odds - 1.0)).ln_1p();
-            bet.0 += (log / phi).min(tuning.cap_nats);
+            bet.0 += tied_log_factor(block, odds, tail, phi, tuning.cap_nats);
         }
     }
 

@@ -238,8 +238,18 @@ impl Saturation {
         }
     }
 
+    /// Whether a node of the canary is at its limit of memory, and none of stable is.
+    pub(crate) fn memory_limit(&self, sample: &SaturationSample) -> Option<Signal> {
+        self.limit_of(&[Gauge::Memory], sample)
+    }
+
     /// Which limit condemns the canary now, if one does.
     pub(crate) fn limit(&self, sample: &SaturationSample) -> Option<Signal> {
+        let all = [Gauge::Memory, Gauge::Cpu, Gauge::Queue, Gauge::Descriptors];
+        self.limit_of(&all, sample)
+    }
+
+    fn limit_of(&self, gauges: &[Gauge], sample: &SaturationSample) -> Option<Signal> {
         let condemned = |node: &NodeGauges, gauge: Gauge| match gauge {
             Gauge::Memory => node.is_at_limit(gauge),
             Gauge::Cpu | Gauge::Queue | Gauge::Descriptors => self.streaks.iter().any(|streak| {
@@ -248,7 +258,7 @@ impl Saturation {
                     && streak.samples >= AT_LIMIT_SAMPLES
             }),
         };
-        for gauge in [Gauge::Memory, Gauge::Cpu, Gauge::Queue, Gauge::Descriptors] {
+        for &gauge in gauges {
             if sample.stable.iter().any(|node| node.is_at_limit(gauge)) {
                 continue;
             }

@@ -5,3 +5,4 @@ mod laws;
 mod stories;
 mod traffic_model;
 mod vectors;
+mod watch;

@@ -84,6 +84,11 @@ impl FadingRate {
         }
     }
 
+    /// The share as it is after `requests` more of which a share of `rate` is bad.
+    pub(crate) fn rate_with_prior(&self, requests: f64, rate: f64) -> f64 {
+        (self.bad + requests * rate) / (self.requests + requests)
+    }
+
     /// The share, if there are at least `requests` to know it from.
     pub(crate) fn rate_of(&self, requests: f64) -> Option<f64> {
         (self.requests >= requests).then(|| self.rate())

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Position;
+use super::aimed::{Aim, Aimed};
 use super::combine::{combine, of_nodes};
 use super::gate::{Demand, MARGINS, demand, margins, percentile};
 use super::latency::QUANTILES;
@@ -38,6 +39,8 @@ pub(crate) struct Reduced {
     pub(crate) phi: [f64; 4],
     /// Whether stable's answers at a quantile are too much alike to have enough of them above its threshold.
     pub(crate) tied: [bool; 3],
+    /// What is expected of a canary that is like stable.
+    pub(crate) aim: Aim,
 }
 
 impl Reduced {
@@ -98,6 +101,8 @@ pub(crate) struct Trial {
     latency: [Harm; 3],
     excess: Vec<NonInferiorErrors>,
     margins: [NonInferiorLatency; MARGINS],
+    #[serde(default)]
+    aimed: Aimed,
     errors_difference: Difference,
     latency_difference: [Difference; MARGINS],
 }
@@ -124,6 +129,7 @@ impl Default for Trial {
             latency: Default::default(),
             excess: EXCESS_GRID.map(NonInferiorErrors::new).to_vec(),
             margins: Default::default(),
+            aimed: Aimed::default(),
             errors_difference: Difference::default(),
             latency_difference: Default::default(),
         }
@@ -159,6 +165,11 @@ impl Trial {
             };
         }
         is_another
+    }
+
+    /// Whether the step is the watch over a canary that has every request.
+    pub(crate) fn is_watch(&self) -> bool {
+        self.step.at.as_ref().is_some_and(Position::is_watch)
     }
 
     /// Takes one block; `of_step` says whether its requests were routed under the step's weight. Returns what counted.
@@ -246,14 +257,21 @@ impl Trial {
         for excess in &mut self.excess {
             excess.block(&errors, block.reference, phi[0], tuning);
         }
+        self.aimed
+            .errors(&errors, &block.aim, block.reference, phi[0], tuning);
         self.errors_difference.block(&errors);
         for (margin, (quantile, _)) in margins(guard).into_iter().enumerate() {
             let slow = block.slow_beyond(margin, quantile);
             let bets = &mut self.margins[margin];
+            let phi = phi[1 + quantile];
             if block.tied[quantile] {
-                bets.block_of_tied(&slow, 1.0 - QUANTILES[quantile], phi[1 + quantile], tuning);
+                let tail = 1.0 - QUANTILES[quantile];
+                bets.block_of_tied(&slow, tail, phi, tuning);
+                self.aimed
+                    .latency_of_tied(margin, &slow, &block.aim, tail, phi, tuning);
             } else {
-                bets.block(&slow, phi[1 + quantile], tuning);
+                bets.block(&slow, phi, tuning);
+                self.aimed.latency(margin, &slow, &block.aim, phi, tuning);
             }
             self.latency_difference[margin].block(&slow);
         }
@@ -317,12 +335,18 @@ impl Trial {
     }
 
     /// The smallest excess of errors that is disproven.
-    pub(crate) fn bound(&self) -> Option<f64> {
+    pub(crate) fn bound(&self, tuning: &Tuning) -> Option<f64> {
         let proven = self
             .excess
             .iter()
-            .filter(|excess| excess.log_e() >= BOUND_AT.ln());
-        proven.map(NonInferiorErrors::proves).reduce(f64::min)
+            .enumerate()
+            .filter(|(index, _)| self.excess_log_e(*index, tuning) >= BOUND_AT.ln());
+        proven.map(|(_, excess)| excess.proves()).reduce(f64::min)
+    }
+
+    fn excess_log_e(&self, excess: usize, tuning: &Tuning) -> f64 {
+        self.aimed
+            .excess_log_e(excess, self.excess[excess].log_e(), tuning)
     }
 
     /// How far each proof is that the gate asks for; none in the bake.
@@ -337,12 +361,14 @@ impl Trial {
         } = demand(next, at, guard);
         let errors = Proof {
             margin: errors_margin(excess, reference, &guard.tuning),
-            log_e: self.excess[excess].log_e(),
+            log_e: self.excess_log_e(excess, &guard.tuning),
             needed,
         };
         let slow = latency.map(|index| Proof {
             margin: latency_margin(index, guard),
-            log_e: self.margins[index].log_e(),
+            log_e: self
+                .aimed
+                .margin_log_e(index, self.margins[index].log_e(), &guard.tuning),
             needed,
         });
         std::iter::once(errors).chain(slow).collect()
@@ -416,7 +442,7 @@ impl Trial {
         beyond.extend(too_few);
         if is_calm && beyond.is_empty() {
             return Ok(Grounds::TimeOut {
-                bound: self.bound(),
+                bound: self.bound(tuning),
             });
         }
         missing.extend(beyond);

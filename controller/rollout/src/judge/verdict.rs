@@ -10,7 +10,7 @@ use crate::weight::Weight;
 
 /// The version of the rules. It changes with every change that may lead to another verdict on the same blocks, so that a
 /// replay can say why it differs.
-pub const RULES_VERSION: u32 = 2;
+pub const RULES_VERSION: u32 = 3;
 
 /// What the judge says of one block, with the numbers that led to it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,6 +56,43 @@ pub struct Verdict {
     /// What is known of each check of the guard.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckSeen>,
+    /// The watch over a canary that has every request; none as long as there is something to compare it with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watched: Option<Watched>,
+}
+
+impl Verdict {
+    /// How near the evidence is to a rollback, as a natural logarithm: 0 and above is one.
+    #[must_use]
+    pub fn nearness(&self) -> f64 {
+        let compared = self.evidence.total - self.rollback_at;
+        self.watched.as_ref().map_or(compared, |watched| {
+            compared.max(watched.total - watched.rollback_at)
+        })
+    }
+}
+
+/// Evidence against a canary that has every request, held against stable's last hour: a weaker comparison, for what changes
+/// in the world meanwhile is taken for the canary's doing. Natural logarithms.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Watched {
+    /// That it fails more than is allowed.
+    #[serde(with = "log")]
+    pub errors: f64,
+    /// That it is more than twice as slow as stable was, at p50, p90 and p99.
+    pub latency: [f64; 3],
+    /// That nodes of it which start now are broken rather than cold.
+    #[serde(with = "log")]
+    pub cold: f64,
+    /// The weighted mean of them all.
+    #[serde(with = "log")]
+    pub total: f64,
+    /// From which total on it is rolled back. This is a budget of its own, beside `alpha`.
+    pub rollback_at: f64,
+    /// Stable's share of errors in the worst five minutes of its last hour; none if too little is known of it.
+    pub errors_before: Option<f64>,
+    /// The share of errors that the canary may have.
+    pub errors_allowed: f64,
 }
 
 /// What is known of one check.
@@ -241,6 +278,16 @@ pub enum Signal {
         canary: u32,
         /// Restarts of stable's.
         stable: u32,
+    },
+    /// With every request on it, it fails more than stable's last hour allows.
+    ErrorsAlone {
+        /// The share of errors that was allowed.
+        allowed: f64,
+    },
+    /// With every request on it, it is more than twice as slow as stable was.
+    LatencyAlone {
+        /// Where it shows most.
+        percentile: Percentile,
     },
     /// A check of the guard is beyond its limit.
     Check {

@@ -214,6 +214,8 @@ fn events() -> Vec<(&'static str, Event)> {
         ("judge: bake passes", judged(Stage::Bake, Ruling::Pass)),
         ("judge: step 1 fails", judged(Stage::Step(0), fail())),
         ("judge: bake fails", judged(Stage::Bake, fail())),
+        ("judge: warm fails", judged(Stage::Warm, fail())),
+        ("judge: warm passes", judged(Stage::Warm, Ruling::Pass)),
         ("judge: step 1 holds", judged(Stage::Step(0), Ruling::Hold)),
         ("promote", Event::Ordered(Command::Promote)),
         ("promote --full", Event::Ordered(Command::PromoteFull)),
@@ -540,6 +542,33 @@ fn f32_a_rollback_wins_over_a_promotion_that_arrives_with_it() {
 }
 
 #[test]
+fn a_canary_with_every_request_is_judged_and_goes_back_in_one_flip_unless_the_guard_looks_away() {
+    let elapsed = Duration::from_secs(20);
+    let warm = at(Phase::Warm { elapsed });
+    let (stage, position) = warm.position().unwrap();
+    assert_eq!(stage, Stage::Warm);
+    assert!(position.is_watch());
+    assert_eq!(position.hold.least, warm.spec.keep_warm);
+    let paused = at(pause(Phase::Warm { elapsed }));
+    assert_eq!(paused.position(), Some((stage, position)));
+    for rollout in [warm.clone(), paused] {
+        let signal = "errors_alone".to_owned();
+        let after = rollout.on(
+            Event::Judged {
+                stage,
+                ruling: Ruling::Fail { signal },
+            },
+            NOW,
+        );
+        assert_eq!(after.desired().weight, Weight::ZERO);
+        assert_eq!(after.cause().map(Cause::ending), Some(Ending::RolledBack));
+    }
+    let mut unwatched = warm;
+    unwatched.spec.guard.watch = false;
+    assert_eq!(unwatched.position(), None);
+}
+
+#[test]
 fn f33_a_pass_lost_on_its_way_ends_at_a_deadline_and_never_waits_silently() {
     let mut rollout = at(Phase::Analyzing {
         step: 0,
@@ -614,7 +643,11 @@ fn passes_over_steps_that_are_too_small_for_the_traffic_and_says_so() {
         canary_rate_min: 0.5,
     };
     assert_eq!(first(Some(5.0), Start::Auto), (1, Some(skipped)));
-    assert_eq!(first(Some(0.1), Start::Auto).0, 2);
+    assert_eq!(
+        first(Some(0.1), Start::Auto).0,
+        1,
+        "half of all is no beginning"
+    );
     // Nothing known, nothing there to know it by, and a guard that wants it so.
     assert_eq!(first(None, Start::Auto), (0, None));
     assert_eq!(first(Some(0.0), Start::Auto), (0, None));

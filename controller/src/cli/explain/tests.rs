@@ -1,4 +1,4 @@
-use rollout::judge::{Decision, Grounds, HoldReason, Margin, Missing, Signal};
+use rollout::judge::{Decision, Grounds, HoldReason, Margin, Missing, Signal, Watched};
 use rollout::{Cause, Duration};
 use serde_json::json;
 
@@ -107,4 +107,35 @@ fn tells_the_whole_story() {
     let nothing = text(&ended, &events[..4], false);
     assert!(nothing.contains("Nothing was judged"), "{nothing}");
     assert!(text(&ended, &events, true).matches("SIGNAL").count() == 4);
+}
+
+#[test]
+fn says_that_the_watch_is_a_weaker_comparison() {
+    let mut alone = verdict(Decision::Fail {
+        signal: Signal::ErrorsAlone { allowed: 0.018 },
+        sick_node: None,
+    });
+    alone.step = 5;
+    alone.weight = rollout::Weight::ALL;
+    alone.watched = Some(Watched {
+        errors: 9.1,
+        latency: [-0.4, -0.2, 0.1],
+        cold: 0.0,
+        total: 8.2,
+        rollback_at: 1_000_f64.ln(),
+        errors_before: Some(0.004),
+        errors_allowed: 0.018,
+    });
+    let event = event(12, "verdict", "friday", json!({ "verdict": alone }));
+    let shown = text(
+        &view(
+            Phase::Warm {
+                elapsed: Duration::ZERO,
+            },
+            None,
+        ),
+        &[event],
+        false,
+    );
+    insta::assert_snapshot!("watch", shown);
 }

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use super::super::EXCESS_GRID;
+use super::super::aimed::{Aim, Aimed, best_stake, exact_split_log_factor, tied_log_factor};
 use super::super::non_inferiority::{
     MARGIN_ODDS, NonInferiorErrors, NonInferiorLatency, excess_log_factor,
 };
@@ -153,6 +155,159 @@ fn a_bet_on_no_excess_gains_nothing_on_average_when_there_is_one() {
 }
 
 #[test]
+fn an_aimed_stake_gains_nothing_on_average_however_wrong_the_aim() {
+    let mut highest: f64 = 0.0;
+    for (canary, stable) in [(1, 1), (1, 9), (3, 3), (5, 20), (9, 1)] {
+        let share = canary as f64 / (canary + stable) as f64;
+        for delta in EXCESS_GRID.into_iter().chain([0.3]) {
+            for expected in [0.0, 1e-5, 0.01, 0.2, 0.9] {
+                let stake = best_stake(expected, delta, share);
+                assert!((0.0..=0.95).contains(&stake), "{stake}");
+                for base in [0.0, 0.001, 0.05, 0.3, 0.6] {
+                    for more in [0.0, 0.1] {
+                        let chances = (base + delta + more, base);
+                        for (phi, cap) in [(1.0, f64::INFINITY), (1.0, 3.0), (2.5, 3.0)] {
+                            let mean = mean_of_independent(canary, stable, chances, |block| {
+                                excess_log_factor(block, delta, stake, phi, cap).exp()
+                            });
+                            assert!(
+                                mean <= 1.0 + ROUNDING,
+                                "{canary}/{stable} at {chances:?}, delta {delta}, aimed at {expected}: {mean}"
+                            );
+                            highest = highest.max(mean);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(highest > 0.999, "never nearly reached: {highest}");
+}
+
+#[test]
+fn an_aimed_stake_grows_at_least_as_fast_as_any_of_the_grid_where_the_aim_is_right() {
+    for share in [0.01, 0.1, 0.25, 0.5, 0.8] {
+        for delta in EXCESS_GRID {
+            for rate in [0.0, 0.0001, 0.001, 0.01, 0.05] {
+                // The growth of a large block, which has exactly as many errors as expected.
+                let growth = |stake: f64| {
+                    let bet = stake / (1.0 / share - delta);
+                    rate * share * (bet * (delta - 1.0 / share)).ln_1p()
+                        + rate * (1.0 - share) * (bet * (delta + 1.0 / (1.0 - share))).ln_1p()
+                        + (1.0 - rate) * (bet * delta).ln_1p()
+                };
+                let aimed = growth(best_stake(rate, delta, share));
+                for stake in [0.1, 0.35, 0.7, 0.95] {
+                    assert!(
+                        aimed >= growth(stake) - 1e-9,
+                        "share {share}, delta {delta}, rate {rate}, stake {stake}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_exact_split_gains_nothing_on_average_and_is_never_below_the_bound() {
+    for (canary, stable) in [
+        (1, 9),
+        (1, 1),
+        (2, 6),
+        (5, 5),
+        (20, 20),
+        (9, 1),
+        (12, 48),
+        (150, 250),
+    ] {
+        for events in (0..=canary + stable).step_by(1 + usize::from(canary > 100) * 37) {
+            for odds in [0.02, 0.15, 0.4, 0.65, 0.98] {
+                let exact =
+                    |block: &Outcomes| exact_split_log_factor(block, odds, 1.0, f64::INFINITY);
+                let mean = mean_given_events(canary, stable, events, |block| exact(block).exp());
+                assert!(
+                    (mean - 1.0).abs() < 1e-6,
+                    "{canary}/{stable}, {events} events, odds {odds}: {mean}"
+                );
+                let _ = mean_given_events(canary, stable, events, |block| {
+                    let bound = split_log_factor(block, odds, 1.0, f64::INFINITY);
+                    assert!(exact(block) >= bound - ROUNDING, "{block:?} at {odds}");
+                    0.0
+                });
+            }
+        }
+    }
+    // A canary with a larger chance is one with more events, whatever their number: less evidence that it has fewer.
+    for (canary, stable) in [(1, 9), (4, 4), (6, 2)] {
+        for (base, more) in [(0.1, 0.0), (0.1, 0.2), (0.5, 0.3), (0.01, 0.05)] {
+            for odds in [0.02, 0.4, 0.98] {
+                for (phi, cap) in [(1.0, f64::INFINITY), (1.0, 3.0), (2.5, 3.0)] {
+                    let chances = (base + more, base);
+                    let mean = mean_of_independent(canary, stable, chances, |block| {
+                        exact_split_log_factor(block, odds, phi, cap).exp()
+                    });
+                    assert!(
+                        mean <= 1.0 + ROUNDING,
+                        "{canary}/{stable} at {chances:?}: {mean}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// The share of canaries that pass a proof at level 0.10 within two hundred blocks, when they fail by exactly the excess
+/// that is to be disproven.
+fn passes_at_the_margin(delta: f64, base: f64, aimed_at: f64, (canary, stable): (u64, u64)) -> f64 {
+    const ROLLOUTS: u64 = 1_000;
+    const BLOCKS: usize = 200;
+    let index = EXCESS_GRID.iter().position(|of| *of == delta).unwrap();
+    let tuning = Tuning {
+        errors_margin_relative: 0.0,
+        ..Tuning::default()
+    };
+    let aim = Aim {
+        error_rate: aimed_at,
+        ..Aim::default()
+    };
+    let passed = (0..ROLLOUTS).filter(|seed| {
+        let mut dice = super::traffic_model::Dice::new(*seed);
+        let (mut grid, mut aimed) = (NonInferiorErrors::new(delta), Aimed::default());
+        (0..BLOCKS).any(|_| {
+            let mut count = |requests: u64, chance: f64| {
+                (0..requests).filter(|_| dice.share() < chance).count() as u64
+            };
+            let block = Outcomes {
+                canary,
+                stable,
+                canary_events: count(canary, base + delta),
+                stable_events: count(stable, base),
+            };
+            grid.block(&block, base, 1.0, &tuning);
+            aimed.errors(&block, &aim, base, 1.0, &tuning);
+            aimed.excess_log_e(index, grid.log_e(), &tuning) >= 10.0_f64.ln()
+        })
+    });
+    passed.count() as f64 / ROLLOUTS as f64
+}
+
+#[test]
+fn at_most_one_in_ten_canaries_at_the_margin_passes_by_proof_although_the_stake_is_aimed() {
+    // Three standard errors of 1,000 rollouts are 2.8 points.
+    for (delta, base, aimed_at, arms) in [
+        (0.02, 0.001, 0.001, (25, 75)),
+        (0.02, 0.01, 0.01, (50, 50)),
+        (0.005, 0.01, 0.01, (50, 50)),
+        (0.05, 0.0, 0.0, (10, 90)),
+        (0.02, 0.001, 0.05, (25, 75)),
+        (0.02, 0.05, 0.001, (25, 75)),
+    ] {
+        let passed = passes_at_the_margin(delta, base, aimed_at, arms);
+        assert!(passed <= 0.128, "{passed} at {delta}, {base}, {arms:?}");
+    }
+}
+
+#[test]
 fn closing_a_block_early_for_its_errors_gains_nothing_while_the_rule_cannot_see_the_arms() {
     // Up to nine requests, each of a random arm and with a random outcome; the block closes at the second error.
     const REQUESTS: u32 = 9;
@@ -235,6 +390,12 @@ fn a_bet_on_a_tied_threshold_gains_nothing_on_average_from_a_canary_beyond_the_m
                     mean <= 1.0 + ROUNDING,
                     "{canary} at {beyond}, tail {tail}: {mean}"
                 );
+                for odds in [0.02, 0.5, 0.98] {
+                    let mean = mean_of_independent(canary, 1, (beyond, 0.0), |block| {
+                        tied_log_factor(block, odds, tail, 1.0, 3.0).exp()
+                    });
+                    assert!(mean <= 1.0 + ROUNDING, "{canary} at {beyond}: {mean}");
+                }
             }
         }
     }
@@ -293,6 +454,22 @@ proptest! {
         prop_assert!(harm_of(&better) <= harm + ROUNDING);
         prop_assert!(proof_of(&better).0 >= proof.0 - ROUNDING);
         prop_assert!(!half || proof_of(&better).1 >= proof.1 - ROUNDING);
+    }
+
+    // Of the exact factor this holds everywhere: one event more puts at most one more on the canary, so the mean of
+    // odds^events falls by no more than the power does.
+    #[test]
+    fn one_more_slow_answer_of_an_arm_never_speaks_for_it_where_the_mean_is_exact(
+        blocks in blocks(), odds in 0.02_f64..0.98
+    ) {
+        let of = |block: &Outcomes| exact_split_log_factor(block, odds, 1.0, 3.0);
+        for block in blocks {
+            let log = of(&block);
+            let worse = Outcomes { canary_events: block.canary_events + 1, ..block };
+            prop_assert!(of(&worse) <= log + ROUNDING, "{block:?}");
+            let better = Outcomes { stable_events: block.stable_events + 1, ..block };
+            prop_assert!(of(&better) >= log - ROUNDING, "{block:?}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::super::aimed::Aim;
 use super::super::combine::combine;
 use super::super::dispersion::Dispersion;
 use super::super::gate::{demand, margins};
@@ -527,6 +528,7 @@ impl ReferenceBlock {
             reference: self.p_ref,
             phi: [1.0; 4],
             tied: [false; 3],
+            aim: Aim::default(),
         }
     }
 
@@ -671,7 +673,13 @@ fn drives_the_whole_rollouts_as_the_reference_does() {
     let inputs: Inputs = group("rollout_inputs");
     let traces: Vec<Trace> = group("rollout_traces");
     assert_eq!(traces.len(), 6);
-    let guard = Guard::default();
+    let guard = Guard {
+        tuning: Tuning {
+            aimed: 0.0,
+            ..Tuning::default()
+        },
+        ..Guard::default()
+    };
     let positions = positions(&inputs.ladder);
     for trace in traces {
         let (mut trial, mut step, mut clock) = (Trial::default(), 0, 0.0);

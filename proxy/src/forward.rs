@@ -100,6 +100,7 @@ impl Forward {
         named: &mut Option<Arc<ActiveRoute>>,
     ) -> Result<Response<Answer>, Refusal> {
         let (mut head, incoming) = request.into_parts();
+        headers::check(&head)?;
         let (mut generation, mut route) = self.find(&head)?;
         if headers::wants_upgrade(&head) {
             *named = Some(route);
@@ -319,7 +320,7 @@ impl Key {
 }
 
 /// Says how long the body is, by what the body itself knows: what the client said stays on its own connection.
-fn set_framing(headers: &mut HeaderMap, body: &Outgoing) {
+pub(crate) fn set_framing(headers: &mut HeaderMap, body: &Outgoing) {
     let had_length = headers.remove(CONTENT_LENGTH).is_some();
     match body.size_hint().exact() {
         // No body at all, as the client said or as it goes without saying.

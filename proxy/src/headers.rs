@@ -340,7 +340,9 @@ pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue) {
         HeaderValue::try_from(new_key()).expect("hexadecimal digits are visible ASCII")
     });
 
-    let target = head.uri.path_and_query().cloned();
+    // Of `http://host#fragment` nothing is left, and nothing would be written where the target belongs.
+    let target = head.uri.path_and_query().filter(|target| *target != "/");
+    let target = target.cloned();
     head.uri = Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/")));
     head.version = Version::HTTP_11;
 }

@@ -250,7 +250,8 @@ async fn answers_nobody_takes_are_not_collected() {
             assert!(raw.send(&sent).await);
         }
         for _ in 0..200 {
-            assert!(matches!(raw.from.event().await, Event::Answer(_, 200)));
+            let event = raw.from.event().await;
+            assert!(matches!(event, Event::Answer(_, 200)), "{event:?}");
         }
         // Each window a byte wider, again and again.
         for _ in 0..20 {

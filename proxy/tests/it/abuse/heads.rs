@@ -358,6 +358,11 @@ async fn a_request_names_one_host() {
             "",
         ));
     }
+    // Found by fuzzing: the library that takes the fragment away leaves no slash.
+    for target in ["http://b#x", "http://b/#x", "http://b#?x"] {
+        let sent = format!("GET {target} HTTP/1.1\r\nhost: a\r\n\r\n");
+        cases.push(case(target, sent, "200 200", "GET b /"));
+    }
     // Each label of a host costs a look for a route of `*.…`.
     let labels = get(&format!("host: {}", "a.".repeat(30_000)));
     cases.push(case("a host of 30,000 labels", labels, "400", ""));

@@ -237,14 +237,16 @@ async fn pseudo_fields_make_one_request_line_and_one_host() {
     ] {
         cases.push(case("path", &other(":path", Some(path)), &[], REFUSED, ""));
     }
-    // Without the slash that must be there, it can mean but one thing.
-    cases.push(case(
-        "path",
-        &other(":path", Some("?x")),
-        &[],
-        "200",
-        "GET a /?x",
-    ));
+    // Without the slash that must be there, they can mean but one thing.
+    for (path, passes) in [("?x", "GET a /?x"), ("#x", "GET a /")] {
+        cases.push(case(
+            "path",
+            &other(":path", Some(path)),
+            &[],
+            "200",
+            passes,
+        ));
+    }
     cases.push(case(
         "path",
         &other(":path", Some("//b/x")),

@@ -10,6 +10,9 @@
 
 pub mod app;
 pub mod config;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod pick;
 
 mod admin;

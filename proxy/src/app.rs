@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use crate::access_log::{self, AccessLog};
 use crate::admin::{self, Admin};
 use crate::chain;
 use crate::config::{Config, Source};
@@ -62,6 +63,14 @@ pub enum AppError {
     #[error("cannot use the state directory {path}; --state-dir changes it", path = .path.display())]
     StateDir {
         /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The access log cannot be written.
+    #[error("cannot open the access log {path}; --access-log changes it", path = .path.display())]
+    AccessLog {
+        /// The file.
         path: PathBuf,
         /// Why not.
         source: io::Error,
@@ -141,6 +150,7 @@ impl AppError {
             | Self::Signal { .. }
             | Self::Metrics { .. }
             | Self::Workers { .. }
+            | Self::AccessLog { .. }
             | Self::Panicked { .. }
             | Self::Admin { .. } => 1,
         }
@@ -159,6 +169,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
 #[derive(Debug)]
 pub struct App {
     config: Config,
+    access_log: Option<(AccessLog, access_log::Writer)>,
     certificate: Option<Arc<Certificate>>,
     listeners: Vec<std::net::TcpListener>,
     admin: TcpListener,
@@ -204,6 +215,16 @@ impl App {
                 source: error.into(),
             })?;
         }
+        let access_log = match &config.access_log {
+            None => None,
+            Some((path, share)) => {
+                let opened = AccessLog::open(path, *share, telemetry.access_log_dropped.clone());
+                Some(opened.map_err(|source| AppError::AccessLog {
+                    path: path.clone(),
+                    source,
+                })?)
+            }
+        };
         let certificate = config.certificate.clone().map(Certificate::load);
         let certificate = certificate
             .transpose()
@@ -227,6 +248,7 @@ impl App {
         }
         Ok(Self {
             config,
+            access_log,
             certificate,
             listeners,
             admin,
@@ -304,6 +326,8 @@ impl App {
                 });
             }
         }
+        let (log, writer) = self.access_log.unzip();
+        let log = log.map(Arc::new);
         let workers = self.listeners.into_iter().enumerate();
         let workers = workers.map(|(worker, listener)| {
             let forward = Arc::new(Forward {
@@ -312,10 +336,12 @@ impl App {
                 shard: Arc::clone(self.signals.shard(worker)),
                 telemetry: Arc::clone(&self.telemetry),
                 mirrored: Arc::new(Semaphore::new(MIRRORED_MAX)),
+                log: log.clone(),
             });
             (listener, forward)
         });
         let workers = workers.collect();
+        drop(log);
         if let Some(certificate) = &self.certificate {
             parts.spawn(Arc::clone(certificate).keep_watch(end.clone()));
         }
@@ -329,7 +355,12 @@ impl App {
                 source: error.into(),
             })
         });
-        parts.join(&end).await
+        let ended = parts.join(&end).await;
+        if let Some(writer) = writer {
+            // The workers have ended, and with them everybody who writes.
+            drop(timeout(END_MAX, tokio::task::spawn_blocking(|| writer.finish())).await);
+        }
+        ended
     }
 }
 

@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::forward::Relay;
+use crate::headers;
 use crate::upstream::Connection;
 
 /// Longest wait for the next part of a body that is collected, so that a silent client does not hold its place for
@@ -209,7 +210,10 @@ impl Upload {
                 None
             }
             Some(Err(_)) => Some(Err(self.watch.fail(ClientFault::Broken))),
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::clean_trailers(trailers);
+                }
                 let length = frame.data_ref().map_or(0, |data| data.len() as u64);
                 match self.bytes_left.checked_sub(length) {
                     None => Some(Err(self.watch.fail(ClientFault::TooLarge))),
@@ -267,7 +271,13 @@ pub(crate) async fn take(
                         break;
                     }
                 }
-                Err(frame) => return Ok(whole(ahead, frame.into_trailers().ok())),
+                Err(frame) => {
+                    let mut trailers = frame.into_trailers().ok();
+                    if let Some(trailers) = &mut trailers {
+                        headers::clean_trailers(trailers);
+                    }
+                    return Ok(whole(ahead, trailers));
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::Uri;
 use http::uri::Scheme;
-use proxy_api::Endpoint;
+use proxy_api::{BasisPoints, Endpoint};
 
 use crate::tls::CertificateFiles;
 
@@ -73,6 +73,13 @@ pub struct Args {
     /// How long a client may keep a connection without a request
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub idle_seconds: u64,
+    /// Write a JSON line for each request to the end of this file, - for standard output. Queries, cookies and bodies are
+    /// not written. It is not opened again: rotate it by copying and truncating
+    #[arg(long, value_name = "FILE")]
+    pub access_log: Option<PathBuf>,
+    /// The share of requests in --access-log, in steps of 0.01 %
+    #[arg(long, value_name = "PERCENT", default_value = "100", requires = "access_log", value_parser = percent)]
+    pub access_log_percent: BasisPoints,
     /// Threads that serve clients [default: as many as there are processors]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -128,6 +135,8 @@ pub struct Config {
     pub clients: Clients,
     /// The certificate for clients; without it they are served in the clear.
     pub certificate: Option<CertificateFiles>,
+    /// Where a line for each request is written, and for which share of them.
+    pub access_log: Option<(PathBuf, BasisPoints)>,
     /// How many threads serve clients.
     pub threads: NonZeroUsize,
     /// Whether another proxy may be listening at the same address.
@@ -253,6 +262,7 @@ impl TryFrom<Args> for Config {
                 .tls_cert
                 .zip(args.tls_key)
                 .map(|(certificate, key)| CertificateFiles { certificate, key }),
+            access_log: args.access_log.map(|path| (path, args.access_log_percent)),
             threads: args.threads.unwrap_or_else(processors),
             takeover: args.takeover,
             drain_max: Duration::from_secs(args.drain_seconds),
@@ -266,6 +276,18 @@ fn checked_name(name: String) -> Result<String, ConfigError> {
         return Err(ConfigError::Name(name));
     }
     Ok(name)
+}
+
+/// A share as people write it, with or without its sign.
+fn percent(text: &str) -> Result<BasisPoints, String> {
+    let number: Option<f64> = text.strip_suffix('%').unwrap_or(text).trim().parse().ok();
+    let points = number
+        .map(|percent| (percent * 100.0).round())
+        .filter(|points| (1.0..=10_000.0).contains(points));
+    // In that range, so it fits.
+    points
+        .and_then(|points| BasisPoints::new(points as u16).ok())
+        .ok_or_else(|| "expected a percentage from 0.01 to 100, such as 1".to_owned())
 }
 
 /// How many threads can run at the same time, by the process's share of the machine.

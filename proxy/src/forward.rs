@@ -16,6 +16,7 @@ use proxy_api::{Arm, Chosen, Generation, Outcome, Sticky};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
+use crate::access_log::{AccessLog, End, Entry, Whereabouts};
 use crate::body::{self, Answer, ClientFault, Download, Outgoing, UploadWatch};
 use crate::headers::{self, Present};
 use crate::lock;
@@ -39,6 +40,8 @@ pub(crate) struct Forward {
     pub(crate) telemetry: Arc<Telemetry>,
     /// Room for copies of requests.
     pub(crate) mirrored: Arc<Semaphore>,
+    /// Where requests are written down, if they are.
+    pub(crate) log: Option<Arc<AccessLog>>,
 }
 
 /// Most copies in flight at the same time on one worker.
@@ -106,10 +109,18 @@ impl Forward {
         tunnel: &Mutex<Option<Tunnel>>,
     ) -> Response<Answer> {
         let mut named = None;
-        match self.forward(client, request, tunnel, &mut named).await {
+        let mut entry = None;
+        match self
+            .forward(client, request, tunnel, &mut named, &mut entry)
+            .await
+        {
             Ok(response) => response,
             Err(refusal) => {
                 self.telemetry.refused(refusal);
+                if let (Some(log), Some(mut entry)) = (&self.log, entry) {
+                    entry.refused(refusal);
+                    log.write(&entry);
+                }
                 let status = refusal.status();
                 match named {
                     Some(route) => route.metrics.answered(ToUser::Answered(status)),
@@ -127,8 +138,13 @@ impl Forward {
         request: Request<Incoming>,
         tunnel: &Mutex<Option<Tunnel>>,
         named: &mut Option<Arc<ActiveRoute>>,
+        entry: &mut Option<Box<Entry>>,
     ) -> Result<Response<Answer>, Refusal> {
         let (mut head, incoming) = request.into_parts();
+        if let Some(log) = &self.log {
+            *entry = log.sample(&head, client.address.to_str().unwrap_or_default());
+        }
+        headers::check(&head)?;
         let (mut generation, mut route) = self.find(&head)?;
         if head.method == Method::CONNECT {
             *named = Some(route);
@@ -196,6 +212,9 @@ impl Forward {
         if let Some(protocol) = upgrade {
             headers::set_upgrade(&mut head.headers, protocol);
         }
+        if let Some(entry) = entry {
+            entry.name(headers::request_id(&head.headers));
+        }
         set_framing(&mut head.headers, present, &body);
         let repeatable = repeatable && matches!(body, Outgoing::Whole { .. });
         let mut attempts = Attempts::new(arm, flight.route().spec.shield, repeatable);
@@ -245,12 +264,14 @@ impl Forward {
                                     Err(Refusal::Reset)
                                 };
                             }
+                            let logged = self.log.clone().zip(entry.take());
                             let relay = Relay::new(
                                 flight,
                                 connection,
                                 upload,
                                 attempts.is_shielded(),
                                 response.status(),
+                                logged,
                             );
                             return Ok(relayed(response, relay, cookie.as_ref()));
                         }
@@ -463,7 +484,7 @@ impl Key {
 }
 
 /// Says how long the body is, by what the body itself knows: what the client said stays on its own connection.
-fn set_framing(headers: &mut HeaderMap, present: Present, body: &Outgoing) {
+pub(crate) fn set_framing(headers: &mut HeaderMap, present: Present, body: &Outgoing) {
     let had_length = present.has_length() && headers.remove(CONTENT_LENGTH).is_some();
     match body.size_hint().exact() {
         // No body at all, as the client said or as it goes without saying.
@@ -531,6 +552,8 @@ pub(crate) struct Relay {
     flight: Option<Flight>,
     shielded: bool,
     status: StatusCode,
+    /// The request's line, and where it goes.
+    logged: Option<(Arc<AccessLog>, Box<Entry>)>,
 }
 
 impl Relay {
@@ -540,6 +563,7 @@ impl Relay {
         upload: Option<Arc<UploadWatch>>,
         shielded: bool,
         status: StatusCode,
+        logged: Option<(Arc<AccessLog>, Box<Entry>)>,
     ) -> impl FnOnce(Incoming) -> Self {
         if status.is_server_error() {
             flight.ticket.failed_to_user();
@@ -549,7 +573,25 @@ impl Relay {
             flight: Some(flight),
             shielded,
             status,
+            logged,
         }
+    }
+
+    fn log(&mut self, flight: &Flight, end: End) {
+        let Some((log, mut entry)) = self.logged.take() else {
+            return;
+        };
+        let place = flight.ticket.place();
+        let endpoint = flight.lease.as_ref().map(|lease| lease.peer().address());
+        let place = Whereabouts {
+            service: place.route.to_string(),
+            arm: place.arm,
+            release: place.release.to_string(),
+            endpoint: endpoint.map(ToString::to_string),
+            shielded: self.shielded,
+        };
+        entry.answered(self.status, end, place);
+        log.write(&entry);
     }
 
     /// Takes note of what just passed; `None` is the end.
@@ -564,6 +606,7 @@ impl Relay {
 
     fn ended(&mut self) {
         if let Some(flight) = self.flight.take() {
+            self.log(&flight, End::Ok);
             let to_user = ToUser::Answered(self.status);
             flight.route().metrics.answered(to_user);
         }
@@ -573,6 +616,7 @@ impl Relay {
         let Some(mut flight) = self.flight.take() else {
             return;
         };
+        self.log(&flight, End::BrokenOff);
         if !self.shielded {
             flight.ticket.failed(Outcome::Reset);
         }
@@ -586,6 +630,7 @@ impl Drop for Relay {
         if self.download.is_end_stream() {
             self.ended();
         } else if let Some(flight) = self.flight.take() {
+            self.log(&flight, End::ClientGone);
             // The client went away, or we cut it off: no fault of the upstream.
             flight
                 .route()

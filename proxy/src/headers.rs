@@ -5,8 +5,9 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 use http::header::{
-    CONNECTION, COOKIE, EXPECT, FORWARDED, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT,
+    FORWARDED, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::{PathAndQuery, Uri};
@@ -15,16 +16,170 @@ use proxy_api::Arm;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
+use crate::refusal::Refusal;
+use crate::retry::IDEMPOTENCY_KEY;
+
 /// A tester's choice of the side: `canary` or `stable`. Not passed on.
 const RELEASE: HeaderName = HeaderName::from_static("x-friday-release");
 /// On copies of requests for the canary.
 const MIRROR: HeaderName = HeaderName::from_static("x-friday-mirror");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+/// What came with `Upgrade: h2c` (RFC 7540, 3.2.1).
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACE_STATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// Longest target of a request. Servers are to take 8,000 bytes at least (RFC 9112, 3), most take no more than 8 KiB.
+const TARGET_BYTES_MAX: usize = 16 << 10;
+
+/// Longest host with its port. A name has at most 253 bytes (RFC 1035), and looking for `*.…` costs a step a label.
+const HOST_BYTES_MAX: usize = 260;
+
+/// Fields that `Connection` cannot take away: they say where the body ends, whom the request is for, or who asks, and
+/// no sender means them for one connection only. So a client cannot have removed what a proxy in front of us added.
+const END_TO_END: [HeaderName; 7] = [
+    FORWARDED_FOR,
+    FORWARDED_HOST,
+    FORWARDED_PROTO,
+    REQUEST_ID,
+    TRACE_PARENT,
+    TRACE_STATE,
+    RELEASE,
+];
+
+/// Refuses a head that we, or a server behind us, could read in another way than the client meant.
+///
+/// # Errors
+/// What is wrong; then nothing of the request may go to an upstream.
+pub(crate) fn check(head: &Parts) -> Result<(), Refusal> {
+    check_target(head)?;
+    check_host(head)?;
+    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        (Some(_), _) => Err(Refusal::TransferCoding),
+    }
+}
+
+/// RFC 9112, 3.2: the four forms of a target.
+fn check_target(head: &Parts) -> Result<(), Refusal> {
+    let uri = &head.uri;
+    let (path, query) = (uri.path(), uri.query().unwrap_or_default());
+    if path.len() + query.len() > TARGET_BYTES_MAX {
+        return Err(Refusal::TargetTooLong);
+    }
+    if head.method == Method::CONNECT {
+        return Ok(());
+    }
+    let is_path = path.starts_with('/') || (path == "*" && head.method == Method::OPTIONS);
+    let is_target = match (uri.scheme_str(), uri.authority()) {
+        (None, None) => is_path,
+        (Some("http" | "https"), Some(_)) => is_path || path.is_empty(),
+        (_, _) => false,
+    };
+    if is_target {
+        Ok(())
+    } else {
+        Err(Refusal::BadTarget)
+    }
+}
+
+/// RFC 9112, 3.2 and RFC 9113, 8.3.1: one host, and the same in both places of HTTP/2.
+fn check_host(head: &Parts) -> Result<(), Refusal> {
+    let mut fields = head.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
+    let (field, second) = (fields.next(), fields.next());
+    let authority = head.uri.authority().map(|host| host.as_str().as_bytes());
+    let is_http2 = head.version == Version::HTTP_2;
+    let is_there = match (field, authority) {
+        (None, None) => head.version == Version::HTTP_10,
+        (None, Some(_)) => is_http2 || head.version == Version::HTTP_10,
+        (Some(field), Some(authority)) if is_http2 => field.eq_ignore_ascii_case(authority),
+        (Some(_), _) => true,
+    };
+    let is_host = |host: Option<&[u8]>| host.is_none_or(|host| host.is_empty() || is_host(host));
+    if is_there && second.is_none() && is_host(field) && is_host(authority) {
+        Ok(())
+    } else {
+        Err(Refusal::BadHost)
+    }
+}
+
+/// Whether that is a name or an address, perhaps with a port. Users, escapes and signs that RFC 3986 would allow are in
+/// no host that serves anything, and other servers read them in other ways.
+fn is_host(host: &[u8]) -> bool {
+    if host.len() > HOST_BYTES_MAX {
+        return false;
+    }
+    let (rest, is_rest) = match host.strip_prefix(b"[") {
+        None => {
+            let end = host.iter().position(|&byte| byte == b':');
+            let (name, rest) = host.split_at(end.unwrap_or(host.len()));
+            let is_plain = |byte: &u8| {
+                byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+            };
+            (rest, !name.is_empty() && name.iter().all(is_plain))
+        }
+        Some(inner) => {
+            let Some(end) = inner.iter().position(|&byte| byte == b']') else {
+                return false;
+            };
+            let (address, rest) = inner.split_at(end);
+            let is_plain = |byte: &u8| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.');
+            (
+                &rest[1..],
+                !address.is_empty() && address.iter().all(is_plain),
+            )
+        }
+    };
+    let is_port = |port: &[u8]| {
+        port.iter().all(u8::is_ascii_digit)
+            && (port.is_empty()
+                || str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok()))
+    };
+    is_rest && (rest.is_empty() || rest.strip_prefix(b":").is_some_and(is_port))
+}
+
+fn is_end_to_end(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        AUTHORIZATION
+            | CONTENT_ENCODING
+            | CONTENT_LENGTH
+            | CONTENT_TYPE
+            | COOKIE
+            | FORWARDED
+            | HOST
+    ) || *name == IDEMPOTENCY_KEY
+        || END_TO_END.contains(name)
+}
+
+/// Removes from trailers what only a head may say: an upstream that adds them to the head would believe it.
+pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
+    let present = Present::of(trailers);
+    remove_hop_by_hop(trailers, present);
+    for name in [
+        AUTHORIZATION,
+        CONTENT_ENCODING,
+        CONTENT_LENGTH,
+        CONTENT_TYPE,
+        COOKIE,
+        EXPECT,
+        FORWARDED,
+        HOST,
+        TRAILER,
+    ]
+    .iter()
+    .chain(&END_TO_END)
+    {
+        trailers.remove(name);
+    }
+}
 
 /// The cookie of sticky routes: 128 random bits in hexadecimal.
 const COOKIE_NAME: &str = "friday-key";
@@ -60,7 +215,8 @@ impl Present {
             | "proxy-connection"
             | "proxy-authenticate"
             | "proxy-authorization"
-            | "transfer-encoding" => Self::OTHER_HOP_BY_HOP,
+            | "transfer-encoding"
+            | "http2-settings" => Self::OTHER_HOP_BY_HOP,
             "expect" => Self::EXPECT,
             "cookie" => Self::COOKIE,
             "forwarded" => Self::FORWARDED,
@@ -94,9 +250,9 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, present: Present) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| name.trim().parse().ok())
+            .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            .filter(|name| !is_end_to_end(name))
             .collect();
         for name in named {
             headers.remove(name);
@@ -105,6 +261,7 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, present: Present) {
     }
     for name in [
         KEEP_ALIVE,
+        HTTP2_SETTINGS,
         PROXY_CONNECTION,
         PROXY_AUTHENTICATE,
         PROXY_AUTHORIZATION,
@@ -161,6 +318,11 @@ pub(crate) fn upgrade(head: &Parts, present: Present) -> Option<HeaderValue> {
 pub(crate) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(UPGRADE, protocol);
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+}
+
+/// The request's name, if it has one.
+pub(crate) fn request_id(headers: &HeaderMap) -> Option<&str> {
+    headers.get(REQUEST_ID)?.to_str().ok()
 }
 
 /// Marks a copy whose answer nobody gets.
@@ -273,6 +435,8 @@ pub(crate) fn for_upstream(
     {
         headers.insert(HOST, host);
     }
+    // HTTP/1.0 need not name one; HTTP/1.1 must, be it empty (RFC 9112, 3.2).
+    headers.entry(HOST).or_insert(HeaderValue::from_static(""));
     // HTTP/2 may split cookies; HTTP/1.1 must not (RFC 9113, 8.2.3).
     if present.has(Present::COOKIE) && headers.get_all(COOKIE).iter().nth(1).is_some() {
         let parts: Vec<&[u8]> = headers
@@ -300,7 +464,7 @@ pub(crate) fn for_upstream(
     }
     // A proxy in front of this one knows better what the user saw.
     if !present.has(Present::FORWARDED_HOST)
-        && let Some(host) = headers.get(HOST).cloned()
+        && let Some(host) = headers.get(HOST).filter(|host| !host.is_empty()).cloned()
     {
         headers.insert(FORWARDED_HOST, host);
     }
@@ -327,7 +491,9 @@ pub(crate) fn for_upstream(
         );
     }
 
-    let target = head.uri.path_and_query().cloned();
+    // Of `http://host#fragment` nothing is left, and nothing would be written where the target belongs.
+    let target = head.uri.path_and_query().filter(|target| *target != "/");
+    let target = target.cloned();
     head.uri = Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/")));
     head.version = Version::HTTP_11;
 }
@@ -363,6 +529,86 @@ mod tests {
             assert_eq!(host(&head(uri, &[("host", field)])), host_name);
         }
         assert_eq!(host(&head("/", &[])), "");
+    }
+
+    #[test]
+    fn takes_one_host_that_is_one() {
+        for host in [
+            "",
+            "a",
+            "A-b.c_d.",
+            "a:80",
+            "a:",
+            "127.0.0.1:1",
+            "[::1]",
+            "[::ffff:1.2.3.4]:65535",
+        ] {
+            assert_eq!(check(&head("/", &[("host", host)])), Ok(()), "{host}");
+        }
+        for host in [
+            "a b", "a,b", "u@a", "a/", "a:80:80", "a:x", "a:65536", ":80", "[::1", "[]", "[a]b",
+            "::1", "a%41", "http://a",
+        ] {
+            let refused = check(&head("/", &[("host", host)]));
+            assert_eq!(refused, Err(Refusal::BadHost), "{host}");
+        }
+        let long = "a.".repeat(131);
+        assert_eq!(check(&head("/", &[("host", &long)])), Err(Refusal::BadHost));
+        assert_eq!(check(&head("/", &[])), Err(Refusal::BadHost));
+        let two = [("host", "a"), ("host", "a")];
+        assert_eq!(check(&head("/", &two)), Err(Refusal::BadHost));
+        assert_eq!(check(&head("http://b/", &[("host", "a")])), Ok(()));
+        let mut http2 = head("http://b/", &[("host", "a")]);
+        http2.version = Version::HTTP_2;
+        assert_eq!(check(&http2), Err(Refusal::BadHost));
+    }
+
+    #[test]
+    fn takes_targets_and_codings_that_mean_one_thing() {
+        let host = ("host", "a");
+        for target in ["*", "a", "a:80", "ftp://a/"] {
+            let refused = check(&head(target, &[host]));
+            assert_eq!(refused, Err(Refusal::BadTarget), "{target}");
+        }
+        let long = format!("/{}", "x".repeat(TARGET_BYTES_MAX));
+        let refused = check(&head(&long, &[host]));
+        assert_eq!(refused, Err(Refusal::TargetTooLong));
+        for coding in [
+            "gzip, chunked",
+            "chunked, chunked",
+            "identity",
+            "",
+            "chunked,",
+        ] {
+            let refused = check(&head("/", &[host, ("transfer-encoding", coding)]));
+            assert_eq!(refused, Err(Refusal::TransferCoding), "{coding}");
+        }
+        let chunked = [host, ("transfer-encoding", "Chunked")];
+        assert_eq!(check(&head("/", &chunked)), Ok(()));
+    }
+
+    #[test]
+    fn connection_takes_no_field_away_that_is_for_the_upstream() {
+        let mut head = head(
+            "/",
+            &[
+                ("host", "a"),
+                (
+                    "connection",
+                    "Host, x-forwarded-for, x-mine, \u{e4}, idempotency-key",
+                ),
+                ("x-forwarded-for", "10.0.0.9"),
+                ("idempotency-key", "k"),
+                ("x-mine", "1"),
+            ],
+        );
+        let present = Present::of(&head.headers);
+        let [client, proto] = ["10.0.0.1", "http"].map(HeaderValue::from_static);
+        for_upstream(&mut head, present, &client, &proto);
+        assert_eq!(head.headers[HOST], "a");
+        assert_eq!(head.headers[FORWARDED_FOR], "10.0.0.9, 10.0.0.1");
+        assert_eq!(head.headers[IDEMPOTENCY_KEY], "k");
+        assert!(head.headers.get("x-mine").is_none());
     }
 
     #[test]

@@ -11,9 +11,13 @@
 
 pub mod app;
 pub mod config;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod pick;
 pub mod tls;
 
+mod access_log;
 mod admin;
 mod body;
 mod drain;

@@ -1,6 +1,6 @@
 //! What the proxy answers by itself: a status, a line of text, and a code in the header `x-friday-refusal`.
 
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
 use crate::body::Answer;
@@ -13,6 +13,14 @@ pub(crate) const HEADER: HeaderName = HeaderName::from_static("x-friday-refusal"
 pub(crate) enum Refusal {
     /// There is no table yet.
     NoTable,
+    /// The request's target is none, or not one for its method.
+    BadTarget,
+    /// The request's target is longer than any service should need.
+    TargetTooLong,
+    /// The request names no host, or more than one, or what is none.
+    BadHost,
+    /// The body comes in a coding that we would have to undo.
+    TransferCoding,
     /// No route takes the request.
     NoRoute,
     /// CONNECT: this is no forward proxy.
@@ -47,8 +55,12 @@ pub(crate) enum Refusal {
 
 impl Refusal {
     /// Every refusal.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::NoTable,
+        Self::BadTarget,
+        Self::TargetTooLong,
+        Self::BadHost,
+        Self::TransferCoding,
         Self::NoRoute,
         Self::Connecting,
         Self::BadRequest,
@@ -70,6 +82,10 @@ impl Refusal {
     pub(crate) fn code(self) -> &'static str {
         match self {
             Self::NoTable => "no_table",
+            Self::BadTarget => "bad_target",
+            Self::TargetTooLong => "target_too_long",
+            Self::BadHost => "bad_host",
+            Self::TransferCoding => "transfer_coding",
             Self::NoRoute => "no_route",
             Self::Connecting => "connect_method",
             Self::BadRequest => "bad_request",
@@ -93,13 +109,16 @@ impl Refusal {
         match self {
             Self::NoTable | Self::InFlight | Self::NoEndpoint => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::Connecting => StatusCode::NOT_IMPLEMENTED,
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::Connecting | Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout | Self::HeadTimeout | Self::AnswerUnread => {
                 StatusCode::REQUEST_TIMEOUT
             }
-            Self::BodyBroken | Self::BadRequest | Self::Tls => StatusCode::BAD_REQUEST,
+            Self::BodyBroken | Self::BadRequest | Self::Tls | Self::BadTarget | Self::BadHost => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Connect | Self::Reset => StatusCode::BAD_GATEWAY,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -108,6 +127,10 @@ impl Refusal {
     fn text(self) -> &'static str {
         match self {
             Self::NoTable => "no route table yet: the controller has not sent one\n",
+            Self::BadTarget => "the request's target is none for its method\n",
+            Self::TargetTooLong => "the request's target is longer than 16 KiB\n",
+            Self::BadHost => "the request names no host, or more than one, or what is none\n",
+            Self::TransferCoding => "this proxy takes no transfer coding but chunked\n",
             Self::NoRoute => "no route takes this host and path\n",
             Self::Connecting => "this is no forward proxy: it does not take CONNECT\n",
             Self::BadRequest => "the request's head is no HTTP\n",
@@ -126,12 +149,41 @@ impl Refusal {
         }
     }
 
+    /// Whether the client's next request on the connection cannot be trusted to begin where it seems to.
+    fn ends_connection(self) -> bool {
+        match self {
+            Self::BadTarget
+            | Self::TargetTooLong
+            | Self::BadHost
+            | Self::TransferCoding
+            | Self::BadRequest
+            | Self::HeadTooLarge
+            | Self::HeadTimeout
+            | Self::AnswerUnread
+            | Self::Tls
+            | Self::BodyBroken => true,
+            Self::NoTable
+            | Self::NoRoute
+            | Self::Connecting
+            | Self::InFlight
+            | Self::BodyTooLarge
+            | Self::BodyTimeout
+            | Self::NoEndpoint
+            | Self::Connect
+            | Self::Reset
+            | Self::Timeout => false,
+        }
+    }
+
     /// The whole answer.
     pub(crate) fn response(self) -> Response<Answer> {
         let mut response = Response::new(Answer::own(self.text()));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(HEADER, HeaderValue::from_static(self.code()));
+        if self.ends_connection() {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         headers.insert(
             CONTENT_TYPE,
             HeaderValue::from_static("text/plain; charset=utf-8"),

@@ -557,6 +557,11 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
+    /// Where it was routed to.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// The head of an answer below 500 has arrived from the side it was routed to.
     pub(crate) fn answered(&mut self) {
         self.note(Progress::Answered);

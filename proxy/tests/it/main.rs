@@ -6,8 +6,10 @@
     reason = "a test says what went wrong by failing there"
 )]
 
+mod abuse;
 mod choosing;
 mod controller;
+mod copies;
 mod draining;
 mod failing;
 mod program;

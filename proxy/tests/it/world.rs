@@ -251,6 +251,7 @@ impl Proxy {
             addresses_file: None,
             clients: Clients::default(),
             certificate: None,
+            access_log: None,
             threads: WORKERS,
             takeover: false,
             drain_max,

@@ -1,0 +1,105 @@
+//! Clients that take their time: heads, bodies and readers.
+
+use futures::future::join_all;
+use http::StatusCode;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::answers;
+use super::floods::beside_a_good_client;
+use super::recorder::Recorder;
+use crate::world::{Backend, Proxy, eventually, table, text};
+
+/// Connections of a slow client.
+const CONNECTIONS: usize = 300;
+
+#[tokio::test]
+async fn heads_that_come_byte_by_byte_hold_nobody_up() {
+    let recorder = Recorder::new().await;
+    let proxy = Proxy::alone(&table(1, &[recorder.address], json!({}))).await;
+    let head = "GET /slow HTTP/1.1\r\nhost: a\r\nx: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyy";
+    let mut slow = Vec::new();
+    beside_a_good_client(proxy.listen, async {
+        for _ in 0..CONNECTIONS {
+            slow.push(TcpStream::connect(proxy.listen).await.unwrap());
+        }
+        for byte in head.as_bytes() {
+            for stream in &mut slow {
+                stream.write_all(&[*byte]).await.unwrap();
+            }
+        }
+    })
+    .await;
+    drop(slow);
+    proxy.stop().await;
+    let log = recorder.end().await;
+    assert!(log.cut.is_empty() && log.faults.is_empty(), "{log:?}");
+    assert!(log.whole.iter().all(|seen| seen.target == "/good"));
+}
+
+#[tokio::test]
+async fn a_body_that_stops_is_refused_with_408_and_never_complete() {
+    let recorder = Recorder::new().await;
+    let more = json!({ "timeouts": { "response_ms": 300 } });
+    let proxy = Proxy::alone(&table(1, &[recorder.address], more)).await;
+    let heads = [
+        "content-length: 50\r\n\r\nhello",
+        "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    ];
+    beside_a_good_client(proxy.listen, async {
+        for head in heads {
+            let all = (0..50).map(|_| async {
+                let mut stream = TcpStream::connect(proxy.listen).await.unwrap();
+                let sent = format!("POST /slow HTTP/1.1\r\nhost: a\r\n{head}");
+                stream.write_all(sent.as_bytes()).await.unwrap();
+                let mut got = Vec::new();
+                // A reset behind the answer is an end, too.
+                while let Ok(1..) = stream.read_buf(&mut got).await {}
+                assert_eq!(answers(&got).as_deref(), Ok("408"));
+            });
+            join_all(all).await;
+        }
+    })
+    .await;
+    let refused = proxy.metric("friday_proxy_refusals_total", &["reason=\"body_timeout\""]);
+    assert_eq!(refused.await, 100.0);
+    proxy.stop().await;
+    let log = recorder.end().await;
+    assert!(log.faults.is_empty(), "{:?}", log.faults);
+    assert!(log.whole.iter().all(|seen| seen.target == "/good"));
+}
+
+#[tokio::test]
+async fn readers_that_do_not_read_keep_no_answer_in_memory() {
+    // 16 MiB each for 300 connections: 4.7 GiB, if it came.
+    let large: &'static str = Box::leak("x".repeat(16 << 20).into_boxed_str());
+    let backend = Backend::new(move |request| async move {
+        let body = if request.uri().path() == "/large" {
+            large
+        } else {
+            "ok"
+        };
+        text(StatusCode::OK, body)
+    })
+    .await;
+    let proxy = Proxy::alone(&table(1, &[backend.address], json!({}))).await;
+    beside_a_good_client(proxy.listen, async {
+        let mut readers = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut stream = TcpStream::connect(proxy.listen).await.unwrap();
+            let sent = b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n";
+            stream.write_all(sent).await.unwrap();
+            // A little, so that the answer has begun.
+            stream.read_exact(&mut [0; 100]).await.unwrap();
+            readers.push(stream);
+        }
+        assert!(backend.hits() >= u32::try_from(CONNECTIONS).unwrap());
+    })
+    .await;
+    // They are gone: so is what was held for them.
+    eventually("nothing in flight", async || {
+        (proxy.metric("friday_proxy_in_flight", &[]).await == 0.0).then_some(())
+    })
+    .await;
+}

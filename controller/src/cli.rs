@@ -8,6 +8,7 @@ mod files;
 mod follow;
 mod orders;
 mod output;
+mod plan;
 mod replay;
 mod rollouts;
 mod simulate;
@@ -121,6 +122,8 @@ enum Command {
     Rollback(orders::BackArgs),
     /// Check friday.yml: where it is wrong, what was expected, how to mend it
     Lint(files::LintArgs),
+    /// Foretell a rollout by friday.yml: how long it takes, how soon a bad release is caught, where traffic is too low
+    Plan(plan::PlanArgs),
     /// Say why a rollout is where it is: each verdict in plain words
     Explain(explain::ExplainArgs),
     /// Derive every verdict of a rollout again, from its event log alone
@@ -206,6 +209,7 @@ async fn dispatch(
         Command::Undo(args) => orders::undo(args, context, &client()?).await,
         Command::Rollback(args) => orders::rollback(args, context, &client()?).await,
         Command::Lint(args) => files::lint(&args, context).await,
+        Command::Plan(args) => plan::plan(args, context),
         Command::Explain(args) => explain::explain(args, context, &client()?).await,
         Command::Replay(args) => replay::replay(args, context, &client()?).await,
         Command::Whatif(args) => replay::what_if(args, context, &client()?).await,

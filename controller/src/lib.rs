@@ -15,6 +15,7 @@ pub mod metrics_source;
 pub mod orchestrator;
 pub mod reconciler;
 pub mod replay;
+mod request_rate;
 pub mod routing;
 pub mod saturation;
 pub mod simulate;

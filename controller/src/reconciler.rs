@@ -24,6 +24,7 @@ use crate::fleet::{Fleet, Slice, Taken};
 use crate::metrics_source::MetricsSource;
 use crate::orchestrator::{Orchestrator, OrchestratorError, ServiceState};
 use crate::replay::{Began, Sample};
+use crate::request_rate::RequestRate;
 use crate::routing;
 use crate::saturation::Saturation;
 use crate::store::{Change, NewEvent, Saved, Store, StoreError};
@@ -85,6 +86,7 @@ struct Service {
     last: Option<Saved>,
     baseline: Baseline,
     learning: Block,
+    rate: RequestRate,
     nodes: HashMap<String, String>,
     saturation: Saturation,
     /// Restarts of the canary and of stable, as the judge was last told.
@@ -102,6 +104,7 @@ impl Service {
             last: None,
             baseline: Baseline::default(),
             learning: Block::default(),
+            rate: RequestRate::default(),
             nodes: HashMap::new(),
             saturation: Saturation::default(),
             restarts: (0, 0),
@@ -351,6 +354,18 @@ impl Reconciler {
             canary_ready: canary.map_or(0, |group| group.ready(&rollout.canary.id)),
             weight_seen: self.fleet.weight_seen(name.as_str(), now),
             canary_in_flight: self.canary_in_flight(name, rollout, now),
+            requests_per_second: match rollout.running_phase() {
+                Phase::Deploying { .. } => service.rate.per_second(),
+                Phase::Analyzing { .. }
+                | Phase::Gated { .. }
+                | Phase::Baking { .. }
+                | Phase::Warm { .. }
+                | Phase::Paused { .. }
+                | Phase::Promoting { .. }
+                | Phase::RollingBack { .. }
+                | Phase::Promoted
+                | Phase::RolledBack { .. } => None,
+            },
             trouble: canary.and_then(|group| group.trouble.clone()),
         })
     }
@@ -495,6 +510,7 @@ impl Reconciler {
         let now = self.clock.elapsed();
         let service = self.services.get_mut(name)?;
         for slice in slices {
+            service.rate.add(&slice.block);
             let block = service.by_node(&slice.block);
             service.saturation.served(&block);
         }

@@ -1,6 +1,8 @@
 //! From what runs and what was decided to the table that the proxies apply.
 
-use proxy_api::{BasisPoints, Endpoint, Limits, Match, Route, Shield, Sticky, Timeouts, Upstream};
+use proxy_api::{
+    BasisPoints, Endpoint, Limits, Match, Route, Shield, Sticky, Timeouts, Transport, Upstream,
+};
 use rollout::plan::Sticky as PlanSticky;
 use rollout::rollout::{Promotion, Retreat};
 use rollout::{Phase, Release, Rollout, Spec, Weight};
@@ -113,6 +115,8 @@ pub fn route(spec: &Spec, state: &ServiceState, rollout: Option<&Rollout>) -> Ro
         },
         stable,
         canary,
+        mirror_bp: BasisPoints::NONE,
+        transport: Transport::default(),
         limits: Limits::default(),
         timeouts: Timeouts::default(),
     }

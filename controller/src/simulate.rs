@@ -2,11 +2,13 @@
 //!
 //! [`read`] takes scenarios from a file, [`run`] releases each of them many times, and a [`Row`] says what came of it: how
 //! many were rolled back, after how long and at what price, how many were promoted and how soon, and whether that keeps
-//! what the judge promises. Nothing of the decision is rebuilt here; what is simulated is requests.
+//! what the judge promises. [`forecast`] asks the same of one `friday.yml`. Nothing of the decision is rebuilt here; what is
+//! simulated is requests.
 //!
 //! What it leaves out: the gauges of nodes, restarts, sticky clients, and the half second that a new weight takes to reach
 //! the proxies.
 
+mod forecast;
 mod latency;
 mod release;
 mod scenario;
@@ -22,6 +24,9 @@ use rollout::Rollout;
 use rollout::judge::RULES_VERSION;
 use serde::Serialize;
 
+pub use forecast::{
+    AtRate, Forecast, Good, Question, RELEASES, Regression, StepForecast, TooLow, Worse, forecast,
+};
 pub use scenario::{Expect, Published, SHIPPED, SHIPPED_NAME, Scenario, Source, read};
 pub use summary::{Comparison, Measure, Promise, Ratio, Row, Spread};
 pub use values::{Name, Percent, Positive, ValueError};

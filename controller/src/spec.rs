@@ -9,6 +9,7 @@ mod guard;
 mod plans;
 mod schema;
 mod tree;
+mod tuning;
 mod units;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use fields::{Fields, Findings, Setting, Value};
 use guard::{guard, guard_for};
 use plans::{Steps, plans, weight_of};
 
+pub(crate) use fields::nearest;
 pub use schema::schema;
 pub(crate) use units::{duration as read_duration, show_duration};
 
@@ -131,6 +133,7 @@ pub(crate) fn finding_at_query(
     name: &str,
     check: usize,
     expected: String,
+    mend: Option<String>,
 ) -> Option<Finding> {
     let mut findings = Findings::new(name);
     let tree = tree::parse(text, &mut findings)?;
@@ -144,7 +147,7 @@ pub(crate) fn finding_at_query(
         .nth(check)?
         .map("", &mut findings)?
         .take("prometheus")?;
-    findings.at(query.at(), query.key(), Some(query.shown()), expected);
+    findings.note(query.at(), query.key(), Some(query.shown()), expected, mend);
     findings.in_order().pop()
 }
 

@@ -5,8 +5,11 @@ use rollout::judge::{
     CheckSeen, Counts, Decision, Gauge, Grounds, HoldReason, Margin, Missing, Percentile, Signal,
 };
 use rollout::rollout::{Promotion, Retreat};
-use rollout::{Bound, Cause, Duration, Ending, Phase, Placement, Rollout, Step, Verdict};
+use rollout::{
+    Bound, Cause, Duration, Ending, Phase, Placement, Plan, Rollout, Skipped, Step, Verdict,
+};
 
+use crate::api::types::CheckState;
 use crate::spec::show_duration;
 
 /// The exit code of `friday deploy --wait` and `friday status` for an ending. Contracts: pipelines branch on them.
@@ -72,7 +75,42 @@ fn because(reason: Option<&str>) -> String {
 /// One sentence for people: where a rollout is, and what it waits for or why it ended. `verdict` is the judge's last.
 #[must_use]
 pub fn message(rollout: &Rollout, verdict: Option<&Verdict>) -> String {
-    phase_message(rollout, &rollout.phase, verdict)
+    let message = phase_message(rollout, &rollout.phase, verdict);
+    match &rollout.skipped {
+        Some(skipped) => format!("{message}; {}", self::skipped(&rollout.spec.plan, skipped)),
+        None => message,
+    }
+}
+
+/// With which step a rollout began, and why: `began with step 2 (10%): 1% of 5 requests/s would be fewer than 0.5/s`.
+#[must_use]
+pub fn skipped(plan: &Plan, skipped: &Skipped) -> String {
+    let Skipped {
+        steps,
+        requests_per_second,
+        canary_rate_min,
+    } = skipped;
+    let (first, last) = (
+        plan.weight_at(*steps),
+        plan.weight_at(steps.saturating_sub(1)),
+    );
+    format!(
+        "began with step {} ({first}): {last} of {} requests/s would be fewer than {}/s for the canary",
+        steps + 1,
+        rate(*requests_per_second),
+        rate(*canary_rate_min),
+    )
+}
+
+/// Requests a second, with no more digits than tell something: `500`, `4.97`, `0.5`.
+#[must_use]
+pub fn rate(per_second: f64) -> String {
+    if per_second >= 10.0 {
+        format!("{per_second:.0}")
+    } else {
+        let shown = format!("{per_second:.2}");
+        shown.trim_end_matches('0').trim_end_matches('.').to_owned()
+    }
 }
 
 fn phase_message(rollout: &Rollout, phase: &Phase, verdict: Option<&Verdict>) -> String {
@@ -465,7 +503,23 @@ pub fn bound(bound: &Bound) -> String {
     }
 }
 
-/// What is known of a check, in a line: `check "lag": 1200 on the canary, to be at most 1000; beyond it 2 times in a row`.
+/// How a check stands. Its data counts as missing once there has been none for `grace`; and a comparison without stable's
+/// value has none.
+#[must_use]
+pub fn check_state(check: &CheckSeen, grace: Duration) -> CheckState {
+    match (check.canary, check.bound.limit(check.stable)) {
+        (Some(canary), Some(limit)) if check.silent <= grace => {
+            if check.bound.is_broken(canary, limit) {
+                CheckState::Beyond
+            } else {
+                CheckState::Kept
+            }
+        }
+        _ => CheckState::NoData,
+    }
+}
+
+/// What is known of a check, in a line: `check "lag": 1200 on the canary, to be at most 1000: beyond it 2 times in a row`.
 #[must_use]
 pub fn check(check: &CheckSeen) -> String {
     let name = &check.name;
@@ -478,11 +532,23 @@ pub fn check(check: &CheckSeen) -> String {
             number(stable)
         ),
     };
-    let broken = if check.broken > 0 {
-        format!("; beyond it {} times in a row", check.broken)
-    } else {
-        String::new()
+    let limit = check.bound.limit(check.stable);
+    let compared = limit.filter(|_| check.bound.compares());
+    let bound = match compared {
+        Some(limit) => format!("{} ({})", bound(&check.bound), number(limit)),
+        None => bound(&check.bound),
     };
+    let state = match (check.canary, limit) {
+        (Some(canary), Some(limit)) if check.bound.is_broken(canary, limit) => match check.broken {
+            0 | 1 => ": beyond it".to_owned(),
+            times => format!(": beyond it {times} times in a row"),
+        },
+        (Some(_), Some(_)) => ": kept".to_owned(),
+        _ => String::new(),
+    };
+    let evidence = compared
+        .map(|_| format!("; evidence that it is worse: {}", odds(check.log_e)))
+        .unwrap_or_default();
     // Two samples of the usual ten seconds: shorter silence is the time between two questions.
     let is_silent = check.canary.is_some()
         && (check.trouble.is_some() || check.silent > Duration::from_secs(20));
@@ -496,10 +562,7 @@ pub fn check(check: &CheckSeen) -> String {
         .as_ref()
         .map(|trouble| format!(" ({trouble})"))
         .unwrap_or_default();
-    format!(
-        "check {name:?}: {values}, to be {}{broken}{silent}{trouble}",
-        bound(&check.bound)
-    )
+    format!("check {name:?}: {values}, to be {bound}{state}{evidence}{silent}{trouble}")
 }
 
 /// Bytes in the unit in which they are a small number: `12 MiB`.

@@ -145,7 +145,8 @@ struct Addresses {
 impl Demo {
     /// Everything up to the last answer; ending is [`Demo::end`]'s.
     async fn play(&mut self) -> anyhow::Result<ExitCode> {
-        scenario::write_files(&self.dir).context("the demo's files cannot be written")?;
+        scenario::write_files(&self.dir, self.args.scenario)
+            .context("the demo's files cannot be written")?;
         let at = self.start().await?;
         let board = format!("http://{}/", at.controller);
         eprintln!("board:      {board}");

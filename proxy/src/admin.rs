@@ -13,6 +13,7 @@ use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use crate::chain;
 use crate::routes::{self, ApplyError, Routes, Save};
 use crate::telemetry::Telemetry;
 
@@ -88,14 +89,14 @@ async fn replace(State(admin): State<Admin>, body: Bytes) -> Response {
         Ok(()) => show(State(admin)).await,
         Err(refused) => {
             let status = match &refused {
-                ApplyError::Invalid(_) => StatusCode::BAD_REQUEST,
+                ApplyError::Invalid(_) | ApplyError::Tls { .. } => StatusCode::BAD_REQUEST,
                 ApplyError::NotNewer { .. } => StatusCode::CONFLICT,
-                ApplyError::Save { source, .. } => {
-                    warn!(error = %refused, %source, "a table is refused");
+                ApplyError::Save { .. } => {
+                    warn!(error = %chain(&refused), "a table is refused");
                     StatusCode::INTERNAL_SERVER_ERROR
                 }
             };
-            (status, format!("{refused}\n")).into_response()
+            (status, format!("{}\n", chain(&refused))).into_response()
         }
     }
 }

@@ -9,22 +9,24 @@ use std::sync::Arc;
 use proxy_api::{BootId, RouteTable};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::admin::{self, Admin};
+use crate::chain;
 use crate::config::{Config, Source};
 use crate::drain::{self, WorkerError};
 use crate::durable;
-use crate::forward::Forward;
+use crate::forward::{Forward, MIRRORED_MAX};
 use crate::link::{LAST_REPORT_MAX, Link};
 pub use crate::routes::LoadError;
 use crate::routes::{self, Routes, Save};
 use crate::signals::{EPOCH_LENGTH, EPOCHS_WAITING_MAX, Signals};
 use crate::telemetry::Telemetry;
+use crate::tls::{Certificate, TlsError};
 use crate::upstream::Peers;
 
 /// The file of the last table, below the state directory.
@@ -63,6 +65,18 @@ pub enum AppError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// The certificate for clients cannot be used.
+    #[error("the certificate of --tls-cert and --tls-key is refused")]
+    Certificate {
+        /// What is wrong with it.
+        source: TlsError,
+    },
+    /// The route table of --routes cannot be put in force.
+    #[error("the route table is refused")]
+    Table {
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// An address cannot be listened on.
     #[error("cannot listen on {address}; {option} changes it")]
@@ -119,7 +133,7 @@ impl AppError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Routes { .. } => 2,
+            Self::Routes { .. } | Self::Certificate { .. } | Self::Table { .. } => 2,
             Self::SavedTable { .. }
             | Self::StateDir { .. }
             | Self::Bind { .. }
@@ -145,6 +159,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
 #[derive(Debug)]
 pub struct App {
     config: Config,
+    certificate: Option<Arc<Certificate>>,
     listeners: Vec<std::net::TcpListener>,
     admin: TcpListener,
     listen_address: SocketAddr,
@@ -184,11 +199,16 @@ impl App {
             Arc::new(Peers::new(workers)),
         ));
         if let Some(table) = table {
-            routes
-                .apply(table, Save::No)
-                .await
-                .expect("it was checked when it was read, and there is none before it");
+            let applied = routes.apply(table, Save::No).await;
+            applied.map_err(|error| AppError::Table {
+                source: error.into(),
+            })?;
         }
+        let certificate = config.certificate.clone().map(Certificate::load);
+        let certificate = certificate
+            .transpose()
+            .map_err(|source| AppError::Certificate { source })?
+            .map(Arc::new);
 
         let (listeners, listen_address) = bind_shared(config.listen, workers, config.takeover)?;
         let (admin, admin_address) = bind(config.admin, "--admin").await?;
@@ -207,6 +227,7 @@ impl App {
         }
         Ok(Self {
             config,
+            certificate,
             listeners,
             admin,
             listen_address,
@@ -290,14 +311,19 @@ impl App {
                 routes: Arc::clone(&self.routes),
                 shard: Arc::clone(self.signals.shard(worker)),
                 telemetry: Arc::clone(&self.telemetry),
+                mirrored: Arc::new(Semaphore::new(MIRRORED_MAX)),
             });
             (listener, forward)
         });
         let workers = workers.collect();
+        if let Some(certificate) = &self.certificate {
+            parts.spawn(Arc::clone(certificate).keep_watch(end.clone()));
+        }
+        let (clients, certificate) = (self.config.clients, self.certificate);
         let drain_max = self.config.drain_max;
         let drained = end.clone();
         parts.spawn_fallible(async move {
-            let served = drain::serve(workers, shutdown, drain_max).await;
+            let served = drain::serve(workers, clients, certificate, shutdown, drain_max).await;
             drained.cancel();
             served.map_err(|error: WorkerError| AppError::Workers {
                 source: error.into(),
@@ -396,10 +422,12 @@ async fn reload(
 ) {
     while let Some(Some(())) = end.run_until_cancelled(hangups.recv()).await {
         match routes::load(&file) {
-            Err(error) => error!(%error, "the new route table is refused, the old one serves on"),
+            Err(error) => {
+                error!(error = %chain(&error), "the new route table is refused, the old one serves on");
+            }
             Ok(table) => {
                 if let Err(error) = routes.apply_by_hand(table, Save::No).await {
-                    error!(%error, file = %file.display(), "the new route table is refused, the old one serves on");
+                    error!(error = %chain(&error), file = %file.display(), "the new route table is refused, the old one serves on");
                 }
             }
         }

@@ -10,6 +10,8 @@ use http::Uri;
 use http::uri::Scheme;
 use proxy_api::Endpoint;
 
+use crate::tls::CertificateFiles;
+
 /// Longest drain that may be asked for: an hour. Longer than any orchestrator waits, so more is a slip of the unit.
 const DRAIN_SECONDS_MAX: u64 = 3_600;
 
@@ -48,6 +50,29 @@ pub struct Args {
     /// Write the addresses in use to this file as JSON, once both are bound
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
+    /// Speak TLS to clients, with the certificate in this PEM file, those between it and the root behind it; read again
+    /// whenever it changes
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Most connections of clients; more wait in the kernel's queue
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub connections_max: u32,
+    /// Longest head of a request, in bytes; above it 431
+    #[arg(long, value_name = "BYTES", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(8_192..=16_777_216))]
+    pub head_bytes_max: u32,
+    /// Most fields of a request's head; above it 431
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(10..=10_000))]
+    pub headers_max: u32,
+    /// How long a client may take for the head of a request it has begun, or to take the next piece of an answer, at
+    /// least; cut by twice that time at most
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub head_seconds: u64,
+    /// How long a client may keep a connection without a request
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub idle_seconds: u64,
     /// Threads that serve clients [default: as many as there are processors]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -57,6 +82,35 @@ pub struct Args {
     /// On SIGTERM or SIGINT, how long requests in flight may take
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain_seconds: u64,
+}
+
+/// What clients may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Clients {
+    /// Most connections at a time, over all workers.
+    pub connections_max: u32,
+    /// Longest head of a request, in bytes.
+    pub head_bytes_max: u32,
+    /// Most fields of a head.
+    pub headers_max: u32,
+    /// Longest wait for a head that was begun, and for an answer to be taken; noticed after twice that time at the
+    /// latest.
+    pub head_max: Duration,
+    /// Longest time without a request.
+    pub idle_max: Duration,
+}
+
+impl Default for Clients {
+    /// An idle connection costs about 10 KiB, so 200 MiB at most. A head of 64 KiB holds cookies of 4 KiB by the dozen.
+    fn default() -> Self {
+        Self {
+            connections_max: 20_000,
+            head_bytes_max: 64 << 10,
+            headers_max: 100,
+            head_max: Duration::from_secs(15),
+            idle_max: Duration::from_secs(60),
+        }
+    }
 }
 
 /// All that a proxy needs to know, checked.
@@ -70,6 +124,10 @@ pub struct Config {
     pub source: Source,
     /// Where the addresses in use are written.
     pub addresses_file: Option<PathBuf>,
+    /// What clients may do.
+    pub clients: Clients,
+    /// The certificate for clients; without it they are served in the clear.
+    pub certificate: Option<CertificateFiles>,
     /// How many threads serve clients.
     pub threads: NonZeroUsize,
     /// Whether another proxy may be listening at the same address.
@@ -184,6 +242,17 @@ impl TryFrom<Args> for Config {
             admin: args.admin,
             source,
             addresses_file: args.addresses_file,
+            clients: Clients {
+                connections_max: args.connections_max,
+                head_bytes_max: args.head_bytes_max,
+                headers_max: args.headers_max,
+                head_max: Duration::from_secs(args.head_seconds),
+                idle_max: Duration::from_secs(args.idle_seconds),
+            },
+            certificate: args
+                .tls_cert
+                .zip(args.tls_key)
+                .map(|(certificate, key)| CertificateFiles { certificate, key }),
             threads: args.threads.unwrap_or_else(processors),
             takeover: args.takeover,
             drain_max: Duration::from_secs(args.drain_seconds),

@@ -1,25 +1,31 @@
 //! One request from client to upstream and back: choose, send, perhaps once more, count at the end of the answer.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, SET_COOKIE, TRANSFER_ENCODING};
+use http::header::{
+    CONTENT_LENGTH, HeaderMap, HeaderValue, SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
+};
 use http::request::Parts;
-use http::{Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use proxy_api::{Arm, Generation, Outcome, Sticky};
-use tokio::time::Instant;
+use proxy_api::{Arm, Chosen, Generation, Outcome, Sticky};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
 
 use crate::body::{self, Answer, ClientFault, Download, Outgoing, UploadWatch};
-use crate::headers;
+use crate::headers::{self, Present};
+use crate::lock;
 use crate::pick::{self, Wish};
 use crate::refusal::Refusal;
 use crate::retry::{self, Attempts, IDEMPOTENCY_KEY, Next};
 use crate::routes::{ActiveRoute, Admitted, Routes};
 use crate::signals::{self, Shard, Ticket};
-use crate::telemetry::{Telemetry, ToUser};
+use crate::stream::Watched;
+use crate::telemetry::{Mirrored, Telemetry, ToUser};
 use crate::upstream::{Connection, Failure, Lease};
 
 /// Takes the requests of one worker to upstreams.
@@ -31,26 +37,38 @@ pub(crate) struct Forward {
     /// Where the worker counts.
     pub(crate) shard: Arc<Shard>,
     pub(crate) telemetry: Arc<Telemetry>,
+    /// Room for copies of requests.
+    pub(crate) mirrored: Arc<Semaphore>,
 }
+
+/// Most copies in flight at the same time on one worker.
+pub(crate) const MIRRORED_MAX: usize = 128;
 
 /// Who sends requests on a connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     /// As it stands in `X-Forwarded-For`.
     address: HeaderValue,
+    /// As it stands in `X-Forwarded-Proto`.
+    proto: HeaderValue,
     group: u8,
 }
 
 impl Client {
     /// The client at that address.
-    pub(crate) fn new(address: IpAddr) -> Self {
+    pub(crate) fn new(address: IpAddr, is_tls: bool) -> Self {
         let group = match address {
             IpAddr::V4(v4) => pick::group(&v4.octets()),
             IpAddr::V6(v6) => pick::group(&v6.octets()),
         };
         let address = HeaderValue::try_from(address.to_string())
             .expect("an address is made of digits, letters, dots and colons");
-        Self { address, group }
+        let proto = HeaderValue::from_static(if is_tls { "https" } else { "http" });
+        Self {
+            address,
+            proto,
+            group,
+        }
     }
 }
 
@@ -63,6 +81,15 @@ struct Flight {
     lease: Option<Lease>,
 }
 
+/// The upstream's side of an upgraded connection.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    /// Its bytes.
+    pub(crate) upstream: Watched,
+    _lease: Option<Lease>,
+    _admitted: Admitted,
+}
+
 impl Flight {
     /// By the table by which it was routed.
     fn route(&self) -> &Arc<ActiveRoute> {
@@ -71,14 +98,15 @@ impl Flight {
 }
 
 impl Forward {
-    /// Answers a request, in the worst case by itself.
+    /// Answers a request, in the worst case by itself. After an upgrade `tunnel` is what the client is joined with.
     pub(crate) async fn answer(
         &self,
         client: &Client,
         request: Request<Incoming>,
+        tunnel: &Mutex<Option<Tunnel>>,
     ) -> Response<Answer> {
         let mut named = None;
-        match self.forward(client, request, &mut named).await {
+        match self.forward(client, request, tunnel, &mut named).await {
             Ok(response) => response,
             Err(refusal) => {
                 self.telemetry.refused(refusal);
@@ -97,33 +125,36 @@ impl Forward {
         &self,
         client: &Client,
         request: Request<Incoming>,
+        tunnel: &Mutex<Option<Tunnel>>,
         named: &mut Option<Arc<ActiveRoute>>,
     ) -> Result<Response<Answer>, Refusal> {
         let (mut head, incoming) = request.into_parts();
-        headers::check(&head)?;
+        let present = Present::of(&head.headers);
+        headers::check(&head, present)?;
         let (mut generation, mut route) = self.find(&head)?;
-        if headers::wants_upgrade(&head) {
+        if head.method == Method::CONNECT {
             *named = Some(route);
-            return Err(Refusal::Upgrade);
+            return Err(Refusal::Connecting);
         }
-        let Some(mut admitted) = route.admit() else {
+        let Some(mut admitted) = route.admit(self.worker) else {
             *named = Some(route);
             return Err(Refusal::InFlight);
         };
         let limits = &route.spec.limits;
         let repeatable = retry::is_repeatable(&head.method, &head.headers);
+        let mirror = self.wants_mirror(&route);
         let body = body::take(
             incoming,
-            repeatable,
+            repeatable || mirror,
             limits.replay_bytes_max,
             limits.body_bytes_max,
         )
         .await
         .inspect_err(|_| *named = Some(Arc::clone(&route)))?;
 
-        let key = Key::of(route.spec.sticky.as_ref(), &head.headers);
+        let key = Key::of(route.spec.sticky.as_ref(), &head.headers, present);
         let group = key.value.as_deref().map_or(client.group, pick::group);
-        let wanted = headers::take_wish(&mut head.headers);
+        let wanted = headers::take_wish(&mut head.headers, present);
         let wish = match (wanted, &key.value) {
             (Some(arm), _) => Wish::Arm(arm),
             (None, Some(key)) => Wish::Key(key),
@@ -132,7 +163,8 @@ impl Forward {
         let cookie = key.cookie.filter(|_| wanted.is_none());
 
         // The table may have changed while the body came, and may change between choosing and counting.
-        let (arm, mut flight) = loop {
+        let mut now = Instant::now();
+        let (arm, chosen, mut flight) = loop {
             let canary = route.spec.canary.as_ref().map(|_| route.spec.canary_bp);
             let (arm, chosen) = pick::arm(canary, wish, route.seed, rand::random());
             let side = route.side(arm);
@@ -144,7 +176,7 @@ impl Forward {
                 age_max: route.age_max(),
             };
             let peer = target.map(|target| &target.peer);
-            let begun = self.shard.begin(generation, request, peer, Instant::now());
+            let begun = self.shard.begin(generation, request, peer, now);
             if let Ok((ticket, lease)) = begun {
                 route.seen.count(arm, chosen);
                 let flight = Flight {
@@ -152,18 +184,26 @@ impl Forward {
                     admitted,
                     lease,
                 };
-                break (arm, flight);
+                break (arm, chosen, flight);
             }
             (generation, route) = self.find(&head).inspect_err(|_| *named = Some(route))?;
             admitted = admitted.by(&route);
         };
         *named = Some(route);
 
-        headers::for_upstream(&mut head, &client.address);
-        set_framing(&mut head.headers, &body);
+        let upgrade = headers::upgrade(&head, present);
+        headers::for_upstream(&mut head, present, &client.address, &client.proto);
+        let is_upgrade = upgrade.is_some();
+        if let Some(protocol) = upgrade {
+            headers::set_upgrade(&mut head.headers, protocol);
+        }
+        set_framing(&mut head.headers, present, &body);
         let repeatable = repeatable && matches!(body, Outgoing::Whole { .. });
         let mut attempts = Attempts::new(arm, flight.route().spec.shield, repeatable);
         let mut request = Request::from_parts(head, body);
+        if mirror && arm == Arm::Stable && chosen == Chosen::Weight && !is_upgrade {
+            self.mirror(generation, flight.route(), &request);
+        }
         loop {
             let spare = if repeatable { again(&request) } else { None };
             let (failure, refusal) = match &flight.lease {
@@ -172,7 +212,9 @@ impl Forward {
                     let connect = flight.route().connect_wait_max();
                     let response = flight.route().response_wait_max();
                     let upload = request.body().watch();
-                    let sent = lease.peer().send(self.worker, request, connect, response);
+                    let sent = lease
+                        .peer()
+                        .send(self.worker, request, now, connect, response);
                     match sent.await {
                         Ok((response, connection)) => {
                             let is_error = response.status().is_server_error();
@@ -184,7 +226,7 @@ impl Forward {
                                 }
                             }
                             let next = if is_error {
-                                attempts.after(Outcome::ServerError, false)
+                                attempts.after(Outcome::ServerError, false, || false)
                             } else {
                                 Next::Answer
                             };
@@ -192,9 +234,17 @@ impl Forward {
                                 (Next::Shield | Next::Retry, Some(spare)) => {
                                     self.relocate(&mut flight, next, attempts.arm);
                                     request = spare;
+                                    now = Instant::now();
                                     continue;
                                 }
                                 (Next::Answer | Next::Shield | Next::Retry, _) => {}
+                            }
+                            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                                return if is_upgrade {
+                                    self.upgrade(flight, connection, response, tunnel).await
+                                } else {
+                                    Err(Refusal::Reset)
+                                };
                             }
                             let relay = Relay::new(
                                 flight,
@@ -203,7 +253,7 @@ impl Forward {
                                 attempts.is_shielded(),
                                 response.status(),
                             );
-                            return Ok(relayed(response, relay, cookie.as_deref()));
+                            return Ok(relayed(response, relay, cookie.as_ref()));
                         }
                         Err(failure) => {
                             let refusal = Refusal::from(&failure);
@@ -219,7 +269,9 @@ impl Forward {
             if !attempts.is_shielded() {
                 flight.ticket.failed(outcome);
             }
-            let next = attempts.after(outcome, self.is_elsewhere(&flight, attempts.arm));
+            let elsewhere = self.is_elsewhere(&flight, attempts.arm);
+            let may_retry = || flight.route().may_retry(self.worker);
+            let next = attempts.after(outcome, elsewhere, may_retry);
             let unsent = match failure {
                 Failure::Connect(unsent) => Some(*unsent),
                 Failure::Reset | Failure::Timeout | Failure::Client(_) => spare,
@@ -228,6 +280,7 @@ impl Forward {
                 (Next::Retry | Next::Shield, Some(unsent)) => {
                     self.relocate(&mut flight, next, attempts.arm);
                     request = unsent;
+                    now = Instant::now();
                 }
                 (Next::Answer | Next::Retry | Next::Shield, _) => {
                     if refusal.status().is_server_error() {
@@ -239,13 +292,104 @@ impl Forward {
         }
     }
 
+    /// Ends the part of an upgraded connection that is HTTP. The request is over for the judge; its place at the route
+    /// and at the endpoint stays taken while the two sides go on talking.
+    async fn upgrade(
+        &self,
+        flight: Flight,
+        connection: Connection,
+        response: Response<Incoming>,
+        tunnel: &Mutex<Option<Tunnel>>,
+    ) -> Result<Response<Answer>, Refusal> {
+        let protocol = response.headers().get(UPGRADE).cloned();
+        let upstream = connection.upgraded().await.ok_or(Refusal::Reset)?;
+        let metrics = &flight.route().metrics;
+        metrics.answered(ToUser::Answered(StatusCode::SWITCHING_PROTOCOLS));
+        let Flight {
+            ticket,
+            admitted,
+            lease,
+        } = flight;
+        drop(ticket);
+        *lock(tunnel) = Some(Tunnel {
+            upstream,
+            _lease: lease,
+            _admitted: admitted,
+        });
+        let (mut head, _) = response.into_parts();
+        let present = Present::of(&head.headers);
+        headers::remove_hop_by_hop(&mut head.headers, present);
+        if let Some(protocol) = protocol {
+            headers::set_upgrade(&mut head.headers, protocol);
+        }
+        Ok(Response::from_parts(head, Answer::Own(None)))
+    }
+
     /// The route for a request, with the number of its table.
     fn find(&self, head: &Parts) -> Result<(Generation, Arc<ActiveRoute>), Refusal> {
         let table = self.routes.current();
         let table = table.as_ref().ok_or(Refusal::NoTable)?;
-        let route = table.find(&headers::host(head), head.uri.path());
-        let route = Arc::clone(route.ok_or(Refusal::NoRoute)?);
+        let route = Arc::clone(table.find(head).ok_or(Refusal::NoRoute)?);
         Ok((table.generation(), route))
+    }
+
+    /// Whether a request of the route is one of those to be copied.
+    fn wants_mirror(&self, route: &ActiveRoute) -> bool {
+        let share = route.spec.mirror_bp;
+        !share.is_none()
+            && route.canary.is_some()
+            && rand::random_range(0..10_000) < share.get()
+            && self.may_mirror(route)
+    }
+
+    fn may_mirror(&self, route: &ActiveRoute) -> bool {
+        let room = self.mirrored.available_permits() > 0;
+        if !room {
+            route.metrics.mirrored(Mirrored::LeftOut);
+        }
+        room
+    }
+
+    /// Sends a copy of a request to the canary, and throws the answer away. The user's request does not wait for it.
+    fn mirror(
+        &self,
+        generation: Generation,
+        route: &Arc<ActiveRoute>,
+        request: &Request<Outgoing>,
+    ) {
+        let place = Arc::clone(&self.mirrored).try_acquire_owned();
+        let target = route.canary.as_ref().and_then(|canary| canary.choose(None));
+        let (Ok(place), Some(target), Some(mut copy)) = (place, target, again(request)) else {
+            return;
+        };
+        let Ok(lease) = self.shard.enter(generation, &target.peer) else {
+            return;
+        };
+        headers::set_mirrored(copy.headers_mut());
+        let (worker, route) = (self.worker, Arc::clone(route));
+        tokio::spawn(async move {
+            let (connect, response) = (route.connect_wait_max(), route.response_wait_max());
+            let sent = lease
+                .peer()
+                .send(worker, copy, Instant::now(), connect, response);
+            let outcome = match sent.await {
+                Ok((answer, connection)) => {
+                    let is_error = answer.status().is_server_error();
+                    let mut rest = Download::new(answer.into_body(), connection, None);
+                    let read = async { while let Some(Ok(_)) = rest.frame().await {} };
+                    // What is too long in coming is cut.
+                    let is_read = timeout(response, read).await.is_ok();
+                    if is_error || !is_read {
+                        Mirrored::Failed
+                    } else {
+                        Mirrored::Ok
+                    }
+                }
+                Err(_) => Mirrored::Failed,
+            };
+            route.metrics.mirrored(outcome);
+            drop((lease, place));
+        });
     }
 
     /// Whether the release that failed has another endpoint, by the table in force.
@@ -297,19 +441,19 @@ impl Forward {
 struct Key {
     value: Option<Vec<u8>>,
     /// The key the client is to be given.
-    cookie: Option<String>,
+    cookie: Option<[u8; 32]>,
 }
 
 impl Key {
-    fn of(sticky: Option<&Sticky>, headers: &HeaderMap) -> Self {
+    fn of(sticky: Option<&Sticky>, headers: &HeaderMap, present: Present) -> Self {
         let field = |name: &str| headers.get(name).map(|value| value.as_bytes().to_vec());
         let (value, cookie) = match sticky {
             None => (None, None),
-            Some(Sticky::Cookie) => match headers::cookie_key(headers) {
+            Some(Sticky::Cookie) => match headers::cookie_key(headers, present) {
                 Some(key) => (Some(key.into_bytes()), None),
                 None => {
                     let key = headers::new_key();
-                    (Some(key.clone().into_bytes()), Some(key))
+                    (Some(key.to_vec()), Some(key))
                 }
             },
             Some(Sticky::Header { name }) => (field(name), None),
@@ -320,8 +464,8 @@ impl Key {
 }
 
 /// Says how long the body is, by what the body itself knows: what the client said stays on its own connection.
-pub(crate) fn set_framing(headers: &mut HeaderMap, body: &Outgoing) {
-    let had_length = headers.remove(CONTENT_LENGTH).is_some();
+pub(crate) fn set_framing(headers: &mut HeaderMap, present: Present, body: &Outgoing) {
+    let had_length = present.has_length() && headers.remove(CONTENT_LENGTH).is_some();
     match body.size_hint().exact() {
         // No body at all, as the client said or as it goes without saying.
         Some(0) if !had_length => {}
@@ -346,10 +490,11 @@ fn again(request: &Request<Outgoing>) -> Option<Request<Outgoing>> {
 fn relayed(
     response: Response<Incoming>,
     relay: impl FnOnce(Incoming) -> Relay,
-    cookie: Option<&str>,
+    cookie: Option<&[u8; 32]>,
 ) -> Response<Answer> {
     let (mut head, incoming) = response.into_parts();
-    headers::remove_hop_by_hop(&mut head.headers);
+    let present = Present::of(&head.headers);
+    headers::remove_hop_by_hop(&mut head.headers, present);
     if let Some(key) = cookie {
         head.headers.append(SET_COOKIE, headers::set_cookie(key));
     }

@@ -1,7 +1,9 @@
 //! What a proxy changes in heads: hop-by-hop fields go (RFC 9110, 7.6.1), its own fields come.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 
+use bytes::Bytes;
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT,
     FORWARDED, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
@@ -11,12 +13,16 @@ use http::request::Parts;
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, Method, Version};
 use proxy_api::Arm;
+use rand::RngExt;
+use rand::rngs::SmallRng;
 
 use crate::refusal::Refusal;
 use crate::retry::IDEMPOTENCY_KEY;
 
 /// A tester's choice of the side: `canary` or `stable`. Not passed on.
 const RELEASE: HeaderName = HeaderName::from_static("x-friday-release");
+/// On copies of requests for the canary.
+const MIRROR: HeaderName = HeaderName::from_static("x-friday-mirror");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// What came with `Upgrade: h2c` (RFC 7540, 3.2.1).
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
@@ -50,9 +56,12 @@ const END_TO_END: [HeaderName; 7] = [
 ///
 /// # Errors
 /// What is wrong; then nothing of the request may go to an upstream.
-pub(crate) fn check(head: &Parts) -> Result<(), Refusal> {
+pub(crate) fn check(head: &Parts, present: Present) -> Result<(), Refusal> {
     check_target(head)?;
     check_host(head)?;
+    if !present.has(Present::TRANSFER_ENCODING) {
+        return Ok(());
+    }
     let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (None, _) => Ok(()),
@@ -155,7 +164,7 @@ fn is_end_to_end(name: &HeaderName) -> bool {
 
 /// Removes from trailers what only a head may say: an upstream that adds them to the head would believe it.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
-    remove_hop_by_hop(trailers);
+    remove_hop_by_hop(trailers, Present::of(trailers));
     for name in [
         AUTHORIZATION,
         CONTENT_ENCODING,
@@ -177,9 +186,75 @@ pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
 /// The cookie of sticky routes: 128 random bits in hexadecimal.
 const COOKIE_NAME: &str = "friday-key";
 
+/// Which of the fields that a proxy looks at are there, found in one pass: most heads have few of them, and looking for
+/// each would cost more than all the rest.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Present(u32);
+
+impl Present {
+    const CONNECTION: u32 = 1;
+    const TE: u32 = 1 << 1;
+    const UPGRADE: u32 = 1 << 2;
+    const OTHER_HOP_BY_HOP: u32 = 1 << 3;
+    const EXPECT: u32 = 1 << 4;
+    const COOKIE: u32 = 1 << 5;
+    const FORWARDED: u32 = 1 << 6;
+    const FORWARDED_FOR: u32 = 1 << 7;
+    const FORWARDED_HOST: u32 = 1 << 8;
+    const FORWARDED_PROTO: u32 = 1 << 9;
+    const REQUEST_ID: u32 = 1 << 10;
+    const RELEASE: u32 = 1 << 11;
+    const LENGTH: u32 = 1 << 12;
+    const TRANSFER_ENCODING: u32 = 1 << 13;
+    const HOP_BY_HOP: u32 = Self::CONNECTION
+        | Self::TE
+        | Self::UPGRADE
+        | Self::TRANSFER_ENCODING
+        | Self::OTHER_HOP_BY_HOP;
+
+    /// Looks through all names.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let bit = |name: &HeaderName| match name.as_str() {
+            "connection" => Self::CONNECTION,
+            "te" => Self::TE,
+            "upgrade" => Self::UPGRADE,
+            "transfer-encoding" => Self::TRANSFER_ENCODING,
+            "keep-alive"
+            | "http2-settings"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "x-friday-mirror" => Self::OTHER_HOP_BY_HOP,
+            "expect" => Self::EXPECT,
+            "cookie" => Self::COOKIE,
+            "forwarded" => Self::FORWARDED,
+            "x-forwarded-for" => Self::FORWARDED_FOR,
+            "x-forwarded-host" => Self::FORWARDED_HOST,
+            "x-forwarded-proto" => Self::FORWARDED_PROTO,
+            "x-request-id" => Self::REQUEST_ID,
+            "x-friday-release" => Self::RELEASE,
+            "content-length" => Self::LENGTH,
+            _ => 0,
+        };
+        Self(headers.keys().fold(0, |all, name| all | bit(name)))
+    }
+
+    fn has(self, any_of: u32) -> bool {
+        self.0 & any_of != 0
+    }
+
+    /// Whether a body's length is given.
+    pub(crate) fn has_length(self) -> bool {
+        self.has(Self::LENGTH)
+    }
+}
+
 /// Removes what was meant for this connection only, with what `Connection` names.
-pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, present: Present) {
+    if !present.has(Present::HOP_BY_HOP) {
+        return;
+    }
+    if present.has(Present::CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
@@ -195,6 +270,8 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in [
         KEEP_ALIVE,
         HTTP2_SETTINGS,
+        // Ours to say.
+        MIRROR,
         PROXY_CONNECTION,
         PROXY_AUTHENTICATE,
         PROXY_AUTHORIZATION,
@@ -224,19 +301,45 @@ pub(crate) fn host(head: &Parts) -> Cow<'_, str> {
     }
 }
 
-/// Whether the request wants another protocol on its connection. `h2c` is no such wish: who offers it is glad of
-/// HTTP/1.1 too.
-pub(crate) fn wants_upgrade(head: &Parts) -> bool {
-    head.method == Method::CONNECT
-        || head.headers.get_all(UPGRADE).iter().any(|protocol| {
-            !protocol
-                .to_str()
-                .is_ok_and(|protocol| protocol.eq_ignore_ascii_case("h2c"))
+/// The protocol that the request wants on its connection, if it may have it (RFC 9110, 7.8). `h2c` is not passed on: who
+/// offers it is glad of HTTP/1.1 too, and upstream it would open a way around this proxy.
+pub(crate) fn upgrade(head: &Parts, present: Present) -> Option<HeaderValue> {
+    if !present.has(Present::UPGRADE)
+        || head.version != Version::HTTP_11
+        || head.method != Method::GET
+    {
+        return None;
+    }
+    let mut protocols = head.headers.get_all(UPGRADE).iter();
+    let protocol = protocols.next()?;
+    let names_it = head.headers.get_all(CONNECTION).iter().any(|value| {
+        value.to_str().is_ok_and(|value| {
+            let mut options = value.split(',');
+            options.any(|option| option.trim().eq_ignore_ascii_case("upgrade"))
         })
+    });
+    let is_h2c = protocol
+        .to_str()
+        .is_ok_and(|names| names.to_ascii_lowercase().contains("h2c"));
+    (names_it && !is_h2c && protocols.next().is_none()).then(|| protocol.clone())
+}
+
+/// Asks for another protocol on the connection, or says that it is spoken from here on.
+pub(crate) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(UPGRADE, protocol);
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+}
+
+/// Marks a copy whose answer nobody gets.
+pub(crate) fn set_mirrored(headers: &mut HeaderMap) {
+    headers.insert(MIRROR, HeaderValue::from_static("1"));
 }
 
 /// The side that a tester asks for. Takes the header away.
-pub(crate) fn take_wish(headers: &mut HeaderMap) -> Option<Arm> {
+pub(crate) fn take_wish(headers: &mut HeaderMap, present: Present) -> Option<Arm> {
+    if !present.has(Present::RELEASE) {
+        return None;
+    }
     match headers.remove(RELEASE)?.as_bytes() {
         b"canary" => Some(Arm::Canary),
         b"stable" => Some(Arm::Stable),
@@ -245,7 +348,10 @@ pub(crate) fn take_wish(headers: &mut HeaderMap) -> Option<Arm> {
 }
 
 /// The sticky cookie's key, if the client has one of ours.
-pub(crate) fn cookie_key(headers: &HeaderMap) -> Option<String> {
+pub(crate) fn cookie_key(headers: &HeaderMap, present: Present) -> Option<String> {
+    if !present.has(Present::COOKIE) {
+        return None;
+    }
     headers
         .get_all(COOKIE)
         .iter()
@@ -258,42 +364,76 @@ pub(crate) fn cookie_key(headers: &HeaderMap) -> Option<String> {
         .map(|(_, key)| key.to_owned())
 }
 
-/// A key for a client that has none.
-pub(crate) fn new_key() -> String {
-    format!("{:032x}", rand::random::<u128>())
+/// A key for a client that has none: 32 hexadecimal digits.
+pub(crate) fn new_key() -> [u8; 32] {
+    let mut digits = [0; 32];
+    let random = RANDOM.with_borrow_mut(RngExt::random::<[u8; 16]>);
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(random) {
+        pair.copy_from_slice(&HEX[usize::from(byte)]);
+    }
+    digits
 }
 
+thread_local! {
+    // Numbers that need to differ, not to be secret.
+    static RANDOM: RefCell<SmallRng> = RefCell::new(rand::make_rng());
+}
+
+/// Every byte as two hexadecimal digits.
+static HEX: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut all = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        all[byte] = [digits[byte >> 4], digits[byte & 15]];
+        byte += 1;
+    }
+    all
+};
+
 /// What gives the client its key.
-pub(crate) fn set_cookie(key: &str) -> HeaderValue {
-    HeaderValue::try_from(format!(
-        "{COOKIE_NAME}={key}; Path=/; HttpOnly; SameSite=Lax"
-    ))
-    .expect("hexadecimal digits are visible ASCII")
+pub(crate) fn set_cookie(key: &[u8]) -> HeaderValue {
+    const AFTER: &[u8] = b"; Path=/; HttpOnly; SameSite=Lax";
+    let mut cookie = Vec::with_capacity(COOKIE_NAME.len() + 1 + key.len() + AFTER.len());
+    cookie.extend_from_slice(COOKIE_NAME.as_bytes());
+    cookie.push(b'=');
+    cookie.extend_from_slice(key);
+    cookie.extend_from_slice(AFTER);
+    HeaderValue::from_maybe_shared(Bytes::from(cookie))
+        .expect("hexadecimal digits are visible ASCII")
 }
 
 /// Turns a client's head into one for an upstream. The client's `Host` is kept: it is the user's own service on both
 /// sides.
-/// `client` is its address.
-pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue) {
-    let takes_trailers = head
-        .headers
-        .get_all(TE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|coding| {
-            coding
-                .split(';')
-                .next()
-                .is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers"))
-        });
-    remove_hop_by_hop(&mut head.headers);
+/// `client` is its address, `proto` what it spoke: `http` or `https`.
+pub(crate) fn for_upstream(
+    head: &mut Parts,
+    present: Present,
+    client: &HeaderValue,
+    proto: &HeaderValue,
+) {
+    let takes_trailers = present.has(Present::TE)
+        && head
+            .headers
+            .get_all(TE)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|coding| {
+                coding
+                    .split(';')
+                    .next()
+                    .is_some_and(|name| name.trim().eq_ignore_ascii_case("trailers"))
+            });
+    remove_hop_by_hop(&mut head.headers, present);
     let headers = &mut head.headers;
     if takes_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
     // We have asked for the body by reading it; the upstream gets it at once.
-    headers.remove(EXPECT);
+    if present.has(Present::EXPECT) {
+        headers.remove(EXPECT);
+    }
     // The request target's authority counts, whatever the field says (RFC 9112, 3.2.2).
     if let Some(authority) = head.uri.authority()
         && let Ok(host) = HeaderValue::from_str(authority.as_str())
@@ -303,7 +443,7 @@ pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue) {
     // HTTP/1.0 need not name one; HTTP/1.1 must, be it empty (RFC 9112, 3.2).
     headers.entry(HOST).or_insert(HeaderValue::from_static(""));
     // HTTP/2 may split cookies; HTTP/1.1 must not (RFC 9113, 8.2.3).
-    if headers.get_all(COOKIE).iter().nth(1).is_some() {
+    if present.has(Present::COOKIE) && headers.get_all(COOKIE).iter().nth(1).is_some() {
         let parts: Vec<&[u8]> = headers
             .get_all(COOKIE)
             .iter()
@@ -314,7 +454,7 @@ pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue) {
         }
     }
 
-    if headers.contains_key(&FORWARDED_FOR) {
+    if present.has(Present::FORWARDED_FOR) {
         let mut route: Vec<u8> = Vec::new();
         for hop in headers.get_all(&FORWARDED_FOR) {
             route.extend_from_slice(hop.as_bytes());
@@ -328,17 +468,33 @@ pub(crate) fn for_upstream(head: &mut Parts, client: &HeaderValue) {
         headers.insert(FORWARDED_FOR, client.clone());
     }
     // A proxy in front of this one knows better what the user saw.
-    if !headers.contains_key(&FORWARDED_HOST)
+    if !present.has(Present::FORWARDED_HOST)
         && let Some(host) = headers.get(HOST).filter(|host| !host.is_empty()).cloned()
     {
         headers.insert(FORWARDED_HOST, host);
     }
-    headers
-        .entry(FORWARDED_PROTO)
-        .or_insert(HeaderValue::from_static("http"));
-    headers.entry(REQUEST_ID).or_insert_with(|| {
-        HeaderValue::try_from(new_key()).expect("hexadecimal digits are visible ASCII")
-    });
+    if !present.has(Present::FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, proto.clone());
+    }
+    // Where the chain is told by RFC 7239, it must not end before us.
+    if present.has(Present::FORWARDED) {
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let quoted = |address: String| match address.contains(':') {
+            true => format!("\"[{address}]\""),
+            false => address,
+        };
+        let hop = format!("for={};proto={}", quoted(text(client)), text(proto));
+        if let Ok(hop) = HeaderValue::try_from(hop) {
+            headers.append(FORWARDED, hop);
+        }
+    }
+    if !present.has(Present::REQUEST_ID) {
+        let id = HeaderValue::from_bytes(&new_key());
+        headers.insert(
+            REQUEST_ID,
+            id.expect("hexadecimal digits are visible ASCII"),
+        );
+    }
 
     // Of `http://host#fragment` nothing is left, and nothing would be written where the target belongs.
     let target = head.uri.path_and_query().filter(|target| *target != "/");
@@ -380,6 +536,10 @@ mod tests {
         assert_eq!(host(&head("/", &[])), "");
     }
 
+    fn checked(head: &Parts) -> Result<(), Refusal> {
+        check(head, Present::of(&head.headers))
+    }
+
     #[test]
     fn takes_one_host_that_is_one() {
         for host in [
@@ -392,35 +552,38 @@ mod tests {
             "[::1]",
             "[::ffff:1.2.3.4]:65535",
         ] {
-            assert_eq!(check(&head("/", &[("host", host)])), Ok(()), "{host}");
+            assert_eq!(checked(&head("/", &[("host", host)])), Ok(()), "{host}");
         }
         for host in [
             "a b", "a,b", "u@a", "a/", "a:80:80", "a:x", "a:65536", ":80", "[::1", "[]", "[a]b",
             "::1", "a%41", "http://a",
         ] {
-            let refused = check(&head("/", &[("host", host)]));
+            let refused = checked(&head("/", &[("host", host)]));
             assert_eq!(refused, Err(Refusal::BadHost), "{host}");
         }
         let long = "a.".repeat(131);
-        assert_eq!(check(&head("/", &[("host", &long)])), Err(Refusal::BadHost));
-        assert_eq!(check(&head("/", &[])), Err(Refusal::BadHost));
+        assert_eq!(
+            checked(&head("/", &[("host", &long)])),
+            Err(Refusal::BadHost)
+        );
+        assert_eq!(checked(&head("/", &[])), Err(Refusal::BadHost));
         let two = [("host", "a"), ("host", "a")];
-        assert_eq!(check(&head("/", &two)), Err(Refusal::BadHost));
-        assert_eq!(check(&head("http://b/", &[("host", "a")])), Ok(()));
+        assert_eq!(checked(&head("/", &two)), Err(Refusal::BadHost));
+        assert_eq!(checked(&head("http://b/", &[("host", "a")])), Ok(()));
         let mut http2 = head("http://b/", &[("host", "a")]);
         http2.version = Version::HTTP_2;
-        assert_eq!(check(&http2), Err(Refusal::BadHost));
+        assert_eq!(checked(&http2), Err(Refusal::BadHost));
     }
 
     #[test]
     fn takes_targets_and_codings_that_mean_one_thing() {
         let host = ("host", "a");
         for target in ["*", "a", "a:80", "ftp://a/"] {
-            let refused = check(&head(target, &[host]));
+            let refused = checked(&head(target, &[host]));
             assert_eq!(refused, Err(Refusal::BadTarget), "{target}");
         }
         let long = format!("/{}", "x".repeat(TARGET_BYTES_MAX));
-        let refused = check(&head(&long, &[host]));
+        let refused = checked(&head(&long, &[host]));
         assert_eq!(refused, Err(Refusal::TargetTooLong));
         for coding in [
             "gzip, chunked",
@@ -429,11 +592,11 @@ mod tests {
             "",
             "chunked,",
         ] {
-            let refused = check(&head("/", &[host, ("transfer-encoding", coding)]));
+            let refused = checked(&head("/", &[host, ("transfer-encoding", coding)]));
             assert_eq!(refused, Err(Refusal::TransferCoding), "{coding}");
         }
         let chunked = [host, ("transfer-encoding", "Chunked")];
-        assert_eq!(check(&head("/", &chunked)), Ok(()));
+        assert_eq!(checked(&head("/", &chunked)), Ok(()));
     }
 
     #[test]
@@ -451,7 +614,9 @@ mod tests {
                 ("x-mine", "1"),
             ],
         );
-        for_upstream(&mut head, &HeaderValue::from_static("10.0.0.1"));
+        let present = Present::of(&head.headers);
+        let [client, proto] = ["10.0.0.1", "http"].map(HeaderValue::from_static);
+        for_upstream(&mut head, present, &client, &proto);
         assert_eq!(head.headers[HOST], "a");
         assert_eq!(head.headers[FORWARDED_FOR], "10.0.0.9, 10.0.0.1");
         assert_eq!(head.headers[IDEMPOTENCY_KEY], "k");
@@ -480,7 +645,14 @@ mod tests {
                 ("x-request-id", "mine"),
             ],
         );
-        for_upstream(&mut head, &HeaderValue::from_static("10.0.0.1"));
+        let http = HeaderValue::from_static("http");
+        let present = Present::of(&head.headers);
+        for_upstream(
+            &mut head,
+            present,
+            &HeaderValue::from_static("10.0.0.1"),
+            &http,
+        );
         let mut left: Vec<_> = head
             .headers
             .iter()
@@ -505,27 +677,51 @@ mod tests {
 
     #[test]
     fn takes_only_a_key_of_its_own_make_from_the_cookie() {
+        let key_of = |cookie: &str| {
+            let headers = head("/", &[("cookie", cookie)]).headers;
+            cookie_key(&headers, Present::of(&headers))
+        };
         let key = new_key();
+        let key = String::from_utf8(key.to_vec()).unwrap();
         let cookie = format!("a=b; {COOKIE_NAME}={key}; c=d");
-        assert_eq!(
-            cookie_key(&head("/", &[("cookie", &cookie)]).headers),
-            Some(key)
-        );
+        assert_eq!(key_of(&cookie), Some(key));
         for cookie in ["friday-key=short", "x=1", "friday-key", ""] {
-            assert_eq!(cookie_key(&head("/", &[("cookie", cookie)]).headers), None);
+            assert_eq!(key_of(cookie), None);
         }
     }
 
     #[test]
     fn takes_the_testers_header_away() {
         let mut headers = head("/", &[("x-friday-release", "canary")]).headers;
-        assert_eq!(take_wish(&mut headers), Some(Arm::Canary));
+        let present = Present::of(&headers);
+        assert_eq!(take_wish(&mut headers, present), Some(Arm::Canary));
         assert!(headers.is_empty());
     }
 
     #[test]
-    fn an_offer_of_h2c_is_no_wish_for_an_upgrade() {
-        assert!(!wants_upgrade(&head("/", &[("upgrade", "h2c")])));
-        assert!(wants_upgrade(&head("/", &[("upgrade", "websocket")])));
+    fn passes_on_an_upgrade_that_connection_names_and_never_to_h2c() {
+        let asked = |head: &Parts| upgrade(head, Present::of(&head.headers));
+        let cases = [
+            (
+                &[
+                    ("upgrade", "websocket"),
+                    ("connection", "keep-alive, Upgrade"),
+                ][..],
+                true,
+            ),
+            (&[("upgrade", "websocket")], false),
+            (&[("upgrade", "h2c"), ("connection", "upgrade")], false),
+            (
+                &[("upgrade", "websocket, H2C"), ("connection", "upgrade")],
+                false,
+            ),
+            (&[("connection", "upgrade")], false),
+        ];
+        for (headers, passed) in cases {
+            assert_eq!(asked(&head("/", headers)).is_some(), passed, "{headers:?}");
+        }
+        let mut post = head("/", cases[0].0);
+        post.method = Method::POST;
+        assert_eq!(asked(&post), None);
     }
 }

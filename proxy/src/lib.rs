@@ -4,7 +4,8 @@
 //! (alone) or from a controller (with its last table on disk); reports go back to the controller. In reading order:
 //! [`config`] and [`app`] start and stop it; `routes` holds the table and `pick` chooses from it; `forward` takes a
 //! request to an upstream, with `retry` saying what may be tried again; `signals` counts what became of it, in epochs;
-//! `link` talks with the controller, `admin` with people and Prometheus, and `drain` accepts and lets go of clients.
+//! `link` talks with the controller, `admin` with people and Prometheus; `drain` accepts and lets go of clients, `session`
+//! serves one of them, and `stream` and [`tls`] are its bytes.
 //!
 //! What it leaves to others: which weights are right, and whether a release is good.
 
@@ -14,6 +15,7 @@ pub mod config;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod pick;
+pub mod tls;
 
 mod admin;
 mod body;
@@ -25,7 +27,9 @@ mod link;
 mod refusal;
 mod retry;
 mod routes;
+mod session;
 mod signals;
+mod stream;
 mod telemetry;
 mod upstream;
 
@@ -35,4 +39,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// statements that could panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An error with what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }

@@ -20,7 +20,7 @@ use crate::body::{Download, Outgoing};
 use crate::config::Controller;
 use crate::routes::{ApplyError, Routes, Save};
 use crate::signals::Signals;
-use crate::upstream::{Failure, Peer};
+use crate::upstream::{Dial, Failure, Peer};
 
 /// How long the controller may keep a poll without news. Below the 30 s after which many a middlebox ends a silent
 /// connection.
@@ -107,7 +107,7 @@ impl Link {
         due: Arc<Notify>,
     ) -> Self {
         Self {
-            peer: Arc::new(Peer::new(controller.endpoint.clone(), 1)),
+            peer: Arc::new(Peer::new(controller.endpoint.clone(), Dial::default(), 1)),
             controller,
             name,
             routes,
@@ -217,7 +217,10 @@ impl Link {
         bytes_max: usize,
     ) -> Result<(StatusCode, Bytes), LinkError> {
         let exchange = async {
-            let sent = self.peer.send(0, request, CONNECT_MAX, wait_max).await;
+            let sent = self
+                .peer
+                .send(0, request, Instant::now(), CONNECT_MAX, wait_max)
+                .await;
             let (response, connection) = sent.map_err(|failure| match failure {
                 Failure::Connect(_) => LinkError::Connect,
                 Failure::Reset | Failure::Client(_) => LinkError::Reset,

@@ -23,8 +23,18 @@ pub(crate) enum Refusal {
     TransferCoding,
     /// No route takes the request.
     NoRoute,
-    /// An upgrade of the protocol, or CONNECT.
-    Upgrade,
+    /// CONNECT: this is no forward proxy.
+    Connecting,
+    /// A head that is no HTTP; answered by the HTTP library.
+    BadRequest,
+    /// A head that is too long or has too many fields; answered by the HTTP library.
+    HeadTooLarge,
+    /// A head that was begun and did not come to its end.
+    HeadTimeout,
+    /// The client does not take its answer.
+    AnswerUnread,
+    /// The client and the proxy did not agree on TLS.
+    Tls,
     /// As many requests to the route as it may have.
     InFlight,
     /// The request's body is longer than the route allows.
@@ -45,14 +55,19 @@ pub(crate) enum Refusal {
 
 impl Refusal {
     /// Every refusal.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::NoTable,
         Self::BadTarget,
         Self::TargetTooLong,
         Self::BadHost,
         Self::TransferCoding,
         Self::NoRoute,
-        Self::Upgrade,
+        Self::Connecting,
+        Self::BadRequest,
+        Self::HeadTooLarge,
+        Self::HeadTimeout,
+        Self::AnswerUnread,
+        Self::Tls,
         Self::InFlight,
         Self::BodyTooLarge,
         Self::BodyTimeout,
@@ -72,7 +87,12 @@ impl Refusal {
             Self::BadHost => "bad_host",
             Self::TransferCoding => "transfer_coding",
             Self::NoRoute => "no_route",
-            Self::Upgrade => "upgrade",
+            Self::Connecting => "connect_method",
+            Self::BadRequest => "bad_request",
+            Self::HeadTooLarge => "head_too_large",
+            Self::HeadTimeout => "head_timeout",
+            Self::AnswerUnread => "answer_unread",
+            Self::Tls => "tls",
             Self::InFlight => "in_flight",
             Self::BodyTooLarge => "body_too_large",
             Self::BodyTimeout => "body_timeout",
@@ -90,10 +110,15 @@ impl Refusal {
             Self::NoTable | Self::InFlight | Self::NoEndpoint => StatusCode::SERVICE_UNAVAILABLE,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
-            Self::Upgrade | Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
+            Self::Connecting | Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::BadTarget | Self::BadHost | Self::BodyBroken => StatusCode::BAD_REQUEST,
+            Self::BodyTimeout | Self::HeadTimeout | Self::AnswerUnread => {
+                StatusCode::REQUEST_TIMEOUT
+            }
+            Self::BadTarget | Self::BadHost | Self::BodyBroken | Self::BadRequest | Self::Tls => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Connect | Self::Reset => StatusCode::BAD_GATEWAY,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -107,7 +132,12 @@ impl Refusal {
             Self::BadHost => "the request names no host, or more than one, or what is none\n",
             Self::TransferCoding => "this proxy takes no transfer coding but chunked\n",
             Self::NoRoute => "no route takes this host and path\n",
-            Self::Upgrade => "this proxy does not pass on upgrades of the protocol yet\n",
+            Self::Connecting => "this is no forward proxy: it does not take CONNECT\n",
+            Self::BadRequest => "the request's head is no HTTP\n",
+            Self::HeadTooLarge => "the request's head is too long\n",
+            Self::HeadTimeout => "the request's head stopped coming\n",
+            Self::AnswerUnread => "the answer was not taken\n",
+            Self::Tls => "TLS is spoken here\n",
             Self::InFlight => "as many requests are in flight as this route may have\n",
             Self::BodyTooLarge => "the request's body is longer than this route takes\n",
             Self::BodyTimeout => "the request's body stopped coming\n",
@@ -126,10 +156,15 @@ impl Refusal {
             | Self::TargetTooLong
             | Self::BadHost
             | Self::TransferCoding
+            | Self::BadRequest
+            | Self::HeadTooLarge
+            | Self::HeadTimeout
+            | Self::AnswerUnread
+            | Self::Tls
             | Self::BodyBroken => true,
             Self::NoTable
             | Self::NoRoute
-            | Self::Upgrade
+            | Self::Connecting
             | Self::InFlight
             | Self::BodyTooLarge
             | Self::BodyTimeout

@@ -59,9 +59,19 @@ impl Attempts {
         self.shielded
     }
 
-    /// What to do after the present attempt failed. `elsewhere`: the release has an endpoint other than the failed one.
-    pub(crate) fn after(&mut self, failure: Outcome, elsewhere: bool) -> Next {
-        let next = self.next(failure, elsewhere);
+    /// What to do after the present attempt failed. `elsewhere`: the release has an endpoint other than the failed one;
+    /// `may_retry` takes what requests have saved for a second attempt. The shield needs no savings: it sends to stable at
+    /// most what would have gone there without a canary.
+    pub(crate) fn after(
+        &mut self,
+        failure: Outcome,
+        elsewhere: bool,
+        may_retry: impl FnOnce() -> bool,
+    ) -> Next {
+        let next = match self.next(failure, elsewhere) {
+            Next::Retry if !may_retry() => self.instead_of_retry(failure),
+            next => next,
+        };
         match next {
             Next::Answer => {}
             Next::Retry => self.retried = true,
@@ -72,6 +82,16 @@ impl Attempts {
             }
         }
         next
+    }
+
+    /// Without a second attempt on the canary the shield comes at once, where it may.
+    fn instead_of_retry(self, failure: Outcome) -> Next {
+        let mut spent = self;
+        spent.retried = true;
+        match spent.next(failure, true) {
+            Next::Shield => Next::Shield,
+            Next::Answer | Next::Retry => Next::Answer,
+        }
     }
 
     fn next(self, failure: Outcome, elsewhere: bool) -> Next {
@@ -192,12 +212,24 @@ mod tests {
             for &(failure, next) in steps {
                 let before = attempts;
                 assert_eq!(
-                    attempts.after(failure, elsewhere),
+                    attempts.after(failure, elsewhere, || true),
                     next,
                     "{failure:?} after {before:?}"
                 );
             }
         }
+    }
+
+    #[test]
+    fn without_savings_nothing_is_retried_and_the_shield_still_holds() {
+        let mut stable = Attempts::new(Arm::Stable, Shield::Idempotent, true);
+        assert_eq!(stable.after(Outcome::Connect, true, || false), Next::Answer);
+        assert_eq!(stable.after(Outcome::Reset, true, || false), Next::Answer);
+        let mut canary = Attempts::new(Arm::Canary, Shield::Idempotent, true);
+        assert_eq!(canary.after(Outcome::Connect, true, || false), Next::Shield);
+        assert_eq!(canary.after(Outcome::Connect, true, || false), Next::Answer);
+        let mut open = Attempts::new(Arm::Canary, Shield::Off, true);
+        assert_eq!(open.after(Outcome::Connect, true, || false), Next::Answer);
     }
 
     #[test]

@@ -8,16 +8,19 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use http::request::Parts;
 use proxy_api::{Arm, BasisPoints, Chosen, Generation, Route, RouteTable, TableError, Upstream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{error, info};
 
 use crate::durable;
+use crate::headers;
 use crate::pick;
 use crate::signals::Signals;
 use crate::telemetry::{PlaceMetrics, RouteMetrics, Telemetry};
-use crate::upstream::{Peer, PeerKey, Peers};
+use crate::tls::{Asking, TlsError};
+use crate::upstream::{Dial, Peer, PeerKey, Peers};
 
 /// The least age at which a request is counted as too old to wait for.
 const AGE_MIN: Duration = Duration::from_secs(10);
@@ -122,14 +125,41 @@ pub(crate) enum ApplyError {
     /// The one in force is as new or newer.
     #[error("table {given} is not newer than {have}, which is in force")]
     NotNewer { have: Generation, given: Generation },
+    /// What it says of TLS cannot be done.
+    #[error("route {route:?} is refused for its TLS")]
+    Tls { route: String, source: TlsError },
     /// It could not be made to last, so it was not put in force either.
     #[error("cannot save the table to {path}", path = .path.display())]
     Save { path: PathBuf, source: io::Error },
 }
 
-/// Requests in flight to a route, whatever its table.
-#[derive(Debug, Default)]
-pub(crate) struct RouteLoad(AtomicU32);
+/// What a route's requests use together, whatever its table.
+#[derive(Debug)]
+pub(crate) struct RouteLoad {
+    in_flight: AtomicU32,
+    /// What each worker's requests have saved for second attempts, in requests.
+    budgets: Box<[AtomicU32]>,
+}
+
+/// A second attempt costs what so many requests save: when every request fails, at most a fifth more is sent.
+const RETRY_COST: u32 = 5;
+
+/// Most that is saved, for a hundred second attempts: when a task dies, all it was working on may go elsewhere.
+const SAVED_MAX: u32 = 100 * RETRY_COST;
+
+impl RouteLoad {
+    fn new(workers: usize) -> Self {
+        let budget = |_| AtomicU32::new(SAVED_MAX);
+        Self {
+            in_flight: AtomicU32::new(0),
+            budgets: (0..workers.max(1)).map(budget).collect(),
+        }
+    }
+
+    fn budget(&self, worker: usize) -> &AtomicU32 {
+        &self.budgets[worker % self.budgets.len()]
+    }
+}
 
 /// A place among the requests in flight to a route, with the route.
 #[derive(Debug)]
@@ -146,14 +176,14 @@ impl Admitted {
         if Arc::ptr_eq(&self.0, route) {
             return self;
         }
-        route.load.0.fetch_add(1, Ordering::AcqRel);
+        route.load.in_flight.fetch_add(1, Ordering::AcqRel);
         Self(Arc::clone(route))
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.0.load.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.load.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -265,10 +295,27 @@ impl ActiveRoute {
     }
 
     /// Lets one more request in, if the route may have it.
-    pub(crate) fn admit(self: &Arc<Self>) -> Option<Admitted> {
-        let before = self.load.0.fetch_add(1, Ordering::AcqRel);
+    pub(crate) fn admit(self: &Arc<Self>, worker: usize) -> Option<Admitted> {
+        // Only its own worker writes, so nothing is lost between the two.
+        let budget = self.load.budget(worker);
+        let saved = budget.load(Ordering::Relaxed);
+        if saved < SAVED_MAX {
+            budget.store(saved + 1, Ordering::Relaxed);
+        }
+        let before = self.load.in_flight.fetch_add(1, Ordering::AcqRel);
         let admitted = Admitted(Arc::clone(self));
         (before < self.spec.limits.in_flight_max).then_some(admitted)
+    }
+
+    /// Whether requests have saved enough for a second attempt; takes it away.
+    pub(crate) fn may_retry(&self, worker: usize) -> bool {
+        let budget = self.load.budget(worker);
+        let saved = budget.load(Ordering::Relaxed);
+        let rest = saved.checked_sub(RETRY_COST);
+        if let Some(rest) = rest {
+            budget.store(rest, Ordering::Relaxed);
+        }
+        rest.is_some()
     }
 
     /// How long a request is waited for in its epoch: as long as it can take to connect and to answer.
@@ -295,6 +342,8 @@ pub(crate) struct Table {
     by_name: HashMap<Arc<str>, usize>,
     /// By host as it stands in the table, in lower case; each list with the longest path first.
     by_host: HashMap<String, Vec<usize>>,
+    /// Those for every host, in the same order.
+    any_host: Vec<usize>,
 }
 
 impl Table {
@@ -319,21 +368,27 @@ impl Table {
     }
 
     /// The route for a request: a whole host name wins over `*.…` (the longer one first) over `*`, then the longest
-    /// path. `host` is in lower case and without port.
-    pub(crate) fn find(&self, host: &str, path: &str) -> Option<&Arc<ActiveRoute>> {
-        let in_list = |host: &str| {
-            let list = self.by_host.get(host)?;
+    /// path.
+    pub(crate) fn find(&self, head: &Parts) -> Option<&Arc<ActiveRoute>> {
+        let path = head.uri.path();
+        let among = |list: &[usize]| {
             list.iter()
                 .map(|&index| &self.routes[index])
                 .find(|route| takes_path(&route.spec.matches.path, path))
         };
-        in_list(host)
+        // Most tables name no host, and then a request need not be asked for its own.
+        if self.by_host.is_empty() {
+            return among(&self.any_host);
+        }
+        let host = headers::host(head);
+        let in_list = |host: &str| among(self.by_host.get(host)?);
+        in_list(&host)
             .or_else(|| {
                 host.match_indices('.')
                     .filter(|&(dot, _)| dot > 0)
                     .find_map(|(dot, _)| in_list(&format!("*{}", &host[dot..])))
             })
-            .or_else(|| in_list("*"))
+            .or_else(|| among(&self.any_host))
     }
 }
 
@@ -452,6 +507,7 @@ impl Routes {
 
     async fn apply_locked(&self, document: RouteTable, save: Save) -> Result<(), ApplyError> {
         document.check().map_err(ApplyError::Invalid)?;
+        let dials = dials(&document)?;
         let current = self.current.load_full();
         let given = document.generation;
         match &current {
@@ -486,7 +542,7 @@ impl Routes {
             .iter()
             .map(|route| (route.name.clone(), route.canary_bp))
             .collect();
-        let table = Arc::new(self.activate(document, current.as_deref()));
+        let table = Arc::new(self.activate(document, &dials, current.as_deref()));
         self.signals.cut(given, weights, Instant::now(), || {
             self.current.store(Some(table));
         });
@@ -509,7 +565,7 @@ impl Routes {
             .map_err(failed)
     }
 
-    fn activate(&self, document: RouteTable, before: Option<&Table>) -> Table {
+    fn activate(&self, document: RouteTable, dials: &[Dial], before: Option<&Table>) -> Table {
         let mut routes = Vec::with_capacity(document.routes.len());
         let mut by_name = HashMap::new();
         let mut by_host: HashMap<String, Vec<usize>> = HashMap::new();
@@ -535,12 +591,16 @@ impl Routes {
                         address.as_str().into(),
                     ]);
                     Target {
-                        peer: self.peers.get(PeerKey {
-                            route: Arc::clone(&name),
-                            arm,
-                            release: Arc::clone(&release),
-                            address: address.clone(),
-                        }),
+                        peer: self.peers.get(
+                            PeerKey {
+                                route: Arc::clone(&name),
+                                arm,
+                                release: Arc::clone(&release),
+                                address: address.clone(),
+                                transport: spec.transport.clone(),
+                            },
+                            &dials[index],
+                        ),
                         place: place(Some(address)),
                     }
                 };
@@ -558,7 +618,10 @@ impl Routes {
                 seen: Seen::default(),
                 metrics: self.telemetry.route(&name),
                 seed: pick::route_seed(&name),
-                load: known.map_or_else(Arc::default, |route| Arc::clone(&route.load)),
+                load: known.map_or_else(
+                    || Arc::new(RouteLoad::new(self.peers.workers())),
+                    |route| Arc::clone(&route.load),
+                ),
                 spec: spec.clone(),
                 name: Arc::clone(&name),
             }));
@@ -570,13 +633,30 @@ impl Routes {
             list.sort_by_key(|&index| std::cmp::Reverse(document.routes[index].matches.path.len()));
         }
         self.telemetry.retire(labels);
+        let any_host = by_host.remove("*").unwrap_or_default();
         Table {
             document,
             routes,
             by_name,
             by_host,
+            any_host,
         }
     }
+}
+
+/// How the endpoints of each route are spoken to. Blocks on the disk where a route has TLS.
+fn dials(document: &RouteTable) -> Result<Vec<Dial>, ApplyError> {
+    let dial = |route: &Route| {
+        let tls = Asking::load(&route.transport).map_err(|source| ApplyError::Tls {
+            route: route.name.clone(),
+            source,
+        })?;
+        Ok(Dial {
+            protocol: route.transport.protocol,
+            tls,
+        })
+    };
+    document.routes.iter().map(dial).collect()
 }
 
 /// Whether `next` gives no canary more than `before` does, and some canary less.
@@ -686,7 +766,9 @@ mod tests {
             ("other.example.org", "/y", "below"),
         ];
         for (host, path, name) in cases {
-            let found = table.find(host, path).map(|route| &*route.name);
+            let request = http::Request::builder().uri(path).header("host", host);
+            let head = request.body(()).unwrap().into_parts().0;
+            let found = table.find(&head).map(|route| &*route.name);
             assert_eq!(found, Some(name), "{host} {path}");
         }
     }
@@ -739,16 +821,16 @@ mod tests {
             .apply(table(1, vec![narrow.clone()]), Save::No)
             .await
             .unwrap();
-        let first = (*routes.current()).clone().unwrap().routes()[0].admit();
+        let first = (*routes.current()).clone().unwrap().routes()[0].admit(0);
         assert!(first.is_some());
         routes
             .apply(table(2, vec![narrow]), Save::No)
             .await
             .unwrap();
         let route = Arc::clone(&(*routes.current()).clone().unwrap().routes()[0]);
-        assert!(route.admit().is_none());
+        assert!(route.admit(0).is_none());
         drop(first);
-        assert!(route.admit().is_some());
+        assert!(route.admit(0).is_some());
     }
 
     #[test]

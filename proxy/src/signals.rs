@@ -75,11 +75,15 @@ struct EpochCounts {
     lasted: Option<Duration>,
     cells: Vec<CellCounts>,
     index: HashMap<CellKey, usize>,
-    /// Its requests, by [`Ticket::request`]; empty again once all have ended.
+    /// Its requests that have no end yet, by [`Ticket::request`], with gaps.
     requests: Vec<Pending>,
+    /// Places among them that are free again.
+    free: Vec<usize>,
     /// When the first of them may be too old.
     too_old: Option<Instant>,
     unfinished: u32,
+    /// Of the last request; wraps.
+    serial: u32,
 }
 
 /// Place by its address in memory: it is one and the same as long as its table is in force, and so for a whole epoch.
@@ -102,8 +106,16 @@ struct CellCounts {
     latency: BTreeMap<u16, u32>,
 }
 
+/// What tells a request of an epoch from all others of it, also from one that had its place before.
+#[derive(Debug, Clone, Copy)]
+struct RequestId {
+    place: usize,
+    serial: u32,
+}
+
 #[derive(Debug)]
 struct Pending {
+    serial: u32,
     cell: usize,
     routed: Instant,
     too_old: Instant,
@@ -129,8 +141,10 @@ impl EpochCounts {
             cells: Vec::new(),
             index: HashMap::new(),
             requests: Vec::new(),
+            free: Vec::new(),
             too_old: None,
             unfinished: 0,
+            serial: 0,
         }
     }
 
@@ -138,7 +152,7 @@ impl EpochCounts {
         self.lasted.is_some() && self.unfinished == 0
     }
 
-    fn begin(&mut self, key: Request<'_>, now: Instant) -> usize {
+    fn begin(&mut self, key: Request<'_>, now: Instant) -> RequestId {
         let cell_key = CellKey {
             place: Arc::as_ptr(key.place) as usize,
             group: key.group,
@@ -163,35 +177,57 @@ impl EpochCounts {
         self.unfinished += 1;
         let too_old = now + key.age_max;
         self.too_old = Some(self.too_old.map_or(too_old, |first| first.min(too_old)));
-        self.requests.push(Pending {
+        self.serial = self.serial.wrapping_add(1);
+        let pending = Pending {
+            serial: self.serial,
             cell,
             routed: now,
             too_old,
             progress: Progress::Waiting,
-        });
-        self.requests.len() - 1
+        };
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.requests[place] = pending;
+                place
+            }
+            None => {
+                self.requests.push(pending);
+                self.requests.len() - 1
+            }
+        };
+        RequestId {
+            place,
+            serial: self.serial,
+        }
+    }
+
+    /// A request that has not ended yet.
+    fn pending(&mut self, id: RequestId) -> Option<&mut Pending> {
+        let pending = self.requests.get_mut(id.place)?;
+        let is_same = pending.serial == id.serial && pending.progress != Progress::Ended;
+        is_same.then_some(pending)
     }
 
     /// Ends a request that has not ended yet.
-    fn end(&mut self, request: usize, outcome: Outcome, failed_to_user: bool, now: Instant) {
-        let Some(pending) = self.requests.get_mut(request) else {
+    fn end(&mut self, request: RequestId, outcome: Outcome, failed_to_user: bool, now: Instant) {
+        let Some(pending) = self.pending(request) else {
             return;
         };
-        if pending.progress == Progress::Ended {
-            return;
-        }
         pending.progress = Progress::Ended;
-        let cell = &mut self.cells[pending.cell];
+        let (cell, routed) = (pending.cell, pending.routed);
+        self.free.push(request.place);
+        let cell = &mut self.cells[cell];
         cell.unfinished -= 1;
         cell.outcomes[outcome as usize] += 1;
         cell.failed_to_user += u32::from(failed_to_user);
         if outcome == Outcome::Ok {
-            let bucket = latency_bucket(micros(now.saturating_duration_since(pending.routed)));
+            let bucket = latency_bucket(micros(now.saturating_duration_since(routed)));
             *cell.latency.entry(bucket).or_default() += 1;
         }
         self.unfinished -= 1;
         if self.is_final() {
             self.requests = Vec::new();
+            self.free = Vec::new();
         }
     }
 
@@ -200,9 +236,13 @@ impl EpochCounts {
             return;
         }
         self.too_old = None;
-        for request in 0..self.requests.len() {
-            let Some(pending) = self.requests.get(request) else {
+        for place in 0..self.requests.len() {
+            let Some(pending) = self.requests.get(place) else {
                 return;
+            };
+            let request = RequestId {
+                place,
+                serial: pending.serial,
             };
             if pending.too_old > now {
                 if pending.progress != Progress::Ended {
@@ -424,19 +464,16 @@ impl Signals {
 impl State {
     /// Closes the present epoch and opens the next; how many of the oldest were let go for it.
     fn close_epoch(&mut self, waiting_max: usize, now: Instant) -> u64 {
-        let mut requests_max = 0;
         if let Some(epoch) = self.epochs.get_mut(&self.current) {
             epoch.lasted = Some(now.saturating_duration_since(epoch.began));
             epoch.index = HashMap::new();
-            requests_max = epoch.requests.len();
             if epoch.unfinished == 0 {
                 epoch.requests = Vec::new();
+                epoch.free = Vec::new();
             }
         }
         self.current += 1;
-        let mut next = EpochCounts::new(self.generation, Arc::clone(&self.weights), now);
-        // About as many as last time, so that it need not grow while requests wait.
-        next.requests.reserve(requests_max);
+        let next = EpochCounts::new(self.generation, Arc::clone(&self.weights), now);
         self.epochs.insert(self.current, next);
         let mut dropped = 0;
         while self.epochs.len() > waiting_max + 1 {
@@ -467,7 +504,10 @@ impl Shard {
         let number = match state.epochs.get_mut(&epoch) {
             Some(counts) => counts.begin(request, now),
             // The open epoch is always there; without it the request would just not be counted.
-            None => 0,
+            None => RequestId {
+                place: usize::MAX,
+                serial: 0,
+            },
         };
         let lease = peer.map(Peer::lease);
         drop(state);
@@ -509,7 +549,7 @@ pub(crate) struct Ticket {
     shard: Arc<Shard>,
     place: Arc<Place>,
     epoch: u64,
-    request: usize,
+    request: RequestId,
     routed: Instant,
     /// The first failure of the side it was routed to.
     failed: Option<Outcome>,
@@ -537,7 +577,7 @@ impl Ticket {
 
     fn note(&self, progress: Progress) {
         self.shard.with_epoch(self.epoch, |epoch| {
-            if let Some(pending) = epoch.requests.get_mut(self.request)
+            if let Some(pending) = epoch.pending(self.request)
                 && matches!(pending.progress, Progress::Waiting | Progress::Answered)
             {
                 pending.progress = progress;

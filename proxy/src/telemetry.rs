@@ -39,6 +39,10 @@ pub(crate) struct Telemetry {
     weight: GaugeVec,
     generation: IntGaugeVec,
     refusals: IntCounterVec,
+    mirrored: IntCounterVec,
+    healthy: IntGaugeVec,
+    /// Lines of the access log that were left out because it could not be written as fast.
+    pub(crate) access_log_dropped: IntCounter,
     /// Every label set that is shown, oldest first.
     shown: Mutex<VecDeque<PlaceLabels>>,
     /// Gauges are filled when they are asked for; two who ask must not mix.
@@ -64,6 +68,21 @@ impl PlaceMetrics {
         self.outcomes[outcome as usize].inc();
         self.duration.observe(seconds);
     }
+}
+
+/// What became of a copy of a request for the canary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mirrored {
+    /// The canary answered below 500.
+    Ok,
+    /// It answered 500 or above, or not at all.
+    Failed,
+    /// There were too many already.
+    LeftOut,
+}
+
+impl Mirrored {
+    const NAMES: [&'static str; 3] = ["ok", "failed", "left_out"];
 }
 
 /// How a client's request ended, for the client.
@@ -100,6 +119,7 @@ pub(crate) struct RouteMetrics {
     failed_to_user: IntCounter,
     /// Replays on stable of what the canary failed.
     pub(crate) shielded: IntCounter,
+    mirrored: [IntCounter; 3],
     retries: [IntCounter; 2],
 }
 
@@ -112,6 +132,11 @@ impl RouteMetrics {
         if to_user.is_failed() {
             self.failed_to_user.inc();
         }
+    }
+
+    /// Counts a copy for the canary.
+    pub(crate) fn mirrored(&self, copy: Mirrored) {
+        self.mirrored[copy as usize].inc();
     }
 
     /// Counts a second attempt on the same release.
@@ -159,6 +184,11 @@ impl Telemetry {
         )?;
         registry.register(Box::new(weight.clone()))?;
         let place = ["service", "arm", "release", "endpoint"];
+        let access_log_dropped = IntCounter::new(
+            "friday_proxy_access_log_dropped_total",
+            "Lines of the access log that were left out because it could not be written as fast.",
+        )?;
+        registry.register(Box::new(access_log_dropped.clone()))?;
         let refusals = counter(
             "friday_proxy_refusals_total",
             "Answers of the proxy's own.",
@@ -194,6 +224,17 @@ impl Telemetry {
                 "Second attempts on the same release.",
                 &["service", "arm"],
             )?,
+            mirrored: counter(
+                "friday_proxy_mirrored_total",
+                "Copies of requests for the canary whose answers nobody gets.",
+                &["service", "outcome"],
+            )?,
+            healthy: gauge(
+                "friday_proxy_endpoint_healthy",
+                "1 if the endpoint takes requests, 0 if it is avoided for now.",
+                &place,
+            )?,
+            access_log_dropped,
             in_flight: gauge(
                 "friday_proxy_in_flight",
                 "Requests without an end yet.",
@@ -244,6 +285,8 @@ impl Telemetry {
                 .map(|code| self.answers.with_label_values(&[service, code])),
             failed_to_user: self.failed_to_user.with_label_values(&[service]),
             shielded: self.shielded.with_label_values(&[service]),
+            mirrored: Mirrored::NAMES
+                .map(|outcome| self.mirrored.with_label_values(&[service, outcome])),
             retries: [Arm::Stable, Arm::Canary]
                 .map(|arm| self.retries.with_label_values(&[service, arm.as_str()])),
         }
@@ -303,20 +346,25 @@ impl Telemetry {
     ) -> Result<String, prometheus::Error> {
         let _one_at_a_time = lock(&self.render);
         self.in_flight.reset();
+        self.healthy.reset();
         self.weight.reset();
         if let Some(table) = table {
             for route in table.routes() {
                 let service = &*route.name;
                 for side in route.sides() {
                     for target in &side.targets {
+                        let labels = [
+                            service,
+                            side.arm.as_str(),
+                            &*side.release,
+                            target.peer.address().as_str(),
+                        ];
                         self.in_flight
-                            .with_label_values(&[
-                                service,
-                                side.arm.as_str(),
-                                &*side.release,
-                                target.peer.address().as_str(),
-                            ])
+                            .with_label_values(&labels)
                             .set(i64::from(target.peer.in_flight()));
+                        self.healthy
+                            .with_label_values(&labels)
+                            .set(i64::from(target.peer.is_healthy()));
                     }
                 }
                 self.weight

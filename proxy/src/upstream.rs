@@ -15,11 +15,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::StreamExt;
-use http::{Request, Response};
+use http::header::{HOST, TRANSFER_ENCODING};
+use http::uri::{Authority, Scheme, Uri};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
-use proxy_api::{Arm, Endpoint, InFlight, Outcome};
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use proxy_api::{Arm, Endpoint, InFlight, Outcome, Protocol, Transport};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior, Sleep, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +29,8 @@ use tracing::{debug, info, warn};
 
 use crate::body::{ClientFault, Outgoing, UploadWatch};
 use crate::lock;
+use crate::stream::{Stream, Watched};
+use crate::tls::Asking;
 
 /// Longest time a connection is kept without work. Servers close idle connections too (gunicorn after 2 s, Node.js and
 /// uvicorn after 5 s), and a request written at that moment is lost: so we let go first.
@@ -35,8 +39,24 @@ const IDLE_MAX: Duration = Duration::from_millis(1_500);
 /// Most idle connections a worker keeps for one endpoint; what a burst opened beyond it is closed.
 const IDLE_CONNECTIONS_MAX: usize = 256;
 
+/// So many requests in a row without an answer in time, and an endpoint is avoided. One alone may be a slow request.
+const TIMEOUTS_MAX: u32 = 3;
+
+/// For how long. As long as the default wait for an answer: a process that hangs is ended by its orchestrator sooner.
+const AVOIDED_FOR: Duration = Duration::from_secs(10);
+
 /// Between two looks at endpoints that refused a connection.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Between two signs of life asked of a shared connection, also while it has no requests: a dead one must be noticed
+/// before a request needs it.
+const H2_PING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Longest wait for such a sign of life.
+const H2_PING_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Longest wait for a connection to be let go by HTTP after it was upgraded.
+const UPGRADE_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Longest wait for a probe's connection, as long as the default for requests.
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -69,11 +89,34 @@ impl Failure {
     }
 }
 
+/// How connections to an endpoint are made.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Dial {
+    pub(crate) protocol: Protocol,
+    pub(crate) tls: Option<Asking>,
+}
+
+impl Dial {
+    fn scheme(&self) -> Scheme {
+        match self.tls {
+            Some(_) => Scheme::HTTPS,
+            None => Scheme::HTTP,
+        }
+    }
+}
+
 /// One endpoint of one release on one side of one route.
 pub(crate) struct Peer {
     address: Endpoint,
     in_flight: AtomicU32,
     healthy: AtomicBool,
+    /// Requests in a row that got no answer in time.
+    timeouts: AtomicU32,
+    /// Until when it is avoided for them.
+    avoided_until: Mutex<Option<Instant>>,
+    dial: Dial,
+    /// For HTTP/2 the connection of each worker, which all its requests share.
+    shared: Box<[Mutex<Option<http2::SendRequest<Outgoing>>>]>,
     /// Connections without work by worker, last used last. Only the watch takes the lock of another worker.
     idle: Box<[Mutex<Vec<Box<Wire>>>]>,
 }
@@ -90,11 +133,15 @@ impl fmt::Debug for Peer {
 
 impl Peer {
     /// An endpoint nothing is known of yet: it counts as healthy. `workers` is how many threads may send to it.
-    pub(crate) fn new(address: Endpoint, workers: usize) -> Self {
+    pub(crate) fn new(address: Endpoint, dial: Dial, workers: usize) -> Self {
         Self {
             address,
+            dial,
+            shared: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
             in_flight: AtomicU32::new(0),
             healthy: AtomicBool::new(true),
+            timeouts: AtomicU32::new(0),
+            avoided_until: Mutex::default(),
             idle: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
         }
     }
@@ -113,7 +160,7 @@ impl Peer {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Whether it took the last connection that was tried.
+    /// Whether it took the last connection that was tried, and is not avoided for being silent.
     pub(crate) fn is_healthy(&self) -> bool {
         self.healthy.load(Ordering::Acquire)
     }
@@ -126,8 +173,8 @@ impl Peer {
         }
     }
 
-    /// Sends a request from a worker and waits for the head of the answer, as long as `response_wait_max` without any
-    /// progress of the request's body.
+    /// Sends a request from a worker and waits for the head of the answer, as long as `response_wait_max` from `now` on
+    /// or without any progress of the request's body.
     ///
     /// # Cancel safety
     /// Dropped, it closes the connection it was using.
@@ -138,26 +185,31 @@ impl Peer {
         self: &Arc<Self>,
         worker: usize,
         mut request: Request<Outgoing>,
+        now: Instant,
         connect_wait_max: Duration,
         response_wait_max: Duration,
     ) -> Result<(Response<Incoming>, Connection), Failure> {
         let upload = request.body().watch();
+        if self.dial.protocol == Protocol::H2 {
+            return self
+                .send_h2(worker, request, connect_wait_max, response_wait_max, upload)
+                .await;
+        }
+        let deadline = now + response_wait_max;
         loop {
-            let now = Instant::now();
             let (mut wire, is_fresh) = match poll_fn(|c| self.poll_idle(worker, now, c)).await {
                 Some(wire) => (wire, false),
-                None => match self.connect(connect_wait_max).await {
+                None => match self.connect_h1(connect_wait_max).await {
                     Some(wire) => (wire, true),
                     None => return Err(Failure::Connect(Box::new(request))),
                 },
             };
-            match wire
-                .exchange(request, response_wait_max, upload.as_deref())
-                .await
-            {
+            let answer = wire.exchange(request, deadline, response_wait_max, upload.as_deref());
+            match answer.await {
                 Ok(response) => {
+                    self.answered(true);
                     let connection = Connection {
-                        wire,
+                        wire: Some(wire),
                         peer: Arc::clone(self),
                         worker,
                     };
@@ -166,9 +218,72 @@ impl Peer {
                 // Not written: the connection was closed just then. There is always a fresh one to end this.
                 Err(Failure::Connect(unsent)) if !is_fresh => request = *unsent,
                 Err(failure) => {
+                    if matches!(failure, Failure::Timeout) {
+                        self.answered(false);
+                    }
                     debug!(endpoint = %self.address, ?failure, "an upstream did not answer");
                     return Err(failure);
                 }
+            }
+        }
+    }
+
+    async fn send_h2(
+        self: &Arc<Self>,
+        worker: usize,
+        request: Request<Outgoing>,
+        connect_wait_max: Duration,
+        response_wait_max: Duration,
+        upload: Option<Arc<UploadWatch>>,
+    ) -> Result<(Response<Incoming>, Connection), Failure> {
+        let mut request = for_h2(request, &self.dial.scheme());
+        loop {
+            let shared = &self.shared[worker % self.shared.len()];
+            let ready = lock(shared).clone().filter(|sender| sender.is_ready());
+            let (mut sender, is_fresh) = match ready {
+                Some(sender) => (sender, false),
+                None => match self.connect_h2(connect_wait_max).await {
+                    Some(sender) => {
+                        *lock(shared) = Some(sender.clone());
+                        (sender, true)
+                    }
+                    None => return Err(Failure::Connect(Box::new(request))),
+                },
+            };
+            let mut answer = pin!(sender.try_send_request(request));
+            let mut parts = upload.as_deref().map(UploadWatch::parts);
+            let answer = loop {
+                match timeout(response_wait_max, &mut answer).await {
+                    Ok(answer) => break answer,
+                    Err(_) => {
+                        still_coming(upload.as_deref(), &mut parts).inspect_err(|failure| {
+                            if matches!(failure, Failure::Timeout) {
+                                self.answered(false);
+                            }
+                        })?
+                    }
+                }
+            };
+            match answer {
+                Ok(response) => {
+                    self.answered(true);
+                    let connection = Connection {
+                        wire: None,
+                        peer: Arc::clone(self),
+                        worker,
+                    };
+                    return Ok((response, connection));
+                }
+                Err(failed) => match failure_of(failed, upload.as_deref()) {
+                    Failure::Connect(unsent) if !is_fresh => {
+                        lock(shared).take();
+                        request = *unsent;
+                    }
+                    failure => {
+                        debug!(endpoint = %self.address, ?failure, "an upstream did not answer");
+                        return Err(failure);
+                    }
+                },
             }
         }
     }
@@ -193,23 +308,35 @@ impl Peer {
     }
 
     /// A new connection, or `None`, and then the endpoint counts as unhealthy.
-    async fn connect(&self, wait_max: Duration) -> Option<Box<Wire>> {
-        let connected = timeout(wait_max, TcpStream::connect(self.address.as_str())).await;
-        let stream = match connected {
-            Ok(Ok(stream)) => stream,
+    async fn connect(&self, wait_max: Duration) -> Option<TokioIo<Stream>> {
+        let connecting = async {
+            let stream = TcpStream::connect(self.address.as_str()).await?;
+            // Small heads must not wait for an acknowledgement. Without it things are slower, not wrong.
+            drop(stream.set_nodelay(true));
+            match &self.dial.tls {
+                None => Ok(Stream::Plain(stream)),
+                Some(tls) => tls.connect(stream).await,
+            }
+        };
+        match timeout(wait_max, connecting).await {
+            Ok(Ok(stream)) => {
+                self.set_healthy(true, &"it takes connections");
+                Some(TokioIo::new(stream))
+            }
             Ok(Err(error)) => {
                 self.set_healthy(false, &error);
-                return None;
+                None
             }
             Err(elapsed) => {
                 self.set_healthy(false, &elapsed);
-                return None;
+                None
             }
-        };
-        self.set_healthy(true, &"it takes connections");
-        // Small heads must not wait for an acknowledgement. Without it things are slower, not wrong.
-        drop(stream.set_nodelay(true));
-        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.ok()?;
+        }
+    }
+
+    async fn connect_h1(&self, wait_max: Duration) -> Option<Box<Wire>> {
+        let stream = self.connect(wait_max).await?;
+        let (sender, driver) = http1::handshake(stream).await.ok()?;
         let now = Instant::now();
         Some(Box::new(Wire {
             sender,
@@ -220,7 +347,67 @@ impl Peer {
         }))
     }
 
+    async fn connect_h2(&self, wait_max: Duration) -> Option<http2::SendRequest<Outgoing>> {
+        let stream = self.connect(wait_max).await?;
+        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(H2_PING_INTERVAL)
+            .keep_alive_timeout(H2_PING_WAIT_MAX)
+            .handshake(stream)
+            .await
+            .ok()?;
+        // Ends by itself: when all its senders are dropped, or when the other side closes.
+        tokio::spawn(async move {
+            if let Err(error) = driver.await {
+                debug!(%error, "a connection to an upstream ended");
+            }
+        });
+        Some(sender)
+    }
+
+    /// Takes note of an answer, or of none in time. An endpoint that is silent again and again takes connections all the
+    /// same, so only time brings it back: then a single silence more sends it away again.
+    fn answered(&self, in_time: bool) {
+        if in_time {
+            if self.timeouts.load(Ordering::Relaxed) > 0 {
+                self.timeouts.store(0, Ordering::Relaxed);
+            }
+            return;
+        }
+        let timeouts = self.timeouts.fetch_add(1, Ordering::Relaxed) + 1;
+        if timeouts >= TIMEOUTS_MAX {
+            let mut until = lock(&self.avoided_until);
+            if until.is_none() {
+                *until = Some(Instant::now() + AVOIDED_FOR);
+                warn!(
+                    endpoint = %self.address,
+                    timeouts,
+                    seconds = AVOIDED_FOR.as_secs(),
+                    "endpoint does not answer in time: avoided for a while"
+                );
+                self.healthy.store(false, Ordering::Release);
+            }
+        }
+    }
+
+    /// Whether it is to be left alone still; lets it back when its time is over.
+    fn is_avoided(&self, now: Instant) -> bool {
+        let mut until = lock(&self.avoided_until);
+        match *until {
+            Some(time) if time > now => true,
+            Some(_) => {
+                *until = None;
+                self.timeouts.store(TIMEOUTS_MAX - 1, Ordering::Relaxed);
+                false
+            }
+            None => false,
+        }
+    }
+
     fn set_healthy(&self, healthy: bool, why: &dyn fmt::Display) {
+        if healthy && lock(&self.avoided_until).is_some() {
+            return;
+        }
         if self.healthy.swap(healthy, Ordering::AcqRel) != healthy {
             if healthy {
                 info!(endpoint = %self.address, "endpoint is back");
@@ -235,16 +422,14 @@ impl Peer {
         for idle in &self.idle {
             lock(idle).clear();
         }
+        for shared in &self.shared {
+            lock(shared).take();
+        }
     }
 
     /// Whether an endpoint that took no connection takes one now; then it counts as healthy again.
     pub(crate) async fn probe(&self) -> bool {
-        let probe = TcpStream::connect(self.address.as_str());
-        let is_back = matches!(timeout(PROBE_WAIT_MAX, probe).await, Ok(Ok(_)));
-        if is_back {
-            self.set_healthy(true, &"it takes connections");
-        }
-        is_back
+        self.connect(PROBE_WAIT_MAX).await.is_some()
     }
 
     fn close_old_connections(&self, now: Instant) {
@@ -256,9 +441,9 @@ impl Peer {
 
 /// A connection to an endpoint. It moves only while it is driven.
 struct Wire {
-    sender: SendRequest<Outgoing>,
+    sender: http1::SendRequest<Outgoing>,
     /// Gone when a request still waited for it at its end: so the request comes back.
-    driver: Option<http1::Connection<TokioIo<TcpStream>, Outgoing>>,
+    driver: Option<http1::Connection<TokioIo<Stream>, Outgoing>>,
     has_ended: bool,
     /// Set once for many requests: see [`Wire::poll_deadline`].
     timer: Pin<Box<Sleep>>,
@@ -287,11 +472,11 @@ impl Wire {
     async fn exchange(
         &mut self,
         request: Request<Outgoing>,
+        mut deadline: Instant,
         wait_max: Duration,
         upload: Option<&UploadWatch>,
     ) -> Result<Response<Incoming>, Failure> {
         let mut answer = pin!(self.sender.try_send_request(request));
-        let mut deadline = Instant::now() + wait_max;
         let mut parts = upload.map(UploadWatch::parts);
         let answer = poll_fn(|context| {
             self.drive(context);
@@ -306,27 +491,15 @@ impl Wire {
                 };
             }
             while self.poll_deadline(deadline, context).is_ready() {
-                let now_parts = upload.map(UploadWatch::parts);
-                match upload {
-                    // A long upload on its way is no silence.
-                    Some(_) if now_parts != parts => parts = now_parts,
-                    Some(upload) if upload.is_waiting_for_client() => {
-                        return Poll::Ready(Err(Failure::Client(ClientFault::Stalled)));
-                    }
-                    Some(_) | None => return Poll::Ready(Err(Failure::Timeout)),
+                if let Err(failure) = still_coming(upload, &mut parts) {
+                    return Poll::Ready(Err(failure));
                 }
                 deadline = Instant::now() + wait_max;
             }
             Poll::Pending
         })
         .await?;
-        answer.map_err(|mut failed| match failed.take_message() {
-            Some(unsent) => Failure::Connect(Box::new(unsent)),
-            None => match upload.and_then(UploadWatch::fault) {
-                Some(fault) => Failure::Client(fault),
-                None => Failure::Reset,
-            },
-        })
+        answer.map_err(|failed| failure_of(failed, upload))
     }
 
     /// Whether the deadline has passed; if not, it asks to be woken by then. A timer that still waits for the deadline
@@ -345,9 +518,55 @@ impl Wire {
     }
 }
 
+/// Once the time for an answer is over: whether the request's body moved since, so that one may wait on.
+fn still_coming(upload: Option<&UploadWatch>, parts: &mut Option<u64>) -> Result<(), Failure> {
+    let now = upload.map(UploadWatch::parts);
+    match upload {
+        // A long upload on its way is no silence.
+        Some(_) if now != *parts => {
+            *parts = now;
+            Ok(())
+        }
+        Some(upload) if upload.is_waiting_for_client() => {
+            Err(Failure::Client(ClientFault::Stalled))
+        }
+        Some(_) | None => Err(Failure::Timeout),
+    }
+}
+
+fn failure_of(
+    mut failed: TrySendError<Request<Outgoing>>,
+    upload: Option<&UploadWatch>,
+) -> Failure {
+    match failed.take_message() {
+        Some(unsent) => Failure::Connect(Box::new(unsent)),
+        None => match upload.and_then(UploadWatch::fault) {
+            Some(fault) => Failure::Client(fault),
+            None => Failure::Reset,
+        },
+    }
+}
+
+/// A request as HTTP/2 wants it: with the authority in its target, and without what frames a body in HTTP/1.1.
+fn for_h2(mut request: Request<Outgoing>, scheme: &Scheme) -> Request<Outgoing> {
+    let headers = request.headers_mut();
+    headers.remove(TRANSFER_ENCODING);
+    let host = headers.remove(HOST);
+    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let mut target = request.uri().clone().into_parts();
+    target.scheme = Some(scheme.clone());
+    target.authority = Some(authority.unwrap_or_else(|| Authority::from_static("localhost")));
+    if let Ok(target) = Uri::from_parts(target) {
+        *request.uri_mut() = target;
+    }
+    *request.version_mut() = Version::HTTP_2;
+    request
+}
+
 /// A connection whose answer is still being read.
 pub(crate) struct Connection {
-    wire: Box<Wire>,
+    /// Its own alone; `None` for HTTP/2, where many requests share one that drives itself.
+    wire: Option<Box<Wire>>,
     peer: Arc<Peer>,
     worker: usize,
 }
@@ -363,20 +582,40 @@ impl fmt::Debug for Connection {
 impl Connection {
     /// Moves the answer's body on: to be called before each look at it.
     pub(crate) fn drive(&mut self, context: &mut Context<'_>) {
-        self.wire.drive(context);
+        if let Some(wire) = &mut self.wire {
+            wire.drive(context);
+        }
     }
 
     /// Keeps the connection for the next request. Only after request and answer were read to their ends; dropping it
     /// instead closes it.
-    pub(crate) fn keep(mut self) {
-        if self.wire.has_ended {
+    pub(crate) fn keep(self) {
+        let Some(mut wire) = self.wire.filter(|wire| !wire.has_ended) else {
             return;
-        }
-        self.wire.idle_since = Instant::now();
+        };
+        wire.idle_since = Instant::now();
         let mut idle = lock(self.peer.idle(self.worker));
         if idle.len() < IDLE_CONNECTIONS_MAX {
-            idle.push(self.wire);
+            idle.push(wire);
         }
+    }
+
+    /// The bare connection, after the endpoint has said that it speaks another protocol from here on.
+    pub(crate) async fn upgraded(self) -> Option<Watched> {
+        let mut wire = self.wire?;
+        let over = poll_fn(|context| {
+            wire.drive(context);
+            if wire.has_ended {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        });
+        // It ends with the answer that said so; the limit is for one that does not.
+        timeout(UPGRADE_WAIT_MAX, over).await.ok()?;
+        let parts = wire.driver?.into_parts();
+        let stream = Watched::new(parts.io.into_inner(), Arc::default());
+        Some(stream.rewound(parts.read_buf))
     }
 }
 
@@ -406,6 +645,8 @@ pub(crate) struct PeerKey {
     pub(crate) arm: Arm,
     pub(crate) release: Arc<str>,
     pub(crate) address: Endpoint,
+    /// Last, so that the order of endpoints is by what people see.
+    pub(crate) transport: Transport,
 }
 
 /// All endpoints: those of the table, and those of earlier tables that still have requests. So load, health and
@@ -425,12 +666,18 @@ impl Peers {
         }
     }
 
+    /// How many threads send to them.
+    pub(crate) fn workers(&self) -> usize {
+        self.workers
+    }
+
     /// The endpoint of that key, new if it is not known.
-    pub(crate) fn get(&self, key: PeerKey) -> Arc<Peer> {
+    pub(crate) fn get(&self, key: PeerKey, dial: &Dial) -> Arc<Peer> {
         let mut known = lock(&self.known);
-        let peer = known
-            .entry(key)
-            .or_insert_with_key(|key| Arc::new(Peer::new(key.address.clone(), self.workers)));
+        let peer = known.entry(key).or_insert_with_key(|key| {
+            let peer = Peer::new(key.address.clone(), dial.clone(), self.workers);
+            Arc::new(peer)
+        });
         Arc::clone(peer)
     }
 
@@ -496,7 +743,7 @@ impl Peers {
         let mut sick = Vec::new();
         for peer in lock(&self.known).values() {
             peer.close_old_connections(now);
-            if !peer.is_healthy() {
+            if !peer.is_avoided(now) && !peer.is_healthy() {
                 sick.push(Arc::clone(peer));
             }
         }

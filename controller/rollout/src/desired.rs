@@ -37,7 +37,7 @@ pub struct Desired {
 }
 
 /// What was last seen of the world, as far as a rollout's next step depends on it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Observed {
     /// How many tasks the stable group wants.
     pub stable_replicas: u32,
@@ -55,6 +55,9 @@ pub struct Observed {
     pub weight_seen: Option<Weight>,
     /// Requests at the canary that have no answer yet, over all proxies.
     pub canary_in_flight: u32,
+    /// Requests a second to the service before the canary's first; `None` once it gets any, and while the rate is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_second: Option<f64>,
     /// Why the canary's last task ended or could not start, in the words of whoever ran it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,

@@ -7,7 +7,7 @@
 //!
 //! Evidence is kept as natural logarithms throughout. One idea a file, from the inside out: `mixture`, `split`,
 //! `non_inferiority`, `warm_up`, `latency`, `dispersion`, `saturation`, `checks`, `traffic`, `nodes`, `blocks`, `baseline`, `combine`,
-//! `gate`, `trial`.
+//! `gate`, `trial`; `price` says beforehand what a proof takes.
 
 mod baseline;
 mod blocks;
@@ -19,6 +19,7 @@ mod latency;
 mod mixture;
 mod nodes;
 mod non_inferiority;
+mod price;
 mod saturation;
 mod split;
 mod traffic;
@@ -32,7 +33,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 use crate::Duration;
-use crate::plan::{Guard, Hold, Plan, Step};
+use crate::plan::{Guard, Hold, Plan, Start, Step};
 use crate::serial::Millis;
 use crate::signals::{Block, Cell, bucket_edge_us};
 use crate::weight::Weight;
@@ -40,6 +41,7 @@ use crate::weight::Weight;
 pub use baseline::Baseline;
 pub use checks::CheckSample;
 pub use non_inferiority::EXCESS_GRID;
+pub use price::{asked_at, canary_requests_for_errors};
 pub use saturation::{Gauge, NodeGauges, SAMPLE_PERIOD, SaturationSample};
 pub use traffic::{CounterStep, counter_delta};
 pub use verdict::{
@@ -372,11 +374,15 @@ impl Judge {
     }
 }
 
-/// The step to begin with: the first weight that brings enough canary requests at this rate, or the last before a gate
-/// that waits for people. At low traffic the smallest steps would take for ever and prove nothing.
+/// The step to begin with, as an index into the plan: the first weight that brings enough canary requests at this rate, or
+/// the last before a gate that waits for people. At low traffic the smallest steps would take for ever and prove nothing.
+/// The plan's first where there are no requests at all, and where the guard says so.
 #[must_use]
 pub fn first_step(plan: &Plan, requests_per_second: f64, guard: &Guard) -> usize {
     let mut first = 0;
+    if guard.start == Start::First || requests_per_second.is_nan() || requests_per_second <= 0.0 {
+        return first;
+    }
     for (index, step) in plan.steps().iter().enumerate() {
         match step {
             Step::Gate { .. } => break,

@@ -30,7 +30,7 @@ pub use desired::{Desired, Observed, Placement};
 pub use judge::{Judge, Verdict};
 pub use plan::{Bake, Bound, Check, Deadlines, Guard, Hold, Plan, Spec, Step};
 pub use release::{Release, ReleaseId, RolloutId, ServiceName};
-pub use rollout::{Cause, Command, Ending, Event, Phase, Rollout};
+pub use rollout::{Cause, Command, Ending, Event, Phase, Rollout, Skipped};
 pub use serial::Millis;
 pub use signals::{Block, Cell, LatencyHistogram};
 pub use weight::{Split, Weight};

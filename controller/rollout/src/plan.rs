@@ -282,6 +282,18 @@ impl Bound {
     }
 }
 
+/// Which step a rollout begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// The first that is large enough for the traffic before the rollout; see [`Tuning::canary_rate_min`]. The plan's
+    /// first while that traffic is not known.
+    #[default]
+    Auto,
+    /// The plan's first, whatever the traffic.
+    First,
+}
+
 /// What must not get worse, and how sure the judge must be. Defaults, and their price in time: JUDGE 2.10 and 2.12.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -316,6 +328,8 @@ pub struct Guard {
     /// Whether routed counts are held against the weight. True; false where few clients keep their release (sticky
     /// sessions), because then the share is theirs and not the router's.
     pub ratio_check: bool,
+    /// Whether steps that are too small for the traffic are passed over. Auto, which does.
+    pub start: Start,
     /// What else must not get worse, by the user's own measure. None; at most [`CHECKS_MAX`].
     pub checks: Vec<Check>,
     /// The judge's inner settings. Few will ever have a reason to touch them.
@@ -402,6 +416,7 @@ impl Default for Guard {
             saturation_memory: 1.25,
             warm_up: Duration::from_secs(30),
             ratio_check: true,
+            start: Start::Auto,
             checks: Vec::new(),
             tuning: Tuning::default(),
         }

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::desired::{Desired, Observed, Placement};
-use crate::judge::Position;
+use crate::judge::{Position, first_step};
 use crate::plan::{Hold, Spec, Step};
 use crate::release::{Release, RolloutId, ServiceName};
 use crate::serial::millis;
@@ -323,7 +323,7 @@ pub enum Ruling {
 }
 
 /// What happens to a rollout.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// So much time passed while the controller was up.
     Passed(Duration),
@@ -338,6 +338,18 @@ pub enum Event {
     },
     /// Somebody ordered something.
     Ordered(Command),
+}
+
+/// Steps that a rollout passed over because they are too small for its traffic: the canary would have had fewer requests
+/// than anything can be proven with (JUDGE 2.10).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Skipped {
+    /// How many: it began with the step of this index.
+    pub steps: usize,
+    /// Requests a second to the service before the canary's first.
+    pub requests_per_second: f64,
+    /// Canary requests a second that a first step should have, as the guard says.
+    pub canary_rate_min: f64,
 }
 
 /// One attempt to make a canary the stable release.
@@ -368,6 +380,9 @@ pub struct Rollout {
     /// Time since its start.
     #[serde(rename = "elapsed_ms", with = "millis")]
     pub elapsed: Duration,
+    /// The steps that were passed over when it began, if any were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<Skipped>,
     /// What was last seen.
     pub observed: Observed,
 }
@@ -405,6 +420,7 @@ impl Rollout {
                 elapsed: Duration::ZERO,
             },
             elapsed: Duration::ZERO,
+            skipped: None,
             observed: Observed::default(),
         }
     }
@@ -743,7 +759,23 @@ impl Rollout {
         }
     }
 
-    fn after_observation(&self, phase: Phase) -> Phase {
+    /// The step to begin with, and a record of those before it.
+    fn begin(&mut self) -> Phase {
+        let Spec { plan, guard, .. } = &self.spec;
+        let rate = self.observed.requests_per_second;
+        let step = rate.map_or(0, |rate| first_step(plan, rate, guard));
+        self.skipped = rate.filter(|_| step > 0).map(|rate| Skipped {
+            steps: step,
+            requests_per_second: rate,
+            canary_rate_min: guard.tuning.canary_rate_min,
+        });
+        Phase::Analyzing {
+            step,
+            elapsed: Duration::ZERO,
+        }
+    }
+
+    fn after_observation(&mut self, phase: Phase) -> Phase {
         let seen = &self.observed;
         let full = seen.stable_replicas.max(1);
         let left = seen.weight_seen == Some(Weight::ZERO) && seen.canary_in_flight == 0;
@@ -754,10 +786,7 @@ impl Rollout {
                 if self.full {
                     promoting(Promotion::Shifting)
                 } else {
-                    Phase::Analyzing {
-                        step: 0,
-                        elapsed: Duration::ZERO,
-                    }
+                    self.begin()
                 }
             }
             Phase::Promoting {

@@ -1,6 +1,6 @@
 //! The documents of the HTTP API: what callers send and get. The command line, the board and scripts read these.
 
-use rollout::{Ending, Phase, Release, Timestamp, Verdict};
+use rollout::{Ending, Phase, Release, Skipped, Timestamp, Verdict};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -154,6 +154,8 @@ pub enum StepState {
     Current,
     /// Ahead.
     Pending,
+    /// Passed over when the rollout began: too small for the traffic.
+    Skipped,
 }
 
 /// One step, the bake, or the warm phase.
@@ -172,8 +174,39 @@ pub struct StepView {
     /// At most so long before the time-out rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub most_seconds: Option<f64>,
-    /// Behind, here or ahead.
+    /// Behind, here, ahead or passed over.
     pub state: StepState,
+}
+
+/// A check of the guard, as the judge last saw it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CheckView {
+    /// Its name.
+    pub name: String,
+    /// What it must keep: `at most 1000`.
+    pub bound: String,
+    /// The canary's newest value; `null` while there is none.
+    pub canary: Option<f64>,
+    /// Stable's, where the two are compared.
+    pub stable: Option<f64>,
+    /// The value that the canary's must not pass; `null` where it depends on stable's and there is none.
+    pub limit: Option<f64>,
+    /// How it stands.
+    pub state: CheckState,
+    /// All that is known, in a sentence.
+    pub message: String,
+}
+
+/// How a check stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckState {
+    /// The newest value is within its limit.
+    Kept,
+    /// It is beyond. Three times in a row rolls back; a comparison does when the evidence suffices.
+    Beyond,
+    /// There is none, or none for too long: no gate opens.
+    NoData,
 }
 
 /// The canary's share: decided, and as the proxies apply it.
@@ -215,10 +248,17 @@ pub struct RolloutView {
     pub weight: WeightView,
     /// The steps.
     pub steps: Vec<StepView>,
+    /// The steps that were passed over when it began, and why; absent where none were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub skipped: Option<Skipped>,
     /// The release served by default.
     pub stable: ArmView,
     /// The release on trial.
     pub canary: ArmView,
+    /// The checks of the guard, as the judge last saw them; absent where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckView>,
     /// The judge's last verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Object)]
@@ -286,7 +326,7 @@ pub struct EventView {
     pub at: Timestamp,
     /// The rollout, if it is about one.
     pub rollout: Option<String>,
-    /// What kind: `started`, `phase`, `weight`, `order`, `verdict`, `refused`, …
+    /// What kind: `started`, `skipped`, `phase`, `weight`, `order`, `verdict`, `refused`, …
     pub kind: String,
     /// Who caused it; `friday` for what it did by itself.
     pub author: String,

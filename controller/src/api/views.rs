@@ -2,12 +2,14 @@
 
 use proxy_api::Arm;
 use rollout::signals::bucket_edge_us;
-use rollout::{Duration, LatencyHistogram, Phase, Release, Rollout, ServiceName, Step, Weight};
+use rollout::{
+    Check, Duration, LatencyHistogram, Phase, Release, Rollout, ServiceName, Step, Weight,
+};
 
 use super::Api;
 use super::types::{
-    ArmView, RolloutSummary, RolloutView, ServiceView, SignalsView, StepState, StepView, TaskView,
-    WeightView,
+    ArmView, CheckState, CheckView, RolloutSummary, RolloutView, ServiceView, SignalsView,
+    StepState, StepView, TaskView, WeightView,
 };
 use crate::fleet::Fleet;
 use crate::orchestrator::{Group, Task};
@@ -104,7 +106,9 @@ fn steps(rollout: &Rollout) -> Vec<StepView> {
         | Phase::RollingBack { .. }
         | Phase::RolledBack { .. } => None,
     };
+    let skipped = rollout.skipped.map_or(0, |skipped| skipped.steps);
     let state = |index: usize| match here {
+        _ if index < skipped => StepState::Skipped,
         Some(here) if index < here => StepState::Done,
         Some(here) if index == here => StepState::Current,
         Some(_) | None => StepState::Pending,
@@ -150,6 +154,35 @@ fn steps(rollout: &Rollout) -> Vec<StepView> {
     views
 }
 
+/// The checks of a rollout's guard, as its last verdict has them; before the first, without data.
+fn checks(saved: &Saved) -> Vec<CheckView> {
+    let seen = saved
+        .verdict
+        .as_ref()
+        .map_or(&[][..], |verdict| &verdict.checks);
+    let view = |check: &Check| match seen.iter().find(|seen| seen.name == check.name) {
+        Some(seen) => CheckView {
+            name: check.name.clone(),
+            bound: words::bound(&check.bound),
+            canary: seen.canary,
+            stable: seen.stable,
+            limit: check.bound.limit(seen.stable),
+            state: words::check_state(seen, check.grace),
+            message: words::check(seen),
+        },
+        None => CheckView {
+            name: check.name.clone(),
+            bound: words::bound(&check.bound),
+            canary: None,
+            stable: None,
+            limit: check.bound.limit(None),
+            state: CheckState::NoData,
+            message: format!("check {:?}: nothing judged yet", check.name),
+        },
+    };
+    saved.rollout.spec.guard.checks.iter().map(view).collect()
+}
+
 /// A rollout, whole. What runs of it is known only while it is in charge of its service.
 pub(super) fn rollout(api: &Api, saved: &Saved, service: Option<&ServiceSnapshot>) -> RolloutView {
     let rollout = &saved.rollout;
@@ -190,6 +223,8 @@ pub(super) fn rollout(api: &Api, saved: &Saved, service: Option<&ServiceSnapshot
                 .map(percent),
         },
         steps: steps(rollout),
+        skipped: rollout.skipped,
+        checks: checks(saved),
         stable: arm(
             &rollout.stable,
             state.map(|state| &state.stable),

@@ -95,6 +95,10 @@ fn kind(event: &EventView) -> Kind {
             "started by {by}: {}",
             word("image").unwrap_or_default()
         )),
+        "skipped" => match skipped_words(data) {
+            Some(words) => Kind::Line(words),
+            None => Kind::Nothing,
+        },
         "order" => {
             let because = word("reason")
                 .map(|reason| format!(": {reason}"))
@@ -114,6 +118,23 @@ fn kind(event: &EventView) -> Kind {
         },
         _ => Kind::Nothing,
     }
+}
+
+/// The data of an entry of kind `skipped`, in words.
+fn skipped_words(data: &Value) -> Option<String> {
+    let rate = |key: &str| data[key].as_f64().map(words::rate);
+    let skipped = data["skipped_percent"].as_array()?.iter();
+    let skipped: Vec<String> = skipped
+        .filter_map(|percent| Some(format!("{}%", percent.as_f64()?)))
+        .collect();
+    Some(format!(
+        "begins with step {} at {}%: at {} requests/s, {} would be fewer than {} canary requests/s",
+        data["step"].as_u64()? + 1,
+        data["weight_percent"].as_f64()?,
+        rate("requests_per_second")?,
+        skipped.join(", "),
+        rate("canary_rate_min")?,
+    ))
 }
 
 fn phase_words(phase: &Phase) -> String {

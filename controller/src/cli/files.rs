@@ -102,10 +102,10 @@ async fn try_checks(
         let Ok(query) = Query::parse(&check.query) else {
             continue;
         };
-        let mut found = |expected: String| {
+        let mut found = |expected: String, mend: Option<String>| {
             tried
                 .findings
-                .extend(finding_at_query(text, name, index, expected))
+                .extend(finding_at_query(text, name, index, expected, mend))
         };
         match prometheus
             .ask(&query.about(&subject), context.clock.now() - check.lag)
@@ -114,10 +114,14 @@ async fn try_checks(
             Ok(value) => {
                 let unknown = prometheus.unknown_of(query.metrics()).await?;
                 if !unknown.is_empty() {
+                    // Advice alone: without the list the finding is the same.
+                    let names = prometheus.names().await.unwrap_or_default();
+                    let mend = meant(&unknown, &names);
                     let unknown = unknown.join(", ");
-                    found(format!(
+                    let expected = format!(
                         "Prometheus has never seen {unknown}: expected the name of a metric that it scrapes"
-                    ));
+                    );
+                    found(expected, mend);
                 } else if value.is_none() {
                     let name = &check.name;
                     tried.warnings.push(format!(
@@ -127,12 +131,41 @@ async fn try_checks(
             }
             Err(error) if error.is_transient() => return Err(error),
             Err(error @ (MetricsError::Refused { .. } | MetricsError::Shape { .. })) => {
-                found(error.to_string())
+                found(error.to_string(), None)
             }
             Err(error) => return Err(error),
         }
     }
     Ok(tried)
+}
+
+/// The metrics that were probably meant, in words; none where nothing there is like any of them.
+fn meant(unknown: &[String], names: &[String]) -> Option<String> {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let found: Vec<(&String, &str)> = unknown
+        .iter()
+        .filter_map(|metric| Some((metric, nearest_metric(metric, &names)?)))
+        .collect();
+    let words: Vec<String> = match found[..] {
+        [] => return None,
+        [(_, name)] if unknown.len() == 1 => vec![format!("did you mean {name}?")],
+        _ => {
+            let word =
+                |(metric, name): &(&String, &str)| format!("for {metric} did you mean {name}?");
+            found.iter().map(word).collect()
+        }
+    };
+    Some(words.join(" "))
+}
+
+/// The name that is most like this one; or, of those that go on before or after it (a namespace, a unit, `_total`), the
+/// shortest.
+fn nearest_metric<'a>(metric: &str, names: &[&'a str]) -> Option<&'a str> {
+    let longer = || {
+        let names = names.iter().copied().filter(|name| name.contains(metric));
+        names.min_by_key(|name| (name.len(), *name))
+    };
+    spec::nearest(metric, names).or_else(longer)
 }
 
 pub(super) fn schema(context: &Context) -> anyhow::Result<u8> {
@@ -156,4 +189,44 @@ pub(super) fn version(context: &Context) -> anyhow::Result<u8> {
         }
     }
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_which_metric_was_meant() {
+        let names: Vec<String> = [
+            "consumer_lag",
+            "http_requests_total",
+            "shop_orders_failed_total",
+            "shop_orders_failed",
+            "up",
+        ]
+        .map(str::to_owned)
+        .into();
+        let said = |unknown: &[&str]| {
+            let unknown: Vec<String> = unknown.iter().map(|name| (*name).to_owned()).collect();
+            meant(&unknown, &names)
+        };
+        for (unknown, name) in [
+            ("consumer_lagg", "consumer_lag"),
+            ("consmuer_lag", "consumer_lag"),
+            ("http_requests", "http_requests_total"),
+            ("orders_failed", "shop_orders_failed"),
+        ] {
+            assert_eq!(
+                said(&[unknown]).unwrap(),
+                format!("did you mean {name}?"),
+                "{unknown}"
+            );
+        }
+        assert_eq!(
+            said(&["consumer_lagg", "never", "upp"]).unwrap(),
+            "for consumer_lagg did you mean consumer_lag? for upp did you mean up?"
+        );
+        assert_eq!(said(&["something_else_entirely"]), None);
+        assert_eq!(meant(&["x".to_owned()], &[]), None);
+    }
 }

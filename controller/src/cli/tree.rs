@@ -61,7 +61,7 @@ fn headings(view: &RolloutView, paint: Paint) -> String {
     let passed = view
         .steps
         .iter()
-        .filter(|step| step.state == StepState::Done)
+        .filter(|step| matches!(step.state, StepState::Done | StepState::Skipped))
         .count();
     let seen = match view.weight.seen_percent {
         Some(seen) => format!("{seen}"),

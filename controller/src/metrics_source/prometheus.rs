@@ -18,6 +18,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Longest answer. One number is 200 bytes; a query that forgot to aggregate may return every series there is.
 const BODY_BYTES_MAX: usize = 1 << 20;
 
+/// Longest list of metric names: 100,000 names of 160 bytes, which is more than a Prometheus of one team has.
+const NAMES_BYTES_MAX: usize = 16 << 20;
+
 /// Oldest sample that counts: five minutes, which is how long Prometheus itself calls a series alive that was not scraped.
 const STALE_AFTER: Duration = Duration::from_secs(5 * 60);
 
@@ -64,24 +67,38 @@ impl Prometheus {
         let mut unknown = Vec::new();
         for metric in metrics {
             let (status, body) = self.get(values_url(&self.base, metric)).await?;
-            if !names_any(status, &body, &self.name)? {
+            if read_names(status, &body, &self.name)?.is_empty() {
                 unknown.push(metric.clone());
             }
         }
         Ok(unknown)
     }
 
+    /// The names of all metrics that it knows, in its order.
+    ///
+    /// # Errors
+    /// It cannot be asked, or the list is longer than 16 MiB.
+    pub async fn names(&self) -> Result<Vec<String>, MetricsError> {
+        let url = endpoint(&self.base, "label/__name__/values", &[]);
+        let (status, body) = self.get_long(url, NAMES_BYTES_MAX).await?;
+        read_names(status, &body, &self.name)
+    }
+
     async fn get(&self, url: Url) -> Result<(u16, Vec<u8>), MetricsError> {
+        self.get_long(url, BODY_BYTES_MAX).await
+    }
+
+    async fn get_long(&self, url: Url, bytes_max: usize) -> Result<(u16, Vec<u8>), MetricsError> {
         let unreachable = |source: reqwest::Error| MetricsError::Unreachable {
             url: self.name.clone(),
             source: source.without_url(),
         };
         let response = self.client.get(url).send().await.map_err(unreachable)?;
         let status = response.status().as_u16();
-        Ok((status, self.body(response).await?))
+        Ok((status, self.body(response, bytes_max).await?))
     }
 
-    async fn body(&self, response: Response) -> Result<Vec<u8>, MetricsError> {
+    async fn body(&self, response: Response, bytes_max: usize) -> Result<Vec<u8>, MetricsError> {
         let mut body = Vec::new();
         let mut pieces = response.bytes_stream();
         while let Some(piece) = pieces.next().await {
@@ -90,9 +107,9 @@ impl Prometheus {
                 source: source.without_url(),
             };
             body.extend_from_slice(&piece.map_err(unreachable)?);
-            if body.len() > BODY_BYTES_MAX {
+            if body.len() > bytes_max {
                 return Err(MetricsError::Shape {
-                    got: format!("more than {} MiB", BODY_BYTES_MAX >> 20),
+                    got: format!("more than {} MiB", bytes_max >> 20),
                 });
             }
         }
@@ -276,15 +293,14 @@ fn read_value(
     Ok(Some(number).filter(|number| number.is_finite() && is_of_time))
 }
 
-/// Whether a list of names has any.
-fn names_any(status: u16, body: &[u8], url: &str) -> Result<bool, MetricsError> {
+/// The names in a list of names.
+fn read_names(status: u16, body: &[u8], url: &str) -> Result<Vec<String>, MetricsError> {
     let data = read_answer(status, body, url)?;
-    let names: Result<Vec<String>, _> = serde_json::from_value(data);
     let alien = |error: serde_json::Error| MetricsError::Alien {
         url: url.to_owned(),
         reason: error.to_string(),
     };
-    names.map(|names| !names.is_empty()).map_err(alien)
+    serde_json::from_value(data).map_err(alien)
 }
 
 /// Somebody else's words on one line, with an end.

@@ -52,6 +52,18 @@ impl Ledger {
 
     /// What is to be told of the way from `before` to `after`.
     pub(super) fn moves(&mut self, before: &Rollout, after: &Rollout) {
+        if let (None, Some(skipped)) = (before.skipped, after.skipped) {
+            tracing::info!(rollout = %after.id, ?skipped, "begins with a later step");
+            let weight = |step| after.spec.plan.weight_at(step).ratio() * 100.0;
+            let data = json!({
+                "step": skipped.steps,
+                "weight_percent": weight(skipped.steps),
+                "skipped_percent": (0..skipped.steps).map(weight).collect::<Vec<_>>(),
+                "requests_per_second": skipped.requests_per_second,
+                "canary_rate_min": skipped.canary_rate_min,
+            });
+            self.events.push(self.event("skipped", FRIDAY, data));
+        }
         if before.phase.at_start() != after.phase.at_start() {
             tracing::info!(rollout = %after.id, from = before.phase.name(), to = after.phase.name(), "moved");
             let data = json!({ "from": before.phase, "to": after.phase });

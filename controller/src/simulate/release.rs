@@ -1,11 +1,11 @@
 //! One simulated release: the real state machine and the real judge, on synthetic traffic.
 
-use rollout::judge::{Decision, Judged, first_step};
-use rollout::plan::{Plan, Ready, RouteMatch, Sticky};
-use rollout::rollout::Ruling;
+use rollout::judge::{Decision, Grounds, Judged, Proof};
+use rollout::plan::{Ready, RouteMatch, Sticky};
+use rollout::rollout::{Ruling, Stage};
 use rollout::{
-    Cause, Deadlines, Desired, Duration, Event, Guard, Judge, Observed, Phase, Placement, Release,
-    Rollout, RolloutId, ServiceName, Spec, Timestamp,
+    Cause, Command, Deadlines, Desired, Duration, Event, Guard, Judge, Observed, Phase, Placement,
+    Release, Rollout, RolloutId, ServiceName, Spec, Timestamp, Verdict,
 };
 
 use super::traffic::{Model, TICK, World};
@@ -18,16 +18,36 @@ const DEADLINES: Deadlines = Deadlines {
     rollout: Duration::from_secs(2 * 60 * 60),
 };
 
+/// No release is followed for longer than this: a plan whose deadlines are weeks would never come to an end here.
+const FOLLOWED_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// How one release ended.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Outcome {
     pub(super) end: End,
     /// From the canary's first second to the verdict that ended it.
     pub(super) seconds: f64,
+    /// The steps that it passed, in order; not the bake.
+    pub(super) passed: Vec<Passed>,
+    /// Requests that the canary got.
+    pub(super) canary_requests: f64,
     /// The canary's failed requests until then.
     pub(super) failed: f64,
     /// Of these, those that would not have failed on stable, in the mean.
     pub(super) excess: f64,
+}
+
+/// A step that was passed.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Passed {
+    /// Its index in the plan.
+    pub(super) step: usize,
+    /// How long it took, with the wait for a weight that is not in force yet.
+    pub(super) seconds: f64,
+    /// Canary requests that counted for a proof by then, in this step and before.
+    pub(super) counted: u64,
+    /// The proofs that were not there when its time was over; none where all were.
+    pub(super) unproven: Vec<Proof>,
 }
 
 /// In what it ended.
@@ -44,18 +64,9 @@ pub(super) enum End {
 /// A rollout whose canary is ready and about to get its first request, as all rollouts of a model begin.
 pub(super) fn beginning(model: &Model) -> Rollout {
     let release = &model.scenario.plan;
-    let guard = Guard {
-        warm_up: release.warm_up,
-        ..Guard::default()
-    };
-    // Steps too small for this traffic are passed over (JUDGE 2.10).
-    let first = first_step(&release.plan, model.rate, &guard);
-    let plan = Plan::new(release.plan.steps()[first..].to_vec()).expect(
-        "what follows a weight of a plan is a plan, for the simulator's plans have no gates",
-    );
     let service = ServiceName::try_from("simulated".to_owned()).expect("letters are a name");
     let spec = Spec {
-        service: service.clone(),
+        service,
         port: 80,
         ready: Ready {
             path: "/".to_owned(),
@@ -66,13 +77,21 @@ pub(super) fn beginning(model: &Model) -> Rollout {
         },
         sticky: Sticky::None,
         shield: false,
-        plan,
+        plan: release.plan.clone(),
         bake: release.bake,
         keep_warm: Duration::ZERO,
         deadlines: DEADLINES,
-        guard,
+        guard: Guard {
+            warm_up: release.warm_up,
+            ..Guard::default()
+        },
     };
-    let tasks = model.scenario.nodes.stable.0;
+    begin(spec, model)
+}
+
+/// A rollout by this spec, at the same point.
+pub(super) fn begin(spec: Spec, model: &Model) -> Rollout {
+    let service = spec.service.clone();
     let rollout = Rollout::new(
         RolloutId::new(&service, 1),
         service,
@@ -84,24 +103,30 @@ pub(super) fn beginning(model: &Model) -> Rollout {
         false,
         Timestamp::UNIX_EPOCH,
     );
-    // Tasks are always ready in time here: what is judged is traffic, and a canary that never starts has none.
+    let tasks = model.scenario.nodes.stable.0;
+    // Tasks are always ready in time here: what is judged is traffic, and a canary that never starts has none. By the rate
+    // the rollout itself passes over steps that are too small for it (JUDGE 2.10).
     let observed = Observed {
         stable_replicas: tasks,
         stable_ready: tasks,
         canary_exists: true,
         canary_ready: tasks,
+        requests_per_second: Some(model.rate),
         ..Observed::default()
     };
     rollout.on(Event::Observed(observed), Timestamp::UNIX_EPOCH)
 }
 
-/// Runs a rollout to its end, as the reconciler would: each second what came is judged, and what was ruled is done.
+/// Runs a rollout to its end, as the reconciler would: each second what came is judged, and what was ruled is done. At a
+/// gate somebody approves at once.
 pub(super) fn run(model: &Model, beginning: &Rollout, seed: u64) -> Outcome {
     let mut rollout = beginning.clone();
     let guard = rollout.spec.guard.clone();
     let mut world = World::new(model, seed);
     let mut judge = Judge::new(&guard, &world.baseline(&guard));
     let (mut elapsed, mut failed, mut failed_on_stable) = (Duration::ZERO, 0, 0.0);
+    let mut canary_requests = 0;
+    let mut steps = Steps::default();
     let end = loop {
         let Desired { weight, canary, .. } = rollout.desired();
         let nodes = match canary {
@@ -112,24 +137,73 @@ pub(super) fn run(model: &Model, beginning: &Rollout, seed: u64) -> Outcome {
         elapsed += TICK;
         failed += slice.failed;
         failed_on_stable += slice.failed_on_stable;
+        canary_requests += slice.canary_requests();
         // Nothing here depends on the time of day.
         let now = Timestamp::UNIX_EPOCH;
         rollout = rollout.on(Event::Passed(TICK), now);
         if let Some((stage, position)) = rollout.position() {
             for Judged { verdict, .. } in judge.observe(&slice.block, &guard, &position) {
+                steps.see(stage, &verdict, elapsed);
                 let ruling = ruling(&verdict.decision);
                 rollout = rollout.on(Event::Judged { stage, ruling }, now);
             }
         }
+        if matches!(rollout.phase, Phase::Gated { .. }) {
+            let by = String::new();
+            rollout = rollout.on(Event::Ordered(Command::Approve { by }), now);
+        }
         if let Some(end) = end(&rollout.phase) {
             break end;
+        }
+        if elapsed >= FOLLOWED_MAX {
+            break End::Undecided;
         }
     };
     Outcome {
         end,
         seconds: elapsed.as_secs_f64(),
+        passed: steps.passed,
+        canary_requests: canary_requests as f64,
         failed: failed as f64,
         excess: failed as f64 - failed_on_stable,
+    }
+}
+
+/// The steps of one release, as they pass.
+#[derive(Debug, Default)]
+struct Steps {
+    passed: Vec<Passed>,
+    /// When the last of them did.
+    since: Duration,
+    /// Canary requests that counted before that.
+    counted: u64,
+}
+
+impl Steps {
+    /// Takes a verdict on one of them.
+    fn see(&mut self, stage: Stage, verdict: &Verdict, elapsed: Duration) {
+        let (Stage::Step(step), Decision::Pass { by }) = (stage, &verdict.decision) else {
+            return;
+        };
+        // A verdict that came late speaks of a step that is over.
+        if self.passed.last().is_some_and(|last| last.step >= step) {
+            return;
+        }
+        self.counted += verdict.in_step.canary.requests;
+        let unproven = match by {
+            Grounds::Proof | Grounds::Calm => Vec::new(),
+            Grounds::TimeOut { .. } => {
+                let proofs = verdict.proofs.iter().copied();
+                proofs.filter(|proof| !proof.is_done()).collect()
+            }
+        };
+        self.passed.push(Passed {
+            step,
+            seconds: (elapsed - self.since).as_secs_f64(),
+            counted: self.counted,
+            unproven,
+        });
+        self.since = elapsed;
     }
 }
 

@@ -220,7 +220,7 @@ impl Row {
 }
 
 impl Spread {
-    fn of(mut values: Vec<f64>) -> Option<Self> {
+    pub(super) fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         // The smallest value that so many are at most.
         let rank = |share: f64| (share * values.len() as f64).ceil() as usize;
@@ -245,7 +245,7 @@ impl Promise {
 }
 
 impl Ratio {
-    fn new(count: u64, all: u64) -> Self {
+    pub(super) fn new(count: u64, all: u64) -> Self {
         // The share at which so few, or so many, come in one of twenty cases.
         let low = if count == 0 {
             0.0

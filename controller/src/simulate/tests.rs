@@ -141,3 +141,103 @@ fn says_where_a_file_is_wrong_and_what_was_expected() {
         "{finding}"
     );
 }
+
+/// The forecast of a file with this plan and guard at this rate.
+fn forecast_of(more: &str, rate: f64) -> AtRate {
+    let text = format!("service: web\nport: 80\n{more}\n");
+    let spec =
+        crate::spec::read(&text, "friday.yml", &crate::spec::ReadOptions::default()).unwrap();
+    let question = Question {
+        rates: vec![Positive::try_from(rate).unwrap()],
+        stable_errors: Percent::try_from("0.1%".to_owned()).unwrap(),
+        releases: Some(40),
+        seed: 1,
+    };
+    forecast(&spec, &question).rates.remove(0)
+}
+
+#[test]
+fn foretells_what_a_rollout_by_a_file_takes() {
+    let at = forecast_of("", 500.0);
+    assert_eq!((at.first_step, at.skipped), (0, None));
+    assert_eq!(at.good.promoted.count, 40, "{:?}", at.good);
+    let seconds = at.good.seconds.unwrap();
+    assert!((110.0..150.0).contains(&seconds.median), "{seconds:?}");
+    let caught: Vec<_> = at.regressions.iter().map(|bad| bad.caught.count).collect();
+    assert_eq!(caught, [40; 4]);
+    let after: Vec<f64> = at.regressions[..3]
+        .iter()
+        .map(|bad| bad.seconds.unwrap().median)
+        .collect();
+    assert!(
+        after.is_sorted_by(|a, b| a > b),
+        "the worse, the sooner: {after:?}"
+    );
+    for bad in &at.regressions {
+        assert!(bad.failed.unwrap().median < bad.canary_requests.unwrap().median);
+    }
+    for step in &at.steps {
+        assert!(
+            step.too_low.is_none() && step.without_proof.count == 0,
+            "{step:?}"
+        );
+        assert_eq!(step.passed.count, 40);
+    }
+    // Each step proves more than the one before; and its formula agrees with what was simulated where errors take longest.
+    assert!(
+        at.steps
+            .is_sorted_by(|a, b| a.canary_requests < b.canary_requests)
+    );
+    let first = &at.steps[0];
+    let (formula, simulated) = (first.proof_seconds, first.seconds.unwrap().median);
+    assert!((0.8..1.25).contains(&(formula / simulated)), "{first:?}");
+}
+
+#[test]
+fn says_what_would_do_where_the_traffic_is_too_low_and_is_right() {
+    let plan = |hold: &str| {
+        format!("plan: [{{ weight: 10%, hold: 10s..{hold} }}, {{ weight: 50%, hold: 10s..20m }}]")
+    };
+    let at = forecast_of(&plan("5m"), 5.0);
+    let step = &at.steps[0];
+    assert!(
+        step.without_proof.ratio > 0.9 && step.proof_seconds > 600.0,
+        "{step:?}"
+    );
+    let too_low = step.too_low.clone().unwrap();
+    let without_proof = |at: AtRate| at.steps[0].without_proof.ratio;
+    assert!(without_proof(forecast_of(&plan("5m"), too_low.requests_per_second)) < 0.3);
+    let hold = format!("{:.0}s", too_low.hold_seconds);
+    assert!(
+        without_proof(forecast_of(&plan(&hold), 5.0)) < 0.3,
+        "{hold}"
+    );
+    let margin = format!(
+        "{}\nguard: {{ errors: {{ margin: {}% }} }}",
+        plan("5m"),
+        too_low.errors_margin.unwrap() * 100.0
+    );
+    assert!(without_proof(forecast_of(&margin, 5.0)) < 0.3, "{margin}");
+}
+
+#[test]
+fn foretells_with_the_steps_gates_and_deadlines_of_the_file() {
+    let gated = "plan: [{ weight: 1% }, { weight: 10% }, { gate: all }, { weight: 50% }]";
+    let at = forecast_of(gated, 5.0);
+    assert_eq!(at.first_step, 1);
+    let shown: Vec<_> = at
+        .steps
+        .iter()
+        .map(|step| (step.step, step.is_skipped))
+        .collect();
+    assert_eq!(shown, [(0, true), (1, false), (3, false)]);
+    assert_eq!(at.good.promoted.count, 40, "a gate is approved at once");
+    let first = forecast_of(&format!("{gated}\nguard: {{ start: first }}"), 5.0);
+    assert_eq!((first.first_step, first.skipped), (0, None));
+    // A check has no data here, and would hold every release until its deadline.
+    let check = "guard: { checks: [{ name: a, prometheus: up, max: 1 }] }";
+    assert_eq!(forecast_of(check, 500.0).good.promoted.count, 40);
+    let hurried =
+        "deadlines: { evidence: 61s }\nplan: [{ weight: 1%, hold: 10s..60s }]\nbake: { for: 10s }";
+    assert_eq!(forecast_of(hurried, 0.5).good.undecided.count, 40);
+}

@@ -61,6 +61,13 @@ pub(super) struct Slice {
     pub(super) failed_on_stable: f64,
 }
 
+impl Slice {
+    /// Requests that went to the canary.
+    pub(super) fn canary_requests(&self) -> u64 {
+        self.block.canary.iter().map(|cell| cell.requests).sum()
+    }
+}
+
 /// The traffic of one rollout.
 #[derive(Debug)]
 pub(super) struct World<'a> {

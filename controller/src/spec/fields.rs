@@ -60,7 +60,8 @@ impl Findings {
         self.note(at.into(), key, value, expected, None);
     }
 
-    fn note(
+    /// Notes a fault at a place, and how to mend it.
+    pub(super) fn note(
         &mut self,
         at: Place,
         key: &str,
@@ -421,36 +422,11 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The name that was probably meant: at most a third of its letters differ.
+/// The name that was probably meant: at most a third of its letters differ, are missing, too many, or swapped with their
+/// neighbour.
 pub(crate) fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let name = shorten(name).to_lowercase();
-    let distance = |key: &&str| edits(&name, key);
-    let best = known.iter().copied().min_by_key(distance)?;
-    (edits(&name, best) <= (best.len() / 3).max(1)).then_some(best)
-}
-
-/// How many letters must be put in, taken out, replaced or swapped with their neighbour to make `b` of `a`: the
-/// optimal string alignment distance.
-fn edits(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<_>, Vec<_>) = (a.chars().collect(), b.chars().collect());
-    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
-    for i in 0..=a.len() {
-        for j in 0..=b.len() {
-            rows[i][j] = if i == 0 || j == 0 {
-                i + j
-            } else {
-                let same = usize::from(a[i - 1] != b[j - 1]);
-                let least = (rows[i - 1][j] + 1)
-                    .min(rows[i][j - 1] + 1)
-                    .min(rows[i - 1][j - 1] + same);
-                let swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
-                if swapped {
-                    least.min(rows[i - 2][j - 2] + 1)
-                } else {
-                    least
-                }
-            };
-        }
-    }
-    rows[a.len()][b.len()]
+    let edits = |key: &str| strsim::osa_distance(&name, key);
+    let best = known.iter().copied().min_by_key(|key| edits(key))?;
+    (edits(best) <= (best.len() / 3).max(1)).then_some(best)
 }

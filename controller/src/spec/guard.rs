@@ -1,9 +1,10 @@
 //! `guard`: what must not get worse.
 
-use rollout::plan::{CHECKS_MAX, Sticky};
+use rollout::plan::{CHECKS_MAX, Start, Sticky};
 use rollout::{Bound, Check, Duration, Guard};
 
 use super::fields::{Fields, Findings, Setting, Value};
+use super::tuning::tuning;
 use super::{show_duration, units};
 use crate::metrics_source::Query;
 
@@ -109,6 +110,17 @@ pub(super) fn guard(
     if let Some(value) = fields.take("ratio_check") {
         let check = value.scalar("true or false", findings, |text| text.parse().ok());
         guard.ratio_check = check.unwrap_or(guard.ratio_check);
+    }
+    if let Some(value) = fields.take("start") {
+        let start = value.scalar("auto or first", findings, |text| match text {
+            "auto" => Some(Start::Auto),
+            "first" => Some(Start::First),
+            _ => None,
+        });
+        guard.start = start.unwrap_or(guard.start);
+    }
+    if let Some(value) = fields.take("tuning") {
+        guard.tuning = tuning(guard.tuning, value, findings);
     }
     let mut sampled_after = Vec::new();
     if let Some(value) = fields.take("checks") {

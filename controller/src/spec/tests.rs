@@ -173,6 +173,18 @@ fn says_where_what_and_how_to_mend_it() {
         &with("guard: { latency: { p50: +0%, p90: -5%, p99: 1.3, floor: 2m } }"),
         &with("guard: { saturation: { cpu: 1000%, memory: lots } }"),
         &with("guard: { ratio_check: yes }"),
+        &with("guard: { start: never, tuning: 3 }"),
+        &with(
+            "guard: { tuning: { cap_nats: 0, restart_first: 100%, restart: 9s, catastrophe: 50%, suspicion: 1 } }",
+        ),
+        &with(
+            "guard: { tuning: { latency_tolerance_buckets: 65, reference_half_life: 5, errors_margin_relative: 0.5 } }",
+        ),
+        &with(
+            "guard: { tuning: { canary_requests_min: 0, idle_max: 9s, canary_rate_min: 0, cap: 3 } }",
+        ),
+        &with("guard: { tuning: { weight_errors: 101%, weight_latency: lots } }"),
+        &with("guard:\n  tuning:\n    weight_errors: 50%\n    weight_latency: 40%"),
         // Checks.
         &with("guard: { checks: { name: a } }"),
         &with("guard: { checks: [lag] }"),
@@ -403,13 +415,13 @@ fn finds_the_place_of_a_query() {
     let text = with(
         "guard:\n  checks:\n    - { name: a, prometheus: up, max: 1 }\n    - name: b\n      prometheus: down\n      max: 1",
     );
-    let finding = finding_at_query(&text, "friday.yml", 1, "no such metric".into()).unwrap();
+    let finding = finding_at_query(&text, "friday.yml", 1, "no such metric".into(), None).unwrap();
     assert_eq!(
         finding.to_string(),
         "friday.yml:7:19: guard.checks[1].prometheus: \"down\": no such metric"
     );
     assert_eq!(
-        finding_at_query(&text, "friday.yml", 2, String::new()),
+        finding_at_query(&text, "friday.yml", 2, String::new(), None),
         None
     );
 }
@@ -540,6 +552,138 @@ fn has_the_same_defaults_as_the_schema() {
         }
     }
     visit(&schema(), "");
+}
+
+/// Every setting of the guard, the key that sets it, and a value that is not the default. A weight needs another one
+/// beside it, for the four sum to 100 %.
+const SETTINGS: [(&str, &str, &str); 28] = [
+    ("/alpha", "guard.alpha", "2%"),
+    ("/alpha_gate", "guard.alpha_gate", "5%"),
+    ("/alpha_promote", "guard.alpha_promote", "2%"),
+    (
+        "/checks",
+        "guard.checks",
+        "[{ name: a, prometheus: up, max: 1 }]",
+    ),
+    ("/errors_margin", "guard.errors.margin", "1%"),
+    ("/latency_floor_us", "guard.latency.floor", "2ms"),
+    ("/latency_p50", "guard.latency.p50", "+20%"),
+    ("/latency_p90", "guard.latency.p90", "+20%"),
+    ("/latency_p99", "guard.latency.p99", "+20%"),
+    ("/ratio_check", "guard.ratio_check", "true"),
+    ("/saturation_cpu", "guard.saturation.cpu", "+50%"),
+    ("/saturation_memory", "guard.saturation.memory", "+50%"),
+    ("/start", "guard.start", "first"),
+    (
+        "/tuning/canary_rate_min",
+        "guard.tuning.canary_rate_min",
+        "2",
+    ),
+    (
+        "/tuning/canary_requests_min",
+        "guard.tuning.canary_requests_min",
+        "20",
+    ),
+    ("/tuning/cap_nats", "guard.tuning.cap_nats", "2"),
+    ("/tuning/catastrophe", "guard.tuning.catastrophe", "40%"),
+    (
+        "/tuning/errors_margin_relative",
+        "guard.tuning.errors_margin_relative",
+        "25%",
+    ),
+    ("/tuning/idle_max_ms", "guard.tuning.idle_max", "1m"),
+    (
+        "/tuning/latency_tolerance_buckets",
+        "guard.tuning.latency_tolerance_buckets",
+        "4",
+    ),
+    (
+        "/tuning/reference_half_life_ms",
+        "guard.tuning.reference_half_life",
+        "10m",
+    ),
+    ("/tuning/restart_first", "guard.tuning.restart_first", "25%"),
+    ("/tuning/restart_ms", "guard.tuning.restart", "20m"),
+    ("/tuning/suspicion", "guard.tuning.suspicion", "20"),
+    (
+        "/tuning/weight_errors",
+        "guard.tuning.weight_errors",
+        "30%, weight_latency: 50%",
+    ),
+    (
+        "/tuning/weight_latency",
+        "guard.tuning.weight_latency",
+        "30%, weight_saturation: 20%",
+    ),
+    (
+        "/tuning/weight_saturation",
+        "guard.tuning.weight_saturation",
+        "15%, weight_warm_up: 5%",
+    ),
+    (
+        "/tuning/weight_warm_up",
+        "guard.tuning.weight_warm_up",
+        "5%, weight_errors: 45%",
+    ),
+];
+
+/// The one setting of the guard whose key is not below `guard`: all of `friday.yml` speaks of the warm-up.
+const WARM_UP: (&str, &str, &str) = ("/warm_up_ms", "warm_up", "20s");
+
+/// Every value of a document that is no map, by its JSON pointer.
+fn leaves(at: &Json, path: &str, found: &mut std::collections::BTreeMap<String, Json>) {
+    if let Json::Object(map) = at {
+        for (key, value) in map {
+            leaves(value, &format!("{path}/{key}"), found);
+        }
+    } else {
+        found.insert(path.to_owned(), at.clone());
+    }
+}
+
+#[test]
+fn every_setting_of_the_guard_has_a_key_and_a_meaning_in_the_schema() {
+    let settings = |text: &str| {
+        let mut found = std::collections::BTreeMap::new();
+        leaves(
+            &serde_json::to_value(spec(text).guard).unwrap(),
+            "",
+            &mut found,
+        );
+        found
+    };
+    let (defaults, schema) = (settings(&with("")), schema());
+    let known: Vec<&str> = SETTINGS
+        .iter()
+        .chain([&WARM_UP])
+        .map(|(setting, ..)| *setting)
+        .collect();
+    assert_eq!(
+        defaults.keys().collect::<Vec<_>>(),
+        known,
+        "a setting without a key here: give it one in spec/, in the schema, and in this list"
+    );
+    for (setting, key, value) in SETTINGS.into_iter().chain([WARM_UP]) {
+        let text = key.rsplit('.').fold(value.to_owned(), |text, part| {
+            format!("{{ {part}: {text} }}")
+        });
+        let changed = settings(&with(&text[2..text.len() - 2]));
+        let moved: Vec<_> = known
+            .iter()
+            .filter(|key| changed[**key] != defaults[**key])
+            .collect();
+        let beside = usize::from(setting.contains("/weight_"));
+        assert!(
+            moved.contains(&&setting) && moved.len() == 1 + beside,
+            "{text} changes {moved:?}"
+        );
+        let place = key.replace('.', "/properties/");
+        let meaning = schema.pointer(&format!("/properties/{place}/description"));
+        assert!(
+            meaning.is_some_and(|meaning| meaning.as_str().unwrap().len() > 10),
+            "{key} in the schema"
+        );
+    }
 }
 
 #[test]

@@ -172,6 +172,8 @@ pub(crate) fn view(phase: Phase, verdict: Option<Verdict>) -> RolloutView {
         } else {
             arm(&rollout.canary, &canary, 2)
         },
+        skipped: rollout.skipped,
+        checks: Vec::new(),
         verdict,
         ending: rollout.ending(),
         superseded_by: None,

@@ -57,6 +57,23 @@ fn says_every_cause_as_the_end_of_a_sentence() {
 }
 
 #[test]
+fn says_which_steps_a_rollout_passed_over() {
+    let mut rollout = rollout(Phase::Promoted);
+    rollout.skipped = Some(Skipped {
+        steps: 1,
+        requests_per_second: 4.987,
+        canary_rate_min: 0.5,
+    });
+    assert_eq!(
+        message(&rollout, None),
+        "promoted: worker:v2 is the stable release; began with step 2 (10%): 1% of 4.99 requests/s would be fewer than \
+         0.5/s for the canary"
+    );
+    let rates = [1234.4, 10.0, 4.987, 0.5, 0.0].map(rate);
+    assert_eq!(rates, ["1234", "10", "4.99", "0.5", "0"]);
+}
+
+#[test]
 fn has_an_exit_code_of_its_own_for_every_ending() {
     let endings = [
         Ending::Promoted,
@@ -315,10 +332,35 @@ fn says_what_is_known_of_a_check() {
         bound: Bound::Min(-0.5),
         ..silent.clone()
     };
-    insta::assert_snapshot!([seen, compared, silent, never].map(|seen| check(&seen)).join("\n"), @r#"
-    check "consumer lag": 1200 on the canary, to be at most 1000; beyond it 2 times in a row
-    check "consumer lag": 0.0123 on the canary, 0.01 on stable, to be at most 25% above stable's
-    check "consumer lag": 0.0123 on the canary, 0.01 on stable, to be at most 25% above stable's; no data since 1m1s ago (no route)
+    let grace = seconds(30);
+    let state = |seen: &CheckSeen| check_state(seen, grace);
+    let worse = CheckSeen {
+        canary: Some(0.02),
+        log_e: 3_f64.ln(),
+        ..compared.clone()
+    };
+    let lonely = CheckSeen {
+        stable: None,
+        ..compared.clone()
+    };
+    let all = [seen, compared, worse, silent, lonely, never];
+    assert_eq!(
+        all.each_ref().map(state),
+        [
+            CheckState::Beyond,
+            CheckState::Kept,
+            CheckState::Beyond,
+            CheckState::NoData,
+            CheckState::NoData,
+            CheckState::NoData,
+        ]
+    );
+    insta::assert_snapshot!(all.map(|seen| check(&seen)).join("\n"), @r#"
+    check "consumer lag": 1200 on the canary, to be at most 1000: beyond it 2 times in a row
+    check "consumer lag": 0.0123 on the canary, 0.01 on stable, to be at most 25% above stable's (0.0125): kept; evidence that it is worse: 1.0 to 1
+    check "consumer lag": 0.02 on the canary, 0.01 on stable, to be at most 25% above stable's (0.0125): beyond it; evidence that it is worse: 3.0 to 1
+    check "consumer lag": 0.0123 on the canary, 0.01 on stable, to be at most 25% above stable's (0.0125): kept; evidence that it is worse: 1.0 to 1; no data since 1m1s ago (no route)
+    check "consumer lag": 0.0123 on the canary, to be at most 25% above stable's
     check "consumer lag": no data yet, to be at least -0.5 (no route)
     "#);
     let numbers = [0.0, 1.0, -7.5, 12.345, 1234.5, 0.00123, 1e-9, 2.5e12].map(number);

@@ -442,3 +442,94 @@ async fn lists_shows_and_explains() {
         );
     }
 }
+
+#[tokio::test]
+async fn foretells_a_rollout_without_a_controller() {
+    let (_folder, spec) = file(
+        "service: web\nport: 80\nplan: [{ weight: 1% }, { weight: 10% }, { gate: all }, { weight: 50% }]\n\
+         plans: { quick: [{ weight: 25%, hold: 10s..2m }] }\nenvironments: { staging: { plan: quick } }\n",
+    );
+    let plan = async |more: &str| {
+        let arguments = format!("plan -f {} {more}", spec.display());
+        run("http://127.0.0.1:1", &arguments).await
+    };
+    let began = tokio::time::Instant::now();
+    let (code, out, err) = plan("").await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        began.elapsed()
+    );
+    for said in [
+        "5 requests/s step 2 (10%)",
+        "50 requests/s step 1 (1%)",
+        "500 requests/s step 1 (1%)",
+        "1% more fail",
+        "20% slower",
+        "passed over: too small for this traffic",
+        "At 5 requests/s, step 2 (10%): your traffic is too low for this margin, expect a time-out.",
+        "the wait at 1 gate.",
+    ] {
+        let words = out.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(said), "{said}\n{out}");
+    }
+
+    let (code, out, err) = plan("--rps 500 --reps 20 -o json").await;
+    assert_eq!(code, 0, "{err}");
+    let forecast: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(forecast["releases"], 20);
+    let at = &forecast["rates"][0];
+    assert_eq!(
+        (&at["requests_per_second"], &at["first_step"]),
+        (&json!(500.0), &json!(0))
+    );
+    assert_eq!(at["good"]["promoted"]["ratio"], 1.0);
+    assert_eq!(at["regressions"][0]["worse"], json!({ "errors": 0.01 }));
+    assert_eq!(
+        at["steps"][0]["margins"][0],
+        json!({ "errors": { "excess": 0.05 } })
+    );
+    assert_eq!(at["steps"][0]["too_low"], Value::Null);
+    let again = plan("--rps 500 --reps 20 -o json").await.1;
+    assert_eq!(again, out, "the same seed gives the same numbers");
+
+    for more in ["--plan quick", "--environment staging"] {
+        let (code, out, _) = plan(&format!("{more} --rps 500 --reps 5 -o json")).await;
+        let forecast: Value = serde_json::from_str(&out).unwrap();
+        let steps = &forecast["rates"][0]["steps"];
+        assert_eq!(
+            (code, &steps[0]["weight_percent"]),
+            (0, &json!(25.0)),
+            "{out}"
+        );
+    }
+    let (code, _, err) = plan("--plan slow").await;
+    assert_eq!(code, 20);
+    assert!(
+        err.contains("there is no such plan, expected one of quick"),
+        "{err}"
+    );
+    for wrong in [
+        "--rps 0",
+        "--rps x",
+        "--rps 1,,2",
+        "--errors 5",
+        "--reps 0",
+        "--rps 1,2,3,4,5,6,7,8,9,10,11",
+    ] {
+        let (code, _, err) = plan(wrong).await;
+        assert_eq!(code, 2, "{wrong}: {err}");
+    }
+    let (_folder, wrong) = file("service: web\nport: 80\nprot: 81\n");
+    let (code, _, err) = run(
+        "http://127.0.0.1:1",
+        &format!("plan -f {}", wrong.display()),
+    )
+    .await;
+    assert_eq!(code, 20, "{err}");
+    assert!(
+        err.starts_with(&format!("{}:3:1: prot: unknown key", wrong.display())),
+        "{err}"
+    );
+}

@@ -238,7 +238,21 @@ async fn f02_f06_reads_and_lints_what_a_real_prometheus_answers() {
         said.contains("friday.yml:6:19: guard.checks[0].prometheus:"),
         "{said}"
     );
-    assert!(said.contains("has never seen consumer_lagg"), "{said}");
+    assert!(
+        said.contains(
+            "has never seen consumer_lagg: expected the name of a metric that it scrapes"
+        ) && said.contains("\n  did you mean consumer_lag?"),
+        "{said}"
+    );
+    // Names that are like nothing there get no advice; of the labels a Prometheus knows, only names of metrics count.
+    let (code, said) = prometheus
+        .lint(&prometheus.url, "max(something_else_entirely)")
+        .await;
+    assert_eq!(code, 20, "{said}");
+    assert!(
+        said.contains("has never seen something_else_entirely") && !said.contains("did you mean"),
+        "{said}"
+    );
     let (code, said) = prometheus
         .lint(&prometheus.url, "max(consumer_lag) +")
         .await;

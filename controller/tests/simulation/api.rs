@@ -10,7 +10,7 @@ use crate::world::{FRIDAY_YML, World};
 use rollout::Duration;
 
 /// Sends one request, while the loop turns.
-async fn call(
+pub(crate) async fn call(
     world: &mut World,
     method: Method,
     path: &str,

@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 
+use axum::http::Method;
 use controller_testing::FakeMetricsSource;
 use friday::clock::Clock as _;
 use friday::metrics_source::Query;
 use friday::reconciler::RequestError;
-use friday::replay::{Entry, replay};
 use friday::spec::{self, ReadOptions};
 use friday::words;
 use rollout::judge::{Decision, Missing, Signal};
 use rollout::{Cause, Command, Duration, Ending, Weight};
+use serde_json::json;
 
-use crate::world::{FRIDAY_YML, World};
+use crate::api::call;
+use crate::world::{FRIDAY_YML, World, replays_the_same};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -40,31 +42,13 @@ async fn world_with(check: &str) -> (World, Arc<FakeMetricsSource>) {
     (world, source)
 }
 
-async fn replays_the_same(world: &World) {
-    let id = world.rollout().await.id;
-    let entries: Vec<Entry> = world
-        .events(&id)
-        .await
-        .into_iter()
-        .map(|event| Entry {
-            seq: event.seq,
-            at: event.at,
-            kind: event.kind,
-            data: event.data,
-        })
-        .collect();
-    let replay = replay(&entries).unwrap();
-    assert!(replay.verdicts > 10, "{}", replay.verdicts);
-    assert_eq!(replay.differences, []);
-}
-
 #[tokio::test]
 async fn a_release_that_keeps_its_checks_is_promoted() {
     for check in [LAG, COST] {
         let (mut world, _) = world_with(check).await;
         world.deploy("web:v2").await.unwrap();
         world.until_phase("promoted", 6 * MINUTE).await;
-        replays_the_same(&world).await;
+        replays_the_same(&world, 10).await;
         world.assert_users_are_well();
     }
 }
@@ -99,7 +83,52 @@ async fn a_release_beyond_a_limit_is_rolled_back_by_the_name_of_the_check() {
         words::message(&saved.rollout, Some(&verdict)),
         "rolled back to web:v1: check \"consumer lag\": the canary's value is 1200, its limit 1000"
     );
-    replays_the_same(&world).await;
+    replays_the_same(&world, 10).await;
+}
+
+#[tokio::test]
+async fn the_board_is_told_how_each_check_stands() {
+    let (mut world, source) = world_with(COST).await;
+    world.deploy("web:v2").await.unwrap();
+    let told = async |world: &mut World| {
+        let (_, view) = call(world, Method::GET, "/api/v1/rollouts/web", None).await;
+        view["checks"][0].clone()
+    };
+    assert_eq!(told(&mut world).await["state"], "no_data");
+    world.pass(MINUTE).await;
+    let kept = told(&mut world).await;
+    assert_eq!(
+        (
+            &kept["name"],
+            &kept["bound"],
+            &kept["canary"],
+            &kept["stable"],
+            &kept["limit"],
+            &kept["state"]
+        ),
+        (
+            &json!("cost"),
+            &json!("at most 25% above stable's"),
+            &json!(3.0),
+            &json!(3.0),
+            &json!(3.75),
+            &json!("kept")
+        )
+    );
+    source.set("arm=\"canary\"", Some(4.0));
+    world.pass(MINUTE).await;
+    let beyond = told(&mut world).await;
+    assert_eq!(
+        (&beyond["canary"], &beyond["state"]),
+        (&json!(4.0), &json!("beyond"))
+    );
+    assert!(
+        beyond["message"]
+            .as_str()
+            .unwrap()
+            .contains("to be at most 25% above stable's (3.75): beyond it"),
+        "{beyond}"
+    );
 }
 
 #[tokio::test]
@@ -119,7 +148,7 @@ async fn a_release_that_costs_more_than_stable_is_rolled_back() {
             signal: "check".into()
         })
     );
-    replays_the_same(&world).await;
+    replays_the_same(&world, 10).await;
 }
 
 #[tokio::test]
@@ -145,7 +174,7 @@ async fn f02_a_query_without_a_result_never_promotes_and_says_so() {
         world.rollout().await.ending(),
         Some(Ending::InsufficientEvidence)
     );
-    replays_the_same(&world).await;
+    replays_the_same(&world, 10).await;
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@
 mod api;
 mod checks;
 mod crashes;
+mod first_step;
 mod orders;
 mod stories;
 mod trouble;

@@ -13,6 +13,7 @@ use friday::fleet::Fleet;
 use friday::metrics_source::MetricsSource;
 use friday::orchestrator::{Orchestrator, ServiceState};
 use friday::reconciler::{Deploy, Handle, Reconciler, Request, RequestError};
+use friday::replay::{Entry, replay};
 use friday::spec::{self, ReadOptions};
 use friday::store::{Event, Saved, Sqlite, Store, StoreError};
 use proxy_api::{
@@ -620,6 +621,23 @@ async fn polls<F: Future>(future: F, mut waits: u32) -> Option<F::Output> {
         }
     })
     .await
+}
+
+/// Every verdict of the newest rollout, of which there are more than `least`, comes out of its log again, bit for bit.
+pub(crate) async fn replays_the_same(world: &World, least: usize) {
+    let id = world.rollout().await.id;
+    let events = world.events(&id).await.into_iter();
+    let entries: Vec<Entry> = events
+        .map(|event| Entry {
+            seq: event.seq,
+            at: event.at,
+            kind: event.kind,
+            data: event.data,
+        })
+        .collect();
+    let replay = replay(&entries).unwrap();
+    assert!(replay.verdicts > least, "{}", replay.verdicts);
+    assert_eq!(replay.differences, []);
 }
 
 pub(crate) fn timestamp(text: &str) -> Timestamp {

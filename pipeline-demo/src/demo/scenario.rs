@@ -27,8 +27,17 @@ pub(super) fn images() -> Vec<String> {
 /// The demo's own plan: quick steps, the comparison of every signal, short waits.
 const FRIDAY_YML: &str = include_str!("friday.yml");
 
+/// What stable is like in a scenario: nothing is wrong with it, and it is as fast as its canary should be.
+fn stable_of(scenario: Option<Fault>) -> Fault {
+    if scenario == Some(Fault::Fast) {
+        Fault::Fast
+    } else {
+        Fault::Good
+    }
+}
+
 /// Writes `friday.yml` and the catalog of what runs.
-pub(super) fn write_files(dir: &Path) -> std::io::Result<()> {
+pub(super) fn write_files(dir: &Path, scenario: Option<Fault>) -> std::io::Result<()> {
     std::fs::write(dir.join("friday.yml"), FRIDAY_YML)?;
     let program = std::env::current_exe()?.display().to_string();
     let definition = |release: &str, fault: Fault| {
@@ -36,7 +45,10 @@ pub(super) fn write_files(dir: &Path) -> std::io::Result<()> {
         json!({ "command": [program, "work", "--fault", word(fault)], "env": { "WORKER_VERSION": release } })
     };
     let mut images = serde_json::Map::new();
-    images.insert("worker:v1".to_owned(), definition("v1", Fault::Good));
+    images.insert(
+        "worker:v1".to_owned(),
+        definition("v1", stable_of(scenario)),
+    );
     for fault in Fault::value_variants() {
         images.insert(image(*fault), definition(&word(*fault), *fault));
     }

@@ -14,6 +14,6 @@ pub use report::{
     latency_bucket,
 };
 pub use table::{
-    BasisPoints, Endpoint, Generation, Limits, Match, Route, RouteTable, Shield, Sticky,
-    TableError, Timeouts, Upstream,
+    BasisPoints, Endpoint, Generation, Limits, Match, Protocol, Route, RouteTable, Shield, Sticky,
+    TableError, Timeouts, Transport, Upstream, UpstreamTls,
 };

@@ -89,6 +89,16 @@ impl BasisPoints {
         Ok(Self(points))
     }
 
+    /// Whether it is no request at all.
+    #[must_use]
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde asks by reference whether a field may be left out"
+    )]
+    pub fn is_none(&self) -> bool {
+        self.0 == 0
+    }
+
     /// Basis points, 0 to 10 000.
     #[must_use]
     pub fn get(self) -> u16 {
@@ -289,6 +299,65 @@ impl Default for Timeouts {
     }
 }
 
+/// The version of HTTP that is spoken to endpoints.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1, one request at a time on each connection.
+    #[default]
+    Http1,
+    /// HTTP/2 from the first byte, as gRPC servers expect it: without TLS that is h2c with prior knowledge (RFC 9113, 3.3).
+    H2,
+}
+
+/// How endpoints prove who they are, and how the proxy does. All files are PEM.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamTls {
+    /// The name that an endpoint's certificate must be for.
+    pub server_name: String,
+    /// The certificates of those who may sign it.
+    pub ca_file: String,
+    /// The proxy's own certificate, for endpoints that ask for one; with `key_file`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_file: Option<String>,
+    /// Its private key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<String>,
+}
+
+/// How the proxy speaks to the endpoints of a route.
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, ToSchema,
+)]
+#[serde(deny_unknown_fields, default)]
+pub struct Transport {
+    /// The version of HTTP.
+    pub protocol: Protocol,
+    /// TLS; without it endpoints are spoken to in the clear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<UpstreamTls>,
+}
+
+impl Transport {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// One service: the requests it is for and the releases that serve it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -313,6 +382,14 @@ pub struct Route {
     /// The release on trial.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<Upstream>,
+    /// The share of stable's requests that are also sent to the canary, whose answers to them nobody gets. Such copies
+    /// carry `x-friday-mirror: 1`, are counted apart, and are left out before they slow a user down: those of bodies
+    /// above `limits.replay_bytes_max`, and those beyond 128 in flight on a worker.
+    #[serde(default, skip_serializing_if = "BasisPoints::is_none")]
+    pub mirror_bp: BasisPoints,
+    /// How its endpoints are spoken to.
+    #[serde(default, skip_serializing_if = "Transport::is_default")]
+    pub transport: Transport,
     /// Upper bounds.
     #[serde(default)]
     pub limits: Limits,

@@ -15,4 +15,5 @@ mod program;
 mod reports;
 mod serving;
 mod tables;
+mod transport;
 mod world;

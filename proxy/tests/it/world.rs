@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use friday_proxy::app::{App, AppError};
-use friday_proxy::config::{Config, Source};
+use friday_proxy::config::{Clients, Config, Source};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -234,16 +234,28 @@ impl Proxy {
 
     /// One that drains for at most so long.
     pub(crate) async fn start(source: Source, drain_max: Duration) -> Result<Self, AppError> {
+        Self::with(source, drain_max, |_| {}).await
+    }
+
+    /// The same with other settings.
+    pub(crate) async fn with(
+        source: Source,
+        drain_max: Duration,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self, AppError> {
         let any = "127.0.0.1:0".parse().unwrap();
-        let config = Config {
+        let mut config = Config {
             listen: any,
             admin: any,
             source,
             addresses_file: None,
+            clients: Clients::default(),
+            certificate: None,
             threads: WORKERS,
             takeover: false,
             drain_max,
         };
+        change(&mut config);
         let app = App::build(config).await?;
         let shutdown = CancellationToken::new();
         Ok(Self {

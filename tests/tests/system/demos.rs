@@ -346,3 +346,14 @@ async fn wrong_is_promoted_because_no_golden_signal_shows_a_wrong_answer() {
     played.assert_ended("promoted", 0);
     played.assert_nobody_was_harmed();
 }
+
+#[tokio::test]
+async fn fast_is_promoted_because_less_than_a_millisecond_is_not_slower() {
+    // Two equal workers of 100 us, of which one has a tenth of the requests: it is the colder one, and its percentiles
+    // are up to twice the other's.
+    let played = play("fast").await;
+    played.assert_ended("promoted", 0);
+    played.assert_nobody_was_harmed();
+    assert!(played.took <= GOOD_MAX, "{:?}", played.took);
+    assert!(played.weights().contains(&10.0), "{}", played.record);
+}

@@ -13,7 +13,7 @@ pub const EXCESS_GRID: [f64; 8] = [0.10, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 
 
 /// How much of the bankroll is bet on each block that the excess is absent: careful to bold. The best one depends on the
 /// base rate, which nobody knows, so the mean of all is kept.
-const STAKES: [f64; 4] = [0.1, 0.35, 0.7, 0.95];
+pub(crate) const STAKES: [f64; 4] = [0.1, 0.35, 0.7, 0.95];
 
 /// How many times *less* likely a slow answer is on the canary, shifted by the margin, than on stable, if the canary is
 /// within the margin.

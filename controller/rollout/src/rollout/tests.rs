@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::plan::{Bake, Deadlines, Guard, Plan, Ready, RouteMatch, Sticky};
+use crate::plan::{Bake, Deadlines, Guard, Plan, Ready, RouteMatch, Start, Sticky};
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
@@ -95,6 +95,7 @@ fn healthy(canary_ready: u32, weight: Weight) -> Observed {
         canary_ready,
         weight_seen: Some(weight),
         canary_in_flight: 0,
+        requests_per_second: None,
         trouble: None,
     }
 }
@@ -569,6 +570,57 @@ fn f39_a_step_of_the_wall_clock_moves_no_timer() {
     }
 }
 
+/// A rollout by a plan of these weights, with a gate after one of them, whose canary has just become ready.
+fn begun(points: &[u16], gate_after: Option<usize>, rate: Option<f64>, start: Start) -> Rollout {
+    let hold = Hold {
+        least: Duration::from_secs(10),
+        most: Duration::from_secs(300),
+    };
+    let mut steps = Vec::new();
+    for (index, points) in points.iter().enumerate() {
+        let weight = Weight::from_basis_points(*points).unwrap();
+        steps.push(Step::Weight { weight, hold });
+        if gate_after == Some(index) {
+            steps.push(Step::Gate {
+                approvers: "release-managers".into(),
+            });
+        }
+    }
+    let mut rollout = rollout();
+    rollout.spec.plan = Plan::new(steps).unwrap();
+    rollout.spec.guard.start = start;
+    let observed = Observed {
+        requests_per_second: rate,
+        ..healthy(4, Weight::ZERO)
+    };
+    rollout.on(Event::Observed(observed), NOW)
+}
+
+#[test]
+fn passes_over_steps_that_are_too_small_for_the_traffic_and_says_so() {
+    let first = |rate, start| {
+        let rollout = begun(&[100, 1_000, 5_000], None, rate, start);
+        let Phase::Analyzing { step, .. } = rollout.phase else {
+            panic!("{:?}", rollout.phase)
+        };
+        assert_eq!(rollout.desired().weight, rollout.spec.plan.weight_at(step));
+        (step, rollout.skipped)
+    };
+    // 1 % of 50 a second are half a request a second; 10 % of 5 are, too.
+    assert_eq!(first(Some(50.0), Start::Auto), (0, None));
+    let skipped = Skipped {
+        steps: 1,
+        requests_per_second: 5.0,
+        canary_rate_min: 0.5,
+    };
+    assert_eq!(first(Some(5.0), Start::Auto), (1, Some(skipped)));
+    assert_eq!(first(Some(0.1), Start::Auto).0, 2);
+    // Nothing known, nothing there to know it by, and a guard that wants it so.
+    assert_eq!(first(None, Start::Auto), (0, None));
+    assert_eq!(first(Some(0.0), Start::Auto), (0, None));
+    assert_eq!(first(Some(5.0), Start::First), (0, None));
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     let all: Vec<Event> = events().into_iter().map(|(_, event)| event).collect();
     let observed = (
@@ -578,8 +630,9 @@ fn any_event() -> impl Strategy<Value = Event> {
         any::<bool>(),
         0u32..3,
         prop::option::of(0u16..=10_000),
+        prop::option::of(0.0..100.0),
     )
-        .prop_map(|(ready, updated, canary, exists, in_flight, seen)| {
+        .prop_map(|(ready, updated, canary, exists, in_flight, seen, rate)| {
             Event::Observed(Observed {
                 stable_replicas: 4,
                 stable_wants: Some(self::rollout().stable.id),
@@ -589,6 +642,7 @@ fn any_event() -> impl Strategy<Value = Event> {
                 canary_ready: canary,
                 weight_seen: seen.and_then(Weight::from_basis_points),
                 canary_in_flight: in_flight,
+                requests_per_second: rate,
                 trouble: None,
             })
         });
@@ -626,6 +680,25 @@ proptest! {
                 prop_assert_eq!(&passed, &vec![Stage::Step(0), Stage::Step(2), Stage::Bake]);
             }
         }
+    }
+
+    #[test]
+    fn no_traffic_passes_over_a_gate_or_over_a_step_that_is_large_enough(
+        points in prop::collection::btree_set(1u16..10_000, 1..6),
+        gate_after in prop::option::of(0usize..6),
+        rate in prop_oneof![Just(0.0), Just(f64::NAN), 1e-4..1.0, 1.0..1e4],
+    ) {
+        let points: Vec<u16> = points.into_iter().collect();
+        let rollout = begun(&points, gate_after, Some(rate), Start::Auto);
+        let Phase::Analyzing { step, .. } = rollout.phase else { panic!("{:?}", rollout.phase) };
+        let steps = rollout.spec.plan.steps();
+        prop_assert_eq!(rollout.skipped.map_or(0, |skipped| skipped.steps), step);
+        for skipped in &steps[..step] {
+            let Step::Weight { weight, .. } = skipped else { panic!("a gate was passed over") };
+            prop_assert!(weight.ratio() * rate < 0.5);
+        }
+        let is_weight = matches!(steps[step], Step::Weight { .. });
+        prop_assert!(is_weight);
     }
 
     #[test]

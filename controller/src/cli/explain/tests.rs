@@ -47,6 +47,15 @@ fn tells_the_whole_story() {
     let events = vec![
         event(1, "started", "ann", json!({ "image": "worker:v2" })),
         event(
+            1,
+            "skipped",
+            "friday",
+            json!({
+                "step": 1, "weight_percent": 10.0, "skipped_percent": [1.0], "requests_per_second": 4.987,
+                "canary_rate_min": 0.5,
+            }),
+        ),
+        event(
             2,
             "phase",
             "friday",
@@ -95,7 +104,7 @@ fn tells_the_whole_story() {
     ];
     let ended = view(Phase::RolledBack { cause }, None);
     insta::assert_snapshot!("story", text(&ended, &events, false));
-    let nothing = text(&ended, &events[..3], false);
+    let nothing = text(&ended, &events[..4], false);
     assert!(nothing.contains("Nothing was judged"), "{nothing}");
     assert!(text(&ended, &events, true).matches("SIGNAL").count() == 4);
 }

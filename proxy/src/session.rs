@@ -1,0 +1,421 @@
+//! One client, from its first byte to its last: HTTP/1.1 or HTTP/2, plain or by TLS, and after an upgrade whatever the
+//! two sides agreed on.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tracing::debug;
+
+use crate::body::Answer;
+use crate::drain::{CUTTING, Counted, DRAINING, Shared};
+use crate::forward::{Client, Forward, Tunnel};
+use crate::lock;
+use crate::refusal::Refusal;
+use crate::stream::{Activity, Stream, Watched};
+
+/// What the requests of one connection share.
+#[derive(Debug)]
+pub(crate) struct Session {
+    forward: Arc<Forward>,
+    shared: Arc<Shared>,
+    client: Client,
+    activity: Arc<Activity>,
+    /// Requests so far; wraps.
+    asked: AtomicU32,
+    /// Those whose answer has not ended.
+    answering: AtomicU32,
+    /// What an upgrade leaves behind, to be joined with the client's side when HTTP is over.
+    tunnel: Mutex<Option<Tunnel>>,
+}
+
+impl Session {
+    /// A client that has said nothing yet.
+    pub(crate) fn new(forward: Arc<Forward>, shared: Arc<Shared>, address: SocketAddr) -> Self {
+        let is_tls = shared.certificate.is_some();
+        Self {
+            forward,
+            shared,
+            client: Client::new(address.ip(), is_tls),
+            activity: Arc::default(),
+            asked: AtomicU32::new(0),
+            answering: AtomicU32::new(0),
+            tunnel: Mutex::default(),
+        }
+    }
+
+    /// Serves the client until one of the two goes.
+    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream) {
+        let stream = match &self.shared.certificate {
+            None => Stream::Plain(stream),
+            Some(certificate) => {
+                let head_max = self.shared.clients.head_max;
+                match Box::pin(timeout(head_max, certificate.accept(stream))).await {
+                    Ok(Ok(stream)) => Stream::Tls(Box::new(stream.into())),
+                    Ok(Err(error)) => {
+                        debug!(%error, "a client did not agree on TLS");
+                        self.forward.telemetry.refused(Refusal::Tls);
+                        return;
+                    }
+                    Err(_) => {
+                        self.forward.telemetry.refused(Refusal::HeadTimeout);
+                        return;
+                    }
+                }
+            }
+        };
+        let is_h2 = stream.is_h2();
+        let stream = Watched::new(stream, Arc::clone(&self.activity));
+        // Boxed, here and below: an idle client of HTTP/1.1 should not carry the room that HTTP/2 and requests need.
+        if is_h2 {
+            Box::pin(self.serve_h2(stream)).await;
+        } else {
+            self.serve_h1(stream).await;
+        }
+    }
+
+    async fn serve_h1(self: Arc<Self>, stream: Watched) {
+        let session = Arc::clone(&self);
+        let service = service_fn(move |request| {
+            let session = Arc::clone(&session);
+            Box::pin(async move { Ok::<_, Infallible>(session.answer(request).await) })
+        });
+        let mut connection = http1::Builder::new()
+            .max_buf_size(self.shared.clients.head_bytes_max as usize)
+            // The buffer alone lets pass what comes in one read beyond it.
+            .max_header_size(self.shared.clients.head_bytes_max as usize)
+            .max_headers(self.shared.clients.headers_max as usize)
+            .serve_connection(TokioIo::new(stream), service);
+        let ending = self.drive(&mut connection).await;
+        let parts = connection.into_parts();
+        drop(parts.service);
+        let stream = parts.io.into_inner();
+        match ending {
+            Ending::Over(Ok(())) => {
+                let tunnel = lock(&self.tunnel).take();
+                if let Some(tunnel) = tunnel {
+                    Box::pin(self.join(stream.rewound(parts.read_buf), tunnel)).await;
+                }
+            }
+            Ending::Over(Err(error)) if error.is_parse_version_h2() => {
+                Box::pin(self.serve_h2(stream.rewound(parts.read_buf))).await;
+            }
+            Ending::Over(Err(error)) => self.note(&error),
+            Ending::Cut => {}
+            Ending::Refused(refusal) => Box::pin(self.refuse(stream, refusal)).await,
+        }
+    }
+
+    async fn serve_h2(self: Arc<Self>, stream: Watched) {
+        let service = service_fn(|request| {
+            let session = Arc::clone(&self);
+            async move { Ok::<_, Infallible>(session.answer(request).await) }
+        });
+        let mut connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_header_list_size(self.shared.clients.head_bytes_max)
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_pending_accept_reset_streams(RESETS_MAX)
+            .max_send_buf_size(SEND_BUFFER_BYTES)
+            .serve_connection(TokioIo::new(stream), service);
+        match self.drive(&mut connection).await {
+            Ending::Over(Ok(())) | Ending::Cut => {}
+            Ending::Over(Err(error)) => self.note(&error),
+            Ending::Refused(refusal) => self.forward.telemetry.refused(refusal),
+        }
+    }
+
+    /// Takes note of a connection that ended badly. A head that could not be read was answered by the HTTP library.
+    fn note(&self, error: &hyper::Error) {
+        debug!(%error, "a client's connection ended");
+        if error.is_parse_too_large() {
+            self.forward.telemetry.refused(Refusal::HeadTooLarge);
+        } else if error.is_parse() {
+            self.forward.telemetry.refused(Refusal::BadRequest);
+        }
+    }
+
+    /// Says why before the connection is closed; a client that does not listen is not waited for.
+    async fn refuse(&self, mut stream: Watched, refusal: Refusal) {
+        self.forward.telemetry.refused(refusal);
+        if refusal == Refusal::HeadTimeout {
+            let status = refusal.status();
+            let text = format!(
+                "HTTP/1.1 {} {}\r\nx-friday-refusal: {}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+                status.as_str(),
+                status.canonical_reason().unwrap_or_default(),
+                refusal.code()
+            );
+            if let Ok(Err(error)) = timeout(GOODBYE_MAX, stream.write_all(text.as_bytes())).await {
+                debug!(%error, "a client did not hear why it was refused");
+            }
+        }
+    }
+
+    /// Runs a connection to its end, and looks now and then whether it may go on.
+    async fn drive<C: Connection>(&self, connection: &mut C) -> Ending {
+        let mut stop = pin!(self.shared.stop.cancelled());
+        let mut cut = pin!(self.shared.cut.cancelled());
+        let mut is_waiting = false;
+        let mut told = false;
+        let mut patience = Patience::new(self);
+        poll_fn(|context| {
+            if !is_waiting {
+                // Once is enough to be woken. Asked each time, they would take locks that all threads share.
+                is_waiting = stop.as_mut().poll(context).is_pending()
+                    && cut.as_mut().poll(context).is_pending();
+            }
+            if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(context) {
+                return Poll::Ready(Ending::Over(ended));
+            }
+            let phase = self.shared.phase.load(Ordering::Acquire);
+            if phase == CUTTING {
+                return Poll::Ready(Ending::Cut);
+            }
+            let verdict = patience.look(self, context);
+            if !told && (phase == DRAINING || verdict == Verdict::Idle) {
+                told = true;
+                Pin::new(&mut *connection).graceful_shutdown();
+                return Pin::new(&mut *connection).poll(context).map(Ending::Over);
+            }
+            match verdict {
+                Verdict::Fine | Verdict::Idle => Poll::Pending,
+                Verdict::Refused(refusal) => Poll::Ready(Ending::Refused(refusal)),
+            }
+        })
+        .await
+    }
+
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Counting> {
+        self.activity.has_unread.store(false, Ordering::Relaxed);
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let in_flight = InFlight::new(&self);
+        let answer = self
+            .forward
+            .answer(&self.client, request, &self.tunnel)
+            .await;
+        answer.map(|answer| Counting {
+            answer,
+            _in_flight: in_flight,
+        })
+    }
+
+    /// Passes bytes between the two sides of an upgraded connection until one of them ends, or until the drain's limit.
+    async fn join(&self, mut client: Watched, mut tunnel: Tunnel) {
+        let counted = Counted::new(&self.shared.requests);
+        let both = copy_bidirectional(&mut client, &mut tunnel.upstream);
+        let both = self.shared.cut.run_until_cancelled(both);
+        match both.await {
+            Some(Ok((sent, received))) => debug!(sent, received, "an upgraded connection ended"),
+            Some(Err(error)) => debug!(%error, "an upgraded connection broke"),
+            None => debug!("an upgraded connection was cut"),
+        }
+        drop((tunnel, counted));
+    }
+}
+
+/// Most requests at a time on one HTTP/2 connection: the usual limit of servers (RFC 9113 wants at least 100).
+const STREAMS_MAX: u32 = 250;
+
+/// Most requests that a client may have taken back before they were looked at; more ends its connection
+/// (CVE-2023-44487, \"rapid reset\").
+const RESETS_MAX: usize = 20;
+
+/// Longest piece of an answer kept for one HTTP/2 request whose client does not read.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
+
+/// Longest time to say why a connection is closed.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
+
+/// How a connection came to its end.
+enum Ending {
+    /// By itself.
+    Over(hyper::Result<()>),
+    /// The drain's limit is over.
+    Cut,
+    /// The client took too long.
+    Refused(Refusal),
+}
+
+/// What the two versions of HTTP have in common here.
+trait Connection: Future<Output = hyper::Result<()>> + Unpin {
+    /// Present requests are the last.
+    fn graceful_shutdown(self: Pin<&mut Self>);
+}
+
+impl<S, F> Connection for http1::Connection<TokioIo<Watched>, S>
+where
+    S: hyper::service::Service<
+            Request<Incoming>,
+            Response = Response<Counting>,
+            Error = Infallible,
+            Future = F,
+        >,
+    F: Future<Output = Result<Response<Counting>, Infallible>>,
+{
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        http1::Connection::graceful_shutdown(self);
+    }
+}
+
+impl<S, F> Connection for http2::Connection<TokioIo<Watched>, S, TokioExecutor>
+where
+    S: hyper::service::Service<
+            Request<Incoming>,
+            Response = Response<Counting>,
+            Error = Infallible,
+            Future = F,
+        > + Unpin,
+    F: Future<Output = Result<Response<Counting>, Infallible>> + Send + 'static,
+{
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        http2::Connection::graceful_shutdown(self);
+    }
+}
+
+/// Looks at a client each time a period is over: it may be idle for long, but may neither trickle a head nor leave an
+/// answer unread. One timer for all three, so that a request sets none.
+struct Patience {
+    timer: Pin<Box<Sleep>>,
+    is_set: bool,
+    period: Duration,
+    /// When the present stretch without a request began.
+    idle_since: Instant,
+    asked: u32,
+    writes: u32,
+    /// What was found at the last look: half a head, or an answer that is not taken.
+    trickles: bool,
+    blocked: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Fine,
+    /// It has had nothing to say for too long.
+    Idle,
+    Refused(Refusal),
+}
+
+impl Patience {
+    fn new(session: &Session) -> Self {
+        let clients = &session.shared.clients;
+        let period = clients.head_max.min(clients.idle_max);
+        let now = Instant::now();
+        Self {
+            timer: Box::pin(sleep_until(now + period)),
+            is_set: false,
+            period,
+            idle_since: now,
+            asked: 0,
+            writes: 0,
+            trickles: false,
+            blocked: false,
+        }
+    }
+
+    fn look(&mut self, session: &Session, context: &mut Context<'_>) -> Verdict {
+        // Once set it wakes this task by itself.
+        if self.is_set && !self.timer.is_elapsed() {
+            return Verdict::Fine;
+        }
+        self.is_set = true;
+        while self.timer.as_mut().poll(context).is_ready() {
+            let now = Instant::now();
+            let verdict = self.judge(session, now);
+            if verdict != Verdict::Fine {
+                return verdict;
+            }
+            self.timer.as_mut().reset(now + self.period);
+        }
+        Verdict::Fine
+    }
+
+    fn judge(&mut self, session: &Session, now: Instant) -> Verdict {
+        let asked = session.asked.load(Ordering::Relaxed);
+        let writes = session.activity.writes.load(Ordering::Relaxed);
+        let is_answering = session.answering.load(Ordering::Relaxed) > 0;
+        let is_moving = asked != self.asked;
+        let blocked = session.activity.is_blocked.load(Ordering::Relaxed);
+        let trickles = !is_answering && session.activity.has_unread.load(Ordering::Relaxed);
+        let verdict = if blocked && self.blocked && writes == self.writes {
+            Verdict::Refused(Refusal::AnswerUnread)
+        } else if trickles && self.trickles && !is_moving {
+            Verdict::Refused(Refusal::HeadTimeout)
+        } else if !is_answering
+            && !is_moving
+            && now - self.idle_since >= session.shared.clients.idle_max
+        {
+            Verdict::Idle
+        } else {
+            Verdict::Fine
+        };
+        if is_answering || is_moving {
+            self.idle_since = now;
+        }
+        self.asked = asked;
+        self.writes = writes;
+        self.trickles = trickles;
+        self.blocked = blocked;
+        verdict
+    }
+}
+
+/// Counts a request until its answer has ended.
+#[derive(Debug)]
+struct InFlight(Arc<Session>);
+
+impl InFlight {
+    fn new(session: &Arc<Session>) -> Self {
+        session.answering.fetch_add(1, Ordering::Relaxed);
+        session.shared.requests.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(session))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.answering.fetch_sub(1, Ordering::Relaxed);
+        self.0.shared.requests.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// An answer that counts as a request in flight until it has ended.
+#[derive(Debug)]
+struct Counting {
+    answer: Answer,
+    _in_flight: InFlight,
+}
+
+impl Body for Counting {
+    type Data = Bytes;
+    type Error = <Answer as Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.answer).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.answer.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.answer.size_hint()
+    }
+}

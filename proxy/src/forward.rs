@@ -144,7 +144,8 @@ impl Forward {
         if let Some(log) = &self.log {
             *entry = log.sample(&head, client.address.to_str().unwrap_or_default());
         }
-        headers::check(&head)?;
+        let present = Present::of(&head.headers);
+        headers::check(&head, present)?;
         let (mut generation, mut route) = self.find(&head)?;
         if head.method == Method::CONNECT {
             *named = Some(route);
@@ -166,7 +167,6 @@ impl Forward {
         .await
         .inspect_err(|_| *named = Some(Arc::clone(&route)))?;
 
-        let present = Present::of(&head.headers);
         let key = Key::of(route.spec.sticky.as_ref(), &head.headers, present);
         let group = key.value.as_deref().map_or(client.group, pick::group);
         let wanted = headers::take_wish(&mut head.headers, present);

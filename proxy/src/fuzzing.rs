@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HeaderValue;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
@@ -92,18 +92,18 @@ async fn answer(
     noted: Arc<Mutex<Vec<Passed>>>,
 ) -> Response<Answer> {
     let (mut head, incoming) = request.into_parts();
-    if let Err(refusal) = headers::check(&head) {
+    let present = Present::of(&head.headers);
+    if let Err(refusal) = headers::check(&head, present) {
         return refusal.response();
     }
-    if headers::wants_upgrade(&head) {
-        return Refusal::Upgrade.response();
+    if head.method == Method::CONNECT {
+        return Refusal::Connecting.response();
     }
     let repeatable = retry::is_repeatable(&head.method, &head.headers);
     let body = match body::take(incoming, repeatable, 1 << 10, 1 << 20).await {
         Ok(body) => body,
         Err(fault) => return Refusal::from(fault).response(),
     };
-    let present = Present::of(&head.headers);
     headers::take_wish(&mut head.headers, present);
     let [client, proto] = ["127.0.0.1", "http"].map(HeaderValue::from_static);
     headers::for_upstream(&mut head, present, &client, &proto);

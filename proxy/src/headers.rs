@@ -56,9 +56,12 @@ const END_TO_END: [HeaderName; 7] = [
 ///
 /// # Errors
 /// What is wrong; then nothing of the request may go to an upstream.
-pub(crate) fn check(head: &Parts) -> Result<(), Refusal> {
+pub(crate) fn check(head: &Parts, present: Present) -> Result<(), Refusal> {
     check_target(head)?;
     check_host(head)?;
+    if !present.has(Present::TRANSFER_ENCODING) {
+        return Ok(());
+    }
     let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (None, _) => Ok(()),
@@ -161,8 +164,7 @@ fn is_end_to_end(name: &HeaderName) -> bool {
 
 /// Removes from trailers what only a head may say: an upstream that adds them to the head would believe it.
 pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
-    let present = Present::of(trailers);
-    remove_hop_by_hop(trailers, present);
+    remove_hop_by_hop(trailers, Present::of(trailers));
     for name in [
         AUTHORIZATION,
         CONTENT_ENCODING,
@@ -203,7 +205,12 @@ impl Present {
     const REQUEST_ID: u32 = 1 << 10;
     const RELEASE: u32 = 1 << 11;
     const LENGTH: u32 = 1 << 12;
-    const HOP_BY_HOP: u32 = Self::CONNECTION | Self::TE | Self::UPGRADE | Self::OTHER_HOP_BY_HOP;
+    const TRANSFER_ENCODING: u32 = 1 << 13;
+    const HOP_BY_HOP: u32 = Self::CONNECTION
+        | Self::TE
+        | Self::UPGRADE
+        | Self::TRANSFER_ENCODING
+        | Self::OTHER_HOP_BY_HOP;
 
     /// Looks through all names.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
@@ -211,12 +218,13 @@ impl Present {
             "connection" => Self::CONNECTION,
             "te" => Self::TE,
             "upgrade" => Self::UPGRADE,
+            "transfer-encoding" => Self::TRANSFER_ENCODING,
             "keep-alive"
+            | "http2-settings"
             | "proxy-connection"
             | "proxy-authenticate"
             | "proxy-authorization"
-            | "transfer-encoding"
-            | "http2-settings" => Self::OTHER_HOP_BY_HOP,
+            | "x-friday-mirror" => Self::OTHER_HOP_BY_HOP,
             "expect" => Self::EXPECT,
             "cookie" => Self::COOKIE,
             "forwarded" => Self::FORWARDED,
@@ -262,6 +270,8 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, present: Present) {
     for name in [
         KEEP_ALIVE,
         HTTP2_SETTINGS,
+        // Ours to say.
+        MIRROR,
         PROXY_CONNECTION,
         PROXY_AUTHENTICATE,
         PROXY_AUTHORIZATION,
@@ -531,6 +541,10 @@ mod tests {
         assert_eq!(host(&head("/", &[])), "");
     }
 
+    fn checked(head: &Parts) -> Result<(), Refusal> {
+        check(head, Present::of(&head.headers))
+    }
+
     #[test]
     fn takes_one_host_that_is_one() {
         for host in [
@@ -543,35 +557,38 @@ mod tests {
             "[::1]",
             "[::ffff:1.2.3.4]:65535",
         ] {
-            assert_eq!(check(&head("/", &[("host", host)])), Ok(()), "{host}");
+            assert_eq!(checked(&head("/", &[("host", host)])), Ok(()), "{host}");
         }
         for host in [
             "a b", "a,b", "u@a", "a/", "a:80:80", "a:x", "a:65536", ":80", "[::1", "[]", "[a]b",
             "::1", "a%41", "http://a",
         ] {
-            let refused = check(&head("/", &[("host", host)]));
+            let refused = checked(&head("/", &[("host", host)]));
             assert_eq!(refused, Err(Refusal::BadHost), "{host}");
         }
         let long = "a.".repeat(131);
-        assert_eq!(check(&head("/", &[("host", &long)])), Err(Refusal::BadHost));
-        assert_eq!(check(&head("/", &[])), Err(Refusal::BadHost));
+        assert_eq!(
+            checked(&head("/", &[("host", &long)])),
+            Err(Refusal::BadHost)
+        );
+        assert_eq!(checked(&head("/", &[])), Err(Refusal::BadHost));
         let two = [("host", "a"), ("host", "a")];
-        assert_eq!(check(&head("/", &two)), Err(Refusal::BadHost));
-        assert_eq!(check(&head("http://b/", &[("host", "a")])), Ok(()));
+        assert_eq!(checked(&head("/", &two)), Err(Refusal::BadHost));
+        assert_eq!(checked(&head("http://b/", &[("host", "a")])), Ok(()));
         let mut http2 = head("http://b/", &[("host", "a")]);
         http2.version = Version::HTTP_2;
-        assert_eq!(check(&http2), Err(Refusal::BadHost));
+        assert_eq!(checked(&http2), Err(Refusal::BadHost));
     }
 
     #[test]
     fn takes_targets_and_codings_that_mean_one_thing() {
         let host = ("host", "a");
         for target in ["*", "a", "a:80", "ftp://a/"] {
-            let refused = check(&head(target, &[host]));
+            let refused = checked(&head(target, &[host]));
             assert_eq!(refused, Err(Refusal::BadTarget), "{target}");
         }
         let long = format!("/{}", "x".repeat(TARGET_BYTES_MAX));
-        let refused = check(&head(&long, &[host]));
+        let refused = checked(&head(&long, &[host]));
         assert_eq!(refused, Err(Refusal::TargetTooLong));
         for coding in [
             "gzip, chunked",
@@ -580,11 +597,11 @@ mod tests {
             "",
             "chunked,",
         ] {
-            let refused = check(&head("/", &[host, ("transfer-encoding", coding)]));
+            let refused = checked(&head("/", &[host, ("transfer-encoding", coding)]));
             assert_eq!(refused, Err(Refusal::TransferCoding), "{coding}");
         }
         let chunked = [host, ("transfer-encoding", "Chunked")];
-        assert_eq!(check(&head("/", &chunked)), Ok(()));
+        assert_eq!(checked(&head("/", &chunked)), Ok(()));
     }
 
     #[test]

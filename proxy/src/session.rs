@@ -96,6 +96,8 @@ impl Session {
         });
         let mut connection = http1::Builder::new()
             .max_buf_size(self.shared.clients.head_bytes_max as usize)
+            // The buffer alone lets pass what comes in one read beyond it.
+            .max_header_size(self.shared.clients.head_bytes_max as usize)
             .max_headers(self.shared.clients.headers_max as usize)
             .serve_connection(TokioIo::new(stream), service);
         let ending = self.drive(&mut connection).await;

@@ -240,7 +240,9 @@ async fn answers_nobody_takes_are_not_collected() {
         text(StatusCode::OK, body)
     })
     .await;
-    let proxy = Proxy::alone(&table(1, &[backend.address], json!({}))).await;
+    // 200 connections at a time to one busy thread.
+    let more = json!({ "timeouts": { "connect_ms": 20_000, "response_ms": 20_000 } });
+    let proxy = Proxy::alone(&table(1, &[backend.address], more)).await;
     beside_a_good_client(proxy.listen, async {
         // SETTINGS_INITIAL_WINDOW_SIZE is 0: heads come, bodies do not.
         let mut raw = Raw::new(proxy.listen, &[(4, 0)]).await;

@@ -1,15 +1,23 @@
 //! Clients that take their time: heads, bodies and readers.
 
+use std::time::Duration;
+
+use friday_proxy::config::Source;
 use futures::future::join_all;
 use http::StatusCode;
+use proxy_api::RouteTable;
 use serde_json::json;
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::answers;
 use super::floods::beside_a_good_client;
 use super::recorder::Recorder;
-use crate::world::{Backend, Proxy, eventually, table, text};
+use crate::world::{Backend, PATIENCE, Proxy, eventually, table, text};
+
+/// What an impatient proxy waits for a head, and for an answer to be taken.
+const WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// Connections of a slow client.
 const CONNECTIONS: usize = 300;
@@ -36,6 +44,81 @@ async fn heads_that_come_byte_by_byte_hold_nobody_up() {
     let log = recorder.end().await;
     assert!(log.cut.is_empty() && log.faults.is_empty(), "{log:?}");
     assert!(log.whole.iter().all(|seen| seen.target == "/good"));
+}
+
+/// A proxy that waits for clients no longer than [`WAIT_MAX`], and where its table is.
+async fn impatient(table: &RouteTable) -> (Proxy, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("routes.json");
+    std::fs::write(&file, serde_json::to_vec(table).unwrap()).unwrap();
+    let proxy = Proxy::with(Source::File(file), PATIENCE, |config| {
+        config.clients.head_max = WAIT_MAX;
+    });
+    (proxy.await.unwrap(), directory)
+}
+
+/// Waits until so many were refused for that reason.
+async fn refused(proxy: &Proxy, reason: &str, times: f64) {
+    let label = format!("reason=\"{reason}\"");
+    eventually(reason, async || {
+        let refused = proxy.metric("friday_proxy_refusals_total", &[&label]).await;
+        (refused >= times).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_to_its_end_ends_the_connection_however_it_trickles() {
+    let recorder = Recorder::new().await;
+    let (proxy, _directory) = impatient(&table(1, &[recorder.address], json!({}))).await;
+    beside_a_good_client(proxy.listen, async {
+        let all = (0..50).map(|_| async {
+            let stream = TcpStream::connect(proxy.listen).await.unwrap();
+            let (mut from, mut to) = stream.into_split();
+            let trickle = async {
+                let mut ticks = tokio::time::interval(WAIT_MAX / 10);
+                while to.write_all(b"x").await.is_ok() {
+                    ticks.tick().await;
+                }
+            };
+            let mut got = Vec::new();
+            let read = async {
+                // A reset behind the answer is an end, too.
+                while let Ok(1..) = from.read_buf(&mut got).await {}
+            };
+            tokio::select! {
+                () = trickle => {}
+                () = read => {}
+            }
+            let answer = answers(&got).unwrap();
+            assert!(["", "408"].contains(&answer.as_str()), "{answer}");
+        });
+        join_all(all).await;
+    })
+    .await;
+    refused(&proxy, "head_timeout", 50.0).await;
+    proxy.stop().await;
+    let log = recorder.end().await;
+    assert!(log.cut.is_empty() && log.faults.is_empty(), "{log:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_taken_ends_the_connection() {
+    let large: &'static str = Box::leak("x".repeat(16 << 20).into_boxed_str());
+    let backend = Backend::new(move |_| async move { text(StatusCode::OK, large) }).await;
+    let (proxy, _directory) = impatient(&table(1, &[backend.address], json!({}))).await;
+    let mut readers = Vec::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(proxy.listen).await.unwrap();
+        let sent = b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n";
+        stream.write_all(sent).await.unwrap();
+        readers.push(stream);
+    }
+    refused(&proxy, "answer_unread", 20.0).await;
+    eventually("nothing in flight", async || {
+        (proxy.metric("friday_proxy_in_flight", &[]).await == 0.0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -3,8 +3,8 @@
 //! Each worker is a thread with a listening socket of its own (`SO_REUSEPORT`), so that a client is served from its
 //! first byte to its last by one thread, and no request waits for a lock that another thread holds.
 //!
-//! Draining stops accepting, tells every connection that its present requests are the last (`connection: close`,
-//! GOAWAY), waits for them up to a limit, and then cuts what is left, and says so.
+//! Draining stops accepting, tells every connection with its next answer that this was the last (`connection: close`),
+//! or at once where the protocol can (GOAWAY), waits for what is left up to a limit, and then cuts it, and says so.
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,6 +29,11 @@ use crate::tls::Certificate;
 
 /// Pause after accepting failed, most likely for want of file descriptors: they come back as clients leave.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a client of HTTP/1.1 has for one more request when the drain begins, at most half of the drain's limit. Its
+/// connection cannot be closed between two requests without a chance to lose the next one; who says nothing for so
+/// long is most likely idle.
+const LAST_CALL_MAX: Duration = Duration::from_secs(1);
 
 /// Why a worker ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +61,7 @@ pub(crate) async fn serve(
         phase: AtomicU8::new(SERVING),
         stop: CancellationToken::new(),
         cut: CancellationToken::new(),
+        last_call: LAST_CALL_MAX.min(drain_max / 2),
         places: Arc::new(Semaphore::new(clients.connections_max as usize)),
         clients,
         certificate,
@@ -127,6 +133,8 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     /// The drain's limit is over.
     pub(crate) cut: CancellationToken,
+    /// How long a silent client may wait before its last request.
+    pub(crate) last_call: Duration,
     places: Arc<Semaphore>,
     connections: AtomicU64,
     /// Requests whose answer has not ended.

@@ -11,14 +11,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tracing::debug;
 
 use crate::body::Answer;
@@ -172,6 +173,7 @@ impl Session {
         let mut cut = pin!(self.shared.cut.cancelled());
         let mut is_waiting = false;
         let mut told = false;
+        let mut last_call = None;
         let mut patience = Patience::new(self);
         poll_fn(|context| {
             if !is_waiting {
@@ -187,7 +189,10 @@ impl Session {
                 return Poll::Ready(Ending::Cut);
             }
             let verdict = patience.look(self, context);
-            if !told && (phase == DRAINING || verdict == Verdict::Idle) {
+            let is_over = verdict == Verdict::Idle
+                || (phase == DRAINING
+                    && (C::SAYS_GOODBYE || self.is_late(&mut last_call, context)));
+            if !told && is_over {
                 told = true;
                 Pin::new(&mut *connection).graceful_shutdown();
                 return Pin::new(&mut *connection).poll(context).map(Ending::Over);
@@ -200,14 +205,33 @@ impl Session {
         .await
     }
 
+    /// Whether the time for a last request is over. Asked for the first time, it begins.
+    fn is_late(&self, last_call: &mut Option<Pin<Box<Sleep>>>, context: &mut Context<'_>) -> bool {
+        let end = || Box::pin(sleep(self.shared.last_call));
+        last_call
+            .get_or_insert_with(end)
+            .as_mut()
+            .poll(context)
+            .is_ready()
+    }
+
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Counting> {
+        let version = request.version();
         self.activity.has_unread.store(false, Ordering::Relaxed);
         self.asked.fetch_add(1, Ordering::Relaxed);
         let in_flight = InFlight::new(&self);
-        let answer = self
+        let mut answer = self
             .forward
             .answer(&self.client, request, &self.tunnel)
             .await;
+        // The client hears of the drain with an answer: so it knows that this request was the last one here.
+        if self.shared.phase.load(Ordering::Acquire) == DRAINING
+            && version <= Version::HTTP_11
+            && answer.status() != StatusCode::SWITCHING_PROTOCOLS
+        {
+            let close = HeaderValue::from_static("close");
+            answer.headers_mut().insert(CONNECTION, close);
+        }
         answer.map(|answer| Counting {
             answer,
             _in_flight: in_flight,
@@ -253,6 +277,11 @@ enum Ending {
 
 /// What the two versions of HTTP have in common here.
 trait Connection: Future<Output = hyper::Result<()>> + Unpin {
+    /// Whether the protocol can say between two requests that there may be no more, and settles what was on its way
+    /// then. HTTP/2 does (GOAWAY). HTTP/1.1 says so only in an answer: a client whose next request meets the end of
+    /// the connection cannot know whether it was heard.
+    const SAYS_GOODBYE: bool;
+
     /// Present requests are the last.
     fn graceful_shutdown(self: Pin<&mut Self>);
 }
@@ -267,6 +296,8 @@ where
         >,
     F: Future<Output = Result<Response<Counting>, Infallible>>,
 {
+    const SAYS_GOODBYE: bool = false;
+
     fn graceful_shutdown(self: Pin<&mut Self>) {
         http1::Connection::graceful_shutdown(self);
     }
@@ -282,6 +313,8 @@ where
         > + Unpin,
     F: Future<Output = Result<Response<Counting>, Infallible>> + Send + 'static,
 {
+    const SAYS_GOODBYE: bool = true;
+
     fn graceful_shutdown(self: Pin<&mut Self>) {
         http2::Connection::graceful_shutdown(self);
     }

@@ -5,8 +5,10 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use http::{Request, StatusCode};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use proxy_api::RouteTable;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -21,7 +23,15 @@ fn program(args: &[&str]) -> Command {
     command
 }
 
-async fn run(args: &[&str]) -> (Option<i32>, String) {
+/// Writes a table to a file of that directory, and gives its path.
+pub(crate) fn table_file(directory: &Path, table: &RouteTable) -> String {
+    let file = directory.join("routes.json");
+    std::fs::write(&file, serde_json::to_vec(table).unwrap()).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+/// Runs it to its end: the exit code, and what it logged.
+pub(crate) async fn run(args: &[&str]) -> (Option<i32>, String) {
     let mut command = program(args);
     let output: Output = tokio::task::spawn_blocking(move || command.output().unwrap())
         .await
@@ -33,18 +43,24 @@ async fn run(args: &[&str]) -> (Option<i32>, String) {
 }
 
 /// A running proxy; killed when dropped.
-struct Running {
-    child: Child,
+pub(crate) struct Running {
+    pub(crate) child: Child,
     log: Arc<Mutex<String>>,
-    listen: String,
-    admin: String,
+    pub(crate) listen: String,
+    pub(crate) admin: String,
 }
 
 impl Running {
-    async fn start(directory: &Path, args: &[&str]) -> Self {
+    /// One at any free port, with its files in `directory`.
+    pub(crate) async fn start(directory: &Path, args: &[&str]) -> Self {
+        Self::start_at("127.0.0.1:0", directory, args).await
+    }
+
+    /// One that clients reach at `listen`; ready when this returns.
+    pub(crate) async fn start_at(listen: &str, directory: &Path, args: &[&str]) -> Self {
         let file = directory.join("addresses.json");
         let addresses = ["--addresses-file", file.to_str().unwrap()];
-        let ports = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        let ports = ["--listen", listen, "--admin", "127.0.0.1:0"];
         let mut child = program(&[&ports[..], &addresses, args].concat())
             .spawn()
             .unwrap();
@@ -68,8 +84,22 @@ impl Running {
         }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    /// Replaces its table.
+    pub(crate) async fn put(&self, table: &RouteTable) {
+        let request = Request::put(format!("http://{}/routes", self.admin))
+            .body(serde_json::to_vec(table).unwrap().into())
+            .unwrap();
+        let answer = Client::new().send(request).await.unwrap();
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+    }
+
+    /// The URL of a path at the proxy.
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.listen)
     }
 
     async fn get(&self) -> String {
@@ -78,14 +108,14 @@ impl Running {
     }
 
     /// Waits until the log says it for the `times`-th time.
-    async fn logs(&self, text: &str, times: usize) {
+    pub(crate) async fn logs(&self, text: &str, times: usize) {
         eventually(&format!("{text} in the log"), async || {
             (self.log.lock().unwrap().matches(text).count() >= times).then_some(())
         })
         .await;
     }
 
-    async fn ended(mut self) -> Option<i32> {
+    pub(crate) async fn ended(mut self) -> Option<i32> {
         let what = "the end of the program";
         let status = eventually(what, async || self.child.try_wait().unwrap()).await;
         status.code()

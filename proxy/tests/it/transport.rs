@@ -26,7 +26,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::world::{Backend, Client, PATIENCE, Proxy, eventually, table, text};
 
 /// A server that answers any request for an upgrade, and then says back what it hears.
-async fn parrot() -> (std::net::SocketAddr, JoinHandle<()>) {
+pub(crate) async fn parrot() -> (std::net::SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let task = tokio::spawn(async move {
@@ -50,7 +50,7 @@ async fn parrot() -> (std::net::SocketAddr, JoinHandle<()>) {
     (address, task)
 }
 
-const UPGRADE: &[u8] =
+pub(crate) const UPGRADE: &[u8] =
     b"GET /chat HTTP/1.1\r\nhost: x\r\nconnection: keep-alive, Upgrade\r\nupgrade: parrot\r\n\r\nfirst ";
 
 #[tokio::test]

@@ -70,7 +70,7 @@ impl Attempts {
     ) -> Next {
         let next = match self.next(failure, elsewhere) {
             Next::Retry if !may_retry() => self.instead_of_retry(failure),
-            next => next,
+            next @ (Next::Answer | Next::Retry | Next::Shield) => next,
         };
         match next {
             Next::Answer => {}

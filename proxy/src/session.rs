@@ -5,8 +5,8 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -40,6 +40,8 @@ pub(crate) struct Session {
     asked: AtomicU32,
     /// Those whose answer has not ended.
     answering: AtomicU32,
+    /// The answers on their way, to see which of them the client does not take.
+    answers: Mutex<Vec<Weak<Turn>>>,
     /// What an upgrade leaves behind, to be joined with the client's side when HTTP is over.
     tunnel: Mutex<Option<Tunnel>>,
 }
@@ -55,6 +57,7 @@ impl Session {
             activity: Arc::default(),
             asked: AtomicU32::new(0),
             answering: AtomicU32::new(0),
+            answers: Mutex::default(),
             tunnel: Mutex::default(),
         }
     }
@@ -232,10 +235,26 @@ impl Session {
             let close = HeaderValue::from_static("close");
             answer.headers_mut().insert(CONNECTION, close);
         }
+        // What is over with its first piece, as most answers are, need not be watched.
+        let turn = (!answer.body().is_end_stream()).then(|| {
+            let turn = Arc::new(Turn::new());
+            lock(&self.answers).push(Arc::downgrade(&turn));
+            turn
+        });
         answer.map(|answer| Counting {
             answer,
+            turn,
             _in_flight: in_flight,
         })
+    }
+
+    /// Whether there is an answer of which the client has taken nothing since it was last asked.
+    fn has_unread_answer(&self) -> bool {
+        let mut answers = lock(&self.answers);
+        answers.retain(|turn| turn.strong_count() > 0);
+        let stalled = |turn: &Weak<Turn>| turn.upgrade().is_some_and(|turn| turn.is_stalled());
+        // All of them are asked, so that all are asked again from here.
+        answers.iter().filter(|turn| stalled(turn)).count() > 0
     }
 
     /// Passes bytes between the two sides of an upgraded connection until one of them ends, or until the drain's limit.
@@ -384,18 +403,19 @@ impl Patience {
         let is_moving = asked != self.asked;
         let blocked = session.activity.is_blocked.load(Ordering::Relaxed);
         let trickles = !is_answering && session.activity.has_unread.load(Ordering::Relaxed);
-        let verdict = if blocked && self.blocked && writes == self.writes {
-            Verdict::Refused(Refusal::AnswerUnread)
-        } else if trickles && self.trickles && !is_moving {
-            Verdict::Refused(Refusal::HeadTimeout)
-        } else if !is_answering
-            && !is_moving
-            && now - self.idle_since >= session.shared.clients.idle_max
-        {
-            Verdict::Idle
-        } else {
-            Verdict::Fine
-        };
+        let verdict =
+            if blocked && self.blocked && writes == self.writes || session.has_unread_answer() {
+                Verdict::Refused(Refusal::AnswerUnread)
+            } else if trickles && self.trickles && !is_moving {
+                Verdict::Refused(Refusal::HeadTimeout)
+            } else if !is_answering
+                && !is_moving
+                && now - self.idle_since >= session.shared.clients.idle_max
+            {
+                Verdict::Idle
+            } else {
+                Verdict::Fine
+            };
         if is_answering || is_moving {
             self.idle_since = now;
         }
@@ -426,10 +446,37 @@ impl Drop for InFlight {
     }
 }
 
+/// Whose turn it is in an answer: the upstream's, while a piece is waited for, or the client's.
+#[derive(Debug)]
+struct Turn {
+    /// How often a piece was asked for, and once for the head.
+    asked: AtomicU32,
+    is_upstreams: AtomicBool,
+    /// `asked` when this was last looked at.
+    seen: AtomicU32,
+}
+
+impl Turn {
+    fn new() -> Self {
+        Self {
+            asked: AtomicU32::new(1),
+            is_upstreams: AtomicBool::new(false),
+            seen: AtomicU32::new(0),
+        }
+    }
+
+    fn is_stalled(&self) -> bool {
+        let asked = self.asked.load(Ordering::Relaxed);
+        let seen = self.seen.swap(asked, Ordering::Relaxed);
+        asked == seen && !self.is_upstreams.load(Ordering::Relaxed)
+    }
+}
+
 /// An answer that counts as a request in flight until it has ended.
 #[derive(Debug)]
 struct Counting {
     answer: Answer,
+    turn: Option<Arc<Turn>>,
     _in_flight: InFlight,
 }
 
@@ -441,7 +488,13 @@ impl Body for Counting {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Pin::new(&mut self.answer).poll_frame(context)
+        let frame = Pin::new(&mut self.answer).poll_frame(context);
+        if let Some(turn) = &self.turn {
+            turn.asked.fetch_add(1, Ordering::Relaxed);
+            turn.is_upstreams
+                .store(frame.is_pending(), Ordering::Relaxed);
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -48,6 +48,9 @@ const AVOIDED_FOR: Duration = Duration::from_secs(10);
 /// Between two looks at endpoints that refused a connection.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Most of an answer that is read ahead of the client, and longest head of one. More does not make a transfer quicker.
+const READ_BYTES_MAX: usize = 64 << 10;
+
 /// Between two signs of life asked of a shared connection, also while it has no requests: a dead one must be noticed
 /// before a request needs it.
 const H2_PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -89,6 +92,9 @@ impl Failure {
     }
 }
 
+/// Connections without work. Boxed: each is some 700 bytes, and moves with every request.
+type IdleWires = Vec<Box<Wire>>;
+
 /// How connections to an endpoint are made.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Dial {
@@ -118,7 +124,7 @@ pub(crate) struct Peer {
     /// For HTTP/2 the connection of each worker, which all its requests share.
     shared: Box<[Mutex<Option<http2::SendRequest<Outgoing>>>]>,
     /// Connections without work by worker, last used last. Only the watch takes the lock of another worker.
-    idle: Box<[Mutex<Vec<Box<Wire>>>]>,
+    idle: Box<[Mutex<IdleWires>]>,
 }
 
 impl fmt::Debug for Peer {
@@ -146,7 +152,7 @@ impl Peer {
         }
     }
 
-    fn idle(&self, worker: usize) -> &Mutex<Vec<Box<Wire>>> {
+    fn idle(&self, worker: usize) -> &Mutex<IdleWires> {
         &self.idle[worker % self.idle.len()]
     }
 
@@ -279,7 +285,10 @@ impl Peer {
                         lock(shared).take();
                         request = *unsent;
                     }
-                    failure => {
+                    failure @ (Failure::Connect(_)
+                    | Failure::Reset
+                    | Failure::Timeout
+                    | Failure::Client(_)) => {
                         debug!(endpoint = %self.address, ?failure, "an upstream did not answer");
                         return Err(failure);
                     }
@@ -336,7 +345,11 @@ impl Peer {
 
     async fn connect_h1(&self, wait_max: Duration) -> Option<Box<Wire>> {
         let stream = self.connect(wait_max).await?;
-        let (sender, driver) = http1::handshake(stream).await.ok()?;
+        let (sender, driver) = http1::Builder::new()
+            .max_buf_size(READ_BYTES_MAX)
+            .handshake(stream)
+            .await
+            .ok()?;
         let now = Instant::now();
         Some(Box::new(Wire {
             sender,

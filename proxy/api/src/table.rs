@@ -91,10 +91,6 @@ impl BasisPoints {
 
     /// Whether it is no request at all.
     #[must_use]
-    #[expect(
-        clippy::trivially_copy_pass_by_ref,
-        reason = "serde asks by reference whether a field may be left out"
-    )]
     pub fn is_none(&self) -> bool {
         self.0 == 0
     }

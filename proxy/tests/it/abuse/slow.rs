@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 
 use super::answers;
 use super::floods::beside_a_good_client;
+use super::frames::{END_HEADERS, END_STREAM, Event, HEADERS, Raw, frame, request};
 use super::recorder::Recorder;
 use crate::world::{Backend, PATIENCE, Proxy, eventually, table, text};
 
@@ -182,6 +183,20 @@ async fn readers_that_do_not_read_keep_no_answer_in_memory() {
     .await;
     // They are gone: so is what was held for them.
     eventually("nothing in flight", async || {
+        (proxy.metric("friday_proxy_in_flight", &[]).await == 0.0).then_some(())
+    })
+    .await;
+}
+#[tokio::test]
+async fn an_answer_that_no_window_is_opened_for_does_not_hold_the_upstream() {
+    let large: &'static str = Box::leak("x".repeat(16 << 20).into_boxed_str());
+    let backend = Backend::new(move |_| async move { text(StatusCode::OK, large) }).await;
+    let (proxy, _directory) = impatient(&table(1, &[backend.address], json!({}))).await;
+    let mut raw = Raw::new(proxy.listen, &[(4, 0)]).await;
+    let head = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request("GET", "/"));
+    assert!(raw.send(&head).await);
+    assert_eq!(raw.from.event().await, Event::Answer(1, 200));
+    eventually("the end of it", async || {
         (proxy.metric("friday_proxy_in_flight", &[]).await == 0.0).then_some(())
     })
     .await;

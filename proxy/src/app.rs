@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::admin::{self, Admin};
 use crate::chain;
@@ -21,6 +21,7 @@ use crate::config::{Config, Source};
 use crate::drain::{self, WorkerError};
 use crate::durable;
 use crate::forward::Forward;
+use crate::handover::{self, Offer};
 use crate::link::{LAST_REPORT_MAX, Link};
 pub use crate::routes::LoadError;
 use crate::routes::{self, Routes, Save};
@@ -33,7 +34,7 @@ use crate::upstream::Peers;
 const TABLE_FILE: &str = "table.json";
 
 /// Clients whose connections the kernel makes before a worker takes them; the kernel has a limit of its own, too.
-const BACKLOG: u32 = 4_096;
+pub(crate) const BACKLOG: u32 = 4_096;
 
 /// Longest wait for the parts of the proxy to end after the last client left. They have nothing to wait for but the
 /// last report.
@@ -160,7 +161,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
 pub struct App {
     config: Config,
     certificate: Option<Arc<Certificate>>,
-    listeners: Vec<std::net::TcpListener>,
+    /// Of each worker.
+    listeners: Vec<Vec<std::net::TcpListener>>,
+    offer: Option<Offer>,
     admin: TcpListener,
     listen_address: SocketAddr,
     admin_address: SocketAddr,
@@ -210,8 +213,18 @@ impl App {
             .map_err(|source| AppError::Certificate { source })?
             .map(Arc::new);
 
-        let (listeners, listen_address) = bind_shared(config.listen, workers, config.takeover)?;
         let (admin, admin_address) = bind(config.admin, "--admin").await?;
+        let taken = if config.takeover {
+            taken(config.listen).await
+        } else {
+            Vec::new()
+        };
+        let shared = bind_shared(config.listen, workers, config.takeover, taken);
+        let (listeners, offer, listen_address) = shared.map_err(|source| AppError::Bind {
+            address: config.listen,
+            option: "--listen",
+            source,
+        })?;
         info!(listen = %listen_address, admin = %admin_address, %boot, "listening");
         if let Some(path) = &config.addresses_file {
             let addresses = serde_json::json!({
@@ -229,6 +242,7 @@ impl App {
             config,
             certificate,
             listeners,
+            offer,
             admin,
             listen_address,
             admin_address,
@@ -305,18 +319,21 @@ impl App {
             }
         }
         let workers = self.listeners.into_iter().enumerate();
-        let workers = workers.map(|(worker, listener)| {
+        let workers = workers.map(|(worker, listeners)| {
             let forward = Arc::new(Forward {
                 worker,
                 routes: Arc::clone(&self.routes),
                 shard: Arc::clone(self.signals.shard(worker)),
                 telemetry: Arc::clone(&self.telemetry),
             });
-            (listener, forward)
+            (listeners, forward)
         });
         let workers = workers.collect();
         if let Some(certificate) = &self.certificate {
             parts.spawn(Arc::clone(certificate).keep_watch(end.clone()));
+        }
+        if let Some(offer) = self.offer {
+            parts.spawn(offer.serve(shutdown.clone()));
         }
         let (clients, certificate) = (self.config.clients, self.certificate);
         let drain_max = self.config.drain_max;
@@ -346,14 +363,26 @@ async fn bind(
     Ok((listener, chosen))
 }
 
-/// One listening socket for each worker, all at the same address. Unless it is to be taken over, nobody else may listen
-/// there: the sockets share the address (`SO_REUSEPORT`), and a second proxy started by mistake would get half of the
-/// clients.
+/// The sockets of the proxy whose place is to be taken; none if it does not hand them over, and then the address is
+/// shared.
+async fn taken(address: SocketAddr) -> Vec<std::net::TcpListener> {
+    handover::take(address).await.unwrap_or_else(|error| {
+        let error = chain(&error);
+        warn!(%address, error, "no sockets to take over: clients that just connect to an old proxy when it ends are reset");
+        Vec::new()
+    })
+}
+
+/// At least one listening socket for each worker, all at the same address: those that were taken, and new ones as
+/// needed. Unless it is to be taken over, nobody else may listen there: the sockets share the address
+/// (`SO_REUSEPORT`), and a second proxy started by mistake would get half of the clients. With them comes what the next
+/// proxy may have.
 fn bind_shared(
     address: SocketAddr,
     workers: usize,
     takeover: bool,
-) -> Result<(Vec<std::net::TcpListener>, SocketAddr), AppError> {
+    mut taken: Vec<std::net::TcpListener>,
+) -> io::Result<(Vec<Vec<std::net::TcpListener>>, Option<Offer>, SocketAddr)> {
     let bound = |address: SocketAddr, shared: bool| {
         let socket = match address {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -364,24 +393,24 @@ fn bind_shared(
         socket.bind(address)?;
         Ok::<_, io::Error>(socket)
     };
-    let all = || {
-        if !takeover {
-            drop(bound(address, false)?);
-        }
-        let mut listeners = Vec::with_capacity(workers);
-        let mut chosen = address;
-        for _ in 0..workers {
-            let listener = bound(chosen, true)?.listen(BACKLOG)?.into_std()?;
-            chosen = listener.local_addr()?;
-            listeners.push(listener);
-        }
-        Ok::<_, io::Error>((listeners, chosen))
-    };
-    all().map_err(|source| AppError::Bind {
-        address,
-        option: "--listen",
-        source,
-    })
+    if !takeover {
+        drop(bound(address, false)?);
+    }
+    let mut chosen = address;
+    while taken.len() < workers {
+        let listener = bound(chosen, true)?.listen(BACKLOG)?.into_std()?;
+        chosen = listener.local_addr()?;
+        taken.push(listener);
+    }
+    let again = taken.iter().map(std::net::TcpListener::try_clone);
+    let offer = Offer::new(chosen, again.collect::<io::Result<_>>()?)
+        .inspect_err(|error| warn!(%error, "the next proxy cannot take the sockets over"));
+    let mut listeners = Vec::new();
+    listeners.resize_with(workers, Vec::new);
+    for (number, listener) in taken.into_iter().enumerate() {
+        listeners[number % workers].push(listener);
+    }
+    Ok((listeners, offer.ok(), chosen))
 }
 
 /// The last table in the state directory, which is made if it is missing.

@@ -1,6 +1,6 @@
 //! Clients: accepting them, and letting them go.
 //!
-//! Each worker is a thread with a listening socket of its own (`SO_REUSEPORT`), so that a client is served from its
+//! Each worker is a thread with listening sockets of its own (`SO_REUSEPORT`), so that a client is served from its
 //! first byte to its last by one thread, and no request waits for a lock that another thread holds.
 //!
 //! Draining stops accepting, tells every connection with its next answer that this was the last (`connection: close`),
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::app::BACKLOG;
 use crate::config::Clients;
 use crate::forward::Forward;
 use crate::session::Session;
@@ -46,12 +47,13 @@ pub(crate) enum WorkerError {
     Panicked,
 }
 
-/// Serves clients, each listener by a worker of its own, until `shutdown`, then drains for at most `drain_max`.
+/// Serves clients, those of each group of listeners by a worker of its own, until `shutdown`, then drains for at most
+/// `drain_max`.
 ///
 /// # Errors
 /// See [`WorkerError`].
 pub(crate) async fn serve(
-    workers: Vec<(std::net::TcpListener, Arc<Forward>)>,
+    workers: Vec<(Vec<std::net::TcpListener>, Arc<Forward>)>,
     clients: Clients,
     certificate: Option<Arc<Certificate>>,
     shutdown: CancellationToken,
@@ -69,7 +71,7 @@ pub(crate) async fn serve(
         requests: AtomicU64::new(0),
     });
     let mut ended = Vec::with_capacity(workers.len());
-    for (number, (listener, forward)) in workers.into_iter().enumerate() {
+    for (number, (listeners, forward)) in workers.into_iter().enumerate() {
         let worker = Worker {
             forward,
             shared: Arc::clone(&shared),
@@ -79,7 +81,7 @@ pub(crate) async fn serve(
             .name(format!("worker-{number}"))
             .spawn(move || {
                 // Nobody waits for it any more only if the whole proxy failed.
-                drop(end.send(worker.run(listener)));
+                drop(end.send(worker.run(listeners)));
             })?;
         ended.push(async {
             waiting
@@ -159,18 +161,23 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(self, listener: std::net::TcpListener) -> io::Result<()> {
+    fn run(self, listeners: Vec<std::net::TcpListener>) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         runtime.block_on(async {
-            let listener = TcpListener::from_std(listener)?;
+            let listeners = listeners.into_iter().map(TcpListener::from_std);
+            let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
             let tracker = TaskTracker::new();
             let stop = self.shared.stop.clone();
             // It never ends by itself.
-            stop.run_until_cancelled(self.accept(&listener, &tracker))
-                .await;
-            self.accept_last(listener.into_std()?, &tracker);
+            let accepting = listeners
+                .iter()
+                .map(|listener| self.accept(listener, &tracker));
+            stop.run_until_cancelled(join_all(accepting)).await;
+            for listener in listeners {
+                self.accept_last(&listener.into_std()?, &tracker);
+            }
             tracker.close();
             tracker.wait().await;
             Ok(())
@@ -198,9 +205,10 @@ impl Worker {
         }
     }
 
-    /// Takes the clients whose connections the kernel has made already: closing the socket would break them.
-    fn accept_last(&self, listener: std::net::TcpListener, tracker: &TaskTracker) {
-        while let Ok((stream, address)) = listener.accept() {
+    /// Takes the clients whose connections the kernel has made already: unless another proxy took it over, closing the
+    /// socket would break them. What comes meanwhile is not waited for: it would have no end.
+    fn accept_last(&self, listener: &std::net::TcpListener, tracker: &TaskTracker) {
+        for (stream, address) in (0..BACKLOG).map_while(|_| listener.accept().ok()) {
             let worker = self.clone();
             tracker.spawn(async move {
                 match stream
@@ -213,6 +221,7 @@ impl Worker {
             });
         }
     }
+
     /// Serves one client.
     async fn serve(&self, stream: TcpStream, address: SocketAddr) {
         // Small answers must not wait for an acknowledgement. Without it things are slower, not wrong.

@@ -19,6 +19,7 @@ mod body;
 mod drain;
 mod durable;
 mod forward;
+mod handover;
 mod headers;
 mod link;
 mod refusal;

@@ -20,5 +20,6 @@ mod serving;
 mod share;
 mod streaming;
 mod tables;
+mod takeover;
 mod transport;
 mod world;

@@ -292,25 +292,47 @@ async fn a_silent_upstream_is_a_timeout_and_shielded_on_the_canary() {
     }
 }
 
+/// Halves of answers: of a known length, between two chunks, within a chunk, and where only the end is missing.
+const HALVES: [&str; 4] = [
+    "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf",
+    "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+    "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n8\r\nhalf",
+    "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n",
+];
+
 #[tokio::test]
 async fn an_answer_that_breaks_off_is_no_success_for_the_user_and_a_reset_of_the_release() {
-    let broken = Backend::broken_off().await;
-    let controller = Controller::new(Some(table(1, &[broken.address], json!({})))).await;
-    let state = tempfile::tempdir().unwrap();
-    let proxy = Proxy::led(controller.address, state.path()).await.unwrap();
-    proxy.has(1).await;
-    let answer = Client::new().get(&proxy.url("/"), &[]).await;
-    assert!(answer.is_err(), "{answer:?}");
-    controller.all_ended(1).await;
-    controller.look(|ledger| {
-        let cell = ledger.cells().next().unwrap();
-        assert_eq!((cell.outcomes, cell.failed_to_user), ([0, 0, 0, 0, 1], 1));
-    });
-    let broken_off = proxy
-        .metric("friday_proxy_answers_total", &["code=\"failed\""])
-        .await;
-    assert_eq!(broken_off, 1.0);
-    proxy.stop().await;
+    for half in HALVES {
+        let broken = Backend::broken_off(half).await;
+        let controller = Controller::new(Some(table(1, &[broken.address], json!({})))).await;
+        let state = tempfile::tempdir().unwrap();
+        let proxy = Proxy::led(controller.address, state.path()).await.unwrap();
+        proxy.has(1).await;
+        for client in [Client::new(), Client::h2()] {
+            let answer = client.get(&proxy.url("/"), &[]).await;
+            assert!(answer.is_err(), "{half:?}: {answer:?}");
+        }
+        controller.all_ended(2).await;
+        controller.look(|ledger| {
+            for cell in ledger.cells() {
+                let resets = [0, 0, 0, 0, cell.requests];
+                assert_eq!(
+                    (cell.outcomes, cell.failed_to_user),
+                    (resets, cell.requests)
+                );
+            }
+        });
+        let broken_off = proxy
+            .metric("friday_proxy_answers_total", &["code=\"failed\""])
+            .await;
+        assert_eq!(broken_off, 2.0, "{half:?}");
+        assert_eq!(
+            broken.hits(),
+            2,
+            "what the user has seen of it is not repeated"
+        );
+        proxy.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -136,8 +136,8 @@ impl Backend {
         }
     }
 
-    /// Sends the head and half of the body, and breaks the connection.
-    pub(crate) async fn broken_off() -> Self {
+    /// Sends this part of an answer, and breaks the connection.
+    pub(crate) async fn broken_off(part: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let hits = Arc::new(AtomicU32::new(0));
@@ -147,8 +147,7 @@ impl Backend {
                 let mut buffer = [0; 4096];
                 if matches!(stream.read(&mut buffer).await, Ok(1..)) {
                     counter.fetch_add(1, Ordering::SeqCst);
-                    let half = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf";
-                    stream.write_all(half).await.unwrap();
+                    stream.write_all(part.as_bytes()).await.unwrap();
                 }
             }
         });

@@ -108,6 +108,10 @@ pub(crate) struct Peer {
     /// For HTTP/2 the connection of each worker, which all its requests share.
     shared: Box<[Mutex<Option<http2::SendRequest<Outgoing>>>]>,
     /// Connections without work by worker, last used last. Only the watch takes the lock of another worker.
+    #[expect(
+        clippy::vec_box,
+        reason = "they go in and out with each request, and are large"
+    )]
     idle: Box<[Mutex<Vec<Box<Wire>>>]>,
 }
 
@@ -134,6 +138,7 @@ impl Peer {
         }
     }
 
+    #[expect(clippy::vec_box, reason = "as in the field")]
     fn idle(&self, worker: usize) -> &Mutex<Vec<Box<Wire>>> {
         &self.idle[worker % self.idle.len()]
     }
@@ -256,7 +261,10 @@ impl Peer {
                         lock(shared).take();
                         request = *unsent;
                     }
-                    failure => {
+                    failure @ (Failure::Connect(_)
+                    | Failure::Reset
+                    | Failure::Timeout
+                    | Failure::Client(_)) => {
                         debug!(endpoint = %self.address, ?failure, "an upstream did not answer");
                         return Err(failure);
                     }

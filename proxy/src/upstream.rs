@@ -39,6 +39,11 @@ const IDLE_MAX: Duration = Duration::from_millis(1_500);
 /// Most idle connections a worker keeps for one endpoint; what a burst opened beyond it is closed.
 const IDLE_CONNECTIONS_MAX: usize = 256;
 
+/// Most bytes of a connection that are held on their way, in either direction, and so the longest head of an answer.
+/// The HTTP library would take 400 KiB: pieces that large the allocator keeps apart, each in pages of its own, and
+/// large bodies grew the process by up to 12 MiB.
+const BUFFER_BYTES_MAX: usize = 128 << 10;
+
 /// Between two looks at endpoints that refused a connection.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -321,7 +326,11 @@ impl Peer {
 
     async fn connect_h1(&self, wait_max: Duration) -> Option<Box<Wire>> {
         let stream = self.connect(wait_max).await?;
-        let (sender, driver) = http1::handshake(stream).await.ok()?;
+        let (sender, driver) = http1::Builder::new()
+            .max_buf_size(BUFFER_BYTES_MAX)
+            .handshake(stream)
+            .await
+            .ok()?;
         let now = Instant::now();
         Some(Box::new(Wire {
             sender,

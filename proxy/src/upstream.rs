@@ -45,11 +45,13 @@ const TIMEOUTS_MAX: u32 = 3;
 /// For how long. As long as the default wait for an answer: a process that hangs is ended by its orchestrator sooner.
 const AVOIDED_FOR: Duration = Duration::from_secs(10);
 
+/// Most bytes of a connection that are held on their way, in either direction, and so the longest head of an answer.
+/// The HTTP library would take 400 KiB: pieces that large the allocator keeps apart, each in pages of its own, and
+/// large bodies grew the process by up to 12 MiB.
+const BUFFER_BYTES_MAX: usize = 128 << 10;
+
 /// Between two looks at endpoints that refused a connection.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
-
-/// Most of an answer that is read ahead of the client, and longest head of one. More does not make a transfer quicker.
-const READ_BYTES_MAX: usize = 64 << 10;
 
 /// Between two signs of life asked of a shared connection, also while it has no requests: a dead one must be noticed
 /// before a request needs it.
@@ -346,7 +348,7 @@ impl Peer {
     async fn connect_h1(&self, wait_max: Duration) -> Option<Box<Wire>> {
         let stream = self.connect(wait_max).await?;
         let (sender, driver) = http1::Builder::new()
-            .max_buf_size(READ_BYTES_MAX)
+            .max_buf_size(BUFFER_BYTES_MAX)
             .handshake(stream)
             .await
             .ok()?;

@@ -129,7 +129,7 @@ async fn f21_tasks_killed_under_load_fail_no_idempotent_request_and_double_no_po
         tasks.push(again);
     }
     let answers = load.end().await;
-    let begun = begun.lock().unwrap();
+    let begun = std::mem::take(&mut *begun.lock().unwrap());
     let mut lost = 0;
     for (id, (method, answer)) in &answers {
         let times = begun.get(id).copied().unwrap_or(0);

@@ -160,3 +160,15 @@ async fn a_second_proxy_that_is_not_told_to_take_over_is_refused() {
     let answer = Client::new().get(&first.url("/"), &[]).await.unwrap();
     assert_eq!(answer.body, "served", "the first serves on");
 }
+
+#[tokio::test]
+async fn a_proxy_that_finds_nobody_to_take_over_starts_all_the_same_and_says_so() {
+    let backend = Backend::named("served").await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = table_file(directory.path(), &table(1, &[backend.address], json!({})));
+    let options = ["--routes", &file, "--takeover"];
+    let proxy = Running::start(directory.path(), &options).await;
+    proxy.logs("no sockets to take over", 1).await;
+    let answer = Client::new().get(&proxy.url("/"), &[]).await.unwrap();
+    assert_eq!(answer.body, "served");
+}

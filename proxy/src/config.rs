@@ -66,8 +66,7 @@ pub struct Args {
     /// Most fields of a request's head; above it 431
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(10..=10_000))]
     pub headers_max: u32,
-    /// How long a client may take for the head of a request it has begun, or to take the next piece of an answer, at
-    /// least; cut by twice that time at most
+    /// How long a client may take for the head of a request it has begun, or to take the next piece of an answer
     #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub head_seconds: u64,
     /// How long a client may keep a connection without a request
@@ -100,8 +99,7 @@ pub struct Clients {
     pub head_bytes_max: u32,
     /// Most fields of a head.
     pub headers_max: u32,
-    /// Longest wait for a head that was begun, and for an answer to be taken; noticed after twice that time at the
-    /// latest.
+    /// Longest wait for a head that was begun, and for an answer to be taken; noticed up to a second later.
     pub head_max: Duration,
     /// Longest time without a request.
     pub idle_max: Duration,

@@ -118,7 +118,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-const SERVING: u8 = 0;
+pub(crate) const SERVING: u8 = 0;
 pub(crate) const DRAINING: u8 = 1;
 pub(crate) const CUTTING: u8 = 2;
 

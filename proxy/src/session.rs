@@ -23,7 +23,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tracing::debug;
 
 use crate::body::Answer;
-use crate::drain::{CUTTING, Counted, DRAINING, Shared};
+use crate::drain::{CUTTING, Counted, DRAINING, SERVING, Shared};
 use crate::forward::{Client, Forward, Tunnel};
 use crate::lock;
 use crate::refusal::Refusal;
@@ -92,35 +92,60 @@ impl Session {
         }
     }
 
-    async fn serve_h1(self: Arc<Self>, stream: Watched) {
-        let session = Arc::clone(&self);
-        let service = service_fn(move |request| {
-            let session = Arc::clone(&session);
-            Box::pin(async move { Ok::<_, Infallible>(session.answer(request).await) })
-        });
-        let mut connection = http1::Builder::new()
-            .max_buf_size(self.shared.clients.head_bytes_max as usize)
-            // The buffer alone lets pass what comes in one read beyond it.
-            .max_header_size(self.shared.clients.head_bytes_max as usize)
-            .max_headers(self.shared.clients.headers_max as usize)
-            .serve_connection(TokioIo::new(stream), service);
-        let ending = self.drive(&mut connection).await;
-        let parts = connection.into_parts();
-        drop(parts.service);
-        let stream = parts.io.into_inner();
-        match ending {
-            Ending::Over(Ok(())) => {
-                let tunnel = lock(&self.tunnel).take();
-                if let Some(tunnel) = tunnel {
-                    Box::pin(self.join(stream.rewound(parts.read_buf), tunnel)).await;
+    async fn serve_h1(self: Arc<Self>, mut stream: Watched) {
+        loop {
+            let session = Arc::clone(&self);
+            let service = service_fn(move |request| {
+                let session = Arc::clone(&session);
+                Box::pin(async move { Ok::<_, Infallible>(session.answer(request).await) })
+            });
+            let mut connection = http1::Builder::new()
+                .max_buf_size(self.shared.clients.head_bytes_max as usize)
+                // The buffer alone lets pass what comes in one read beyond it.
+                .max_header_size(self.shared.clients.head_bytes_max as usize)
+                .max_headers(self.shared.clients.headers_max as usize)
+                .serve_connection(TokioIo::new(stream), service);
+            let ending = self.drive(&mut connection).await;
+            let parts = connection.into_parts();
+            drop(parts.service);
+            stream = parts.io.into_inner();
+            match ending {
+                Ending::Quiet => {
+                    stream = stream.rewound(parts.read_buf);
+                    if self.wait(&stream).await {
+                        continue;
+                    }
                 }
+                Ending::Over(Ok(())) => {
+                    let tunnel = lock(&self.tunnel).take();
+                    if let Some(tunnel) = tunnel {
+                        Box::pin(self.join(stream.rewound(parts.read_buf), tunnel)).await;
+                    }
+                }
+                Ending::Over(Err(error)) if error.is_parse_version_h2() => {
+                    Box::pin(self.serve_h2(stream.rewound(parts.read_buf))).await;
+                }
+                Ending::Over(Err(error)) => self.note(&error),
+                Ending::Cut => {}
+                Ending::Refused(refusal) => Box::pin(self.refuse(stream, refusal)).await,
             }
-            Ending::Over(Err(error)) if error.is_parse_version_h2() => {
-                Box::pin(self.serve_h2(stream.rewound(parts.read_buf))).await;
-            }
-            Ending::Over(Err(error)) => self.note(&error),
-            Ending::Cut => {}
-            Ending::Refused(refusal) => Box::pin(self.refuse(stream, refusal)).await,
+            return;
+        }
+    }
+
+    /// Waits for the next request of a quiet client, without the buffers that HTTP takes, 16 KiB for each client; `false`
+    /// if there will be none.
+    async fn wait(&self, stream: &Watched) -> bool {
+        let last_call = async {
+            self.shared.stop.cancelled().await;
+            sleep(self.shared.last_call).await;
+        };
+        tokio::select! {
+            biased;
+            readable = stream.readable() => readable.is_ok(),
+            () = sleep(self.shared.clients.idle_max) => false,
+            () = self.shared.cut.cancelled() => false,
+            () = last_call => false,
         }
     }
 
@@ -137,7 +162,7 @@ impl Session {
             .max_send_buf_size(SEND_BUFFER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         match self.drive(&mut connection).await {
-            Ending::Over(Ok(())) | Ending::Cut => {}
+            Ending::Over(Ok(())) | Ending::Cut | Ending::Quiet => {}
             Ending::Over(Err(error)) => self.note(&error),
             Ending::Refused(refusal) => self.forward.telemetry.refused(refusal),
         }
@@ -201,7 +226,10 @@ impl Session {
                 return Pin::new(&mut *connection).poll(context).map(Ending::Over);
             }
             match verdict {
-                Verdict::Fine | Verdict::Idle => Poll::Pending,
+                Verdict::Quiet if !C::SAYS_GOODBYE && phase == SERVING => {
+                    Poll::Ready(Ending::Quiet)
+                }
+                Verdict::Fine | Verdict::Quiet | Verdict::Idle => Poll::Pending,
                 Verdict::Refused(refusal) => Poll::Ready(Ending::Refused(refusal)),
             }
         })
@@ -236,9 +264,14 @@ impl Session {
             answer.headers_mut().insert(CONNECTION, close);
         }
         // What is over with its first piece, as most answers are, need not be watched.
-        let turn = (!answer.body().is_end_stream()).then(|| {
-            let turn = Arc::new(Turn::new());
-            lock(&self.answers).push(Arc::downgrade(&turn));
+        // On HTTP/1.1 the connection itself shows it.
+        let turn = (version == Version::HTTP_2 && !answer.body().is_end_stream()).then(|| {
+            let turn = Arc::<Turn>::default();
+            let mut answers = lock(&self.answers);
+            if answers.len() > 2 * STREAMS_MAX as usize {
+                answers.retain(|turn| turn.strong_count() > 0);
+            }
+            answers.push(Arc::downgrade(&turn));
             turn
         });
         answer.map(|answer| Counting {
@@ -248,12 +281,12 @@ impl Session {
         })
     }
 
-    /// Whether there is an answer of which the client has taken nothing since it was last asked.
-    fn has_unread_answer(&self) -> bool {
+    /// Whether there is an answer of which the client has taken nothing for so many looks.
+    fn has_unread_answer(&self, looks: u32) -> bool {
         let mut answers = lock(&self.answers);
         answers.retain(|turn| turn.strong_count() > 0);
-        let stalled = |turn: &Weak<Turn>| turn.upgrade().is_some_and(|turn| turn.is_stalled());
-        // All of them are asked, so that all are asked again from here.
+        let stalled = |turn: &Weak<Turn>| turn.upgrade().is_some_and(|turn| turn.look() >= looks);
+        // All of them are looked at each time.
         answers.iter().filter(|turn| stalled(turn)).count() > 0
     }
 
@@ -284,8 +317,13 @@ const SEND_BUFFER_BYTES: usize = 64 << 10;
 /// Longest time to say why a connection is closed.
 const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
+/// How often a client is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// How a connection came to its end.
 enum Ending {
+    /// Between two requests, for a while at least: the bare connection is enough.
+    Quiet,
     /// By itself.
     Over(hyper::Result<()>),
     /// The drain's limit is over.
@@ -339,24 +377,27 @@ where
     }
 }
 
-/// Looks at a client each time a period is over: it may be idle for long, but may neither trickle a head nor leave an
-/// answer unread. One timer for all three, so that a request sets none.
+/// Looks at a client now and then: it may be idle for long, but may neither trickle a head nor leave an answer unread. One
+/// timer for all three, so that a request sets none.
 struct Patience {
     timer: Pin<Box<Sleep>>,
     is_set: bool,
     period: Duration,
-    /// When the present stretch without a request began.
-    idle_since: Instant,
     asked: u32,
     writes: u32,
-    /// What was found at the last look: half a head, or an answer that is not taken.
-    trickles: bool,
-    blocked: bool,
+    /// When the present stretch without a request began.
+    idle_since: Instant,
+    /// When half a head was first seen.
+    trickles_since: Option<Instant>,
+    /// When an answer was first seen that is not taken.
+    blocked_since: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Fine,
+    /// Nothing came since the last look.
+    Quiet,
     /// It has had nothing to say for too long.
     Idle,
     Refused(Refusal),
@@ -365,17 +406,17 @@ enum Verdict {
 impl Patience {
     fn new(session: &Session) -> Self {
         let clients = &session.shared.clients;
-        let period = clients.head_max.min(clients.idle_max);
+        let period = LOOK_INTERVAL.min(clients.head_max).min(clients.idle_max);
         let now = Instant::now();
         Self {
             timer: Box::pin(sleep_until(now + period)),
             is_set: false,
             period,
+            asked: session.asked.load(Ordering::Relaxed),
+            writes: session.activity.writes.load(Ordering::Relaxed),
             idle_since: now,
-            asked: 0,
-            writes: 0,
-            trickles: false,
-            blocked: false,
+            trickles_since: None,
+            blocked_since: None,
         }
     }
 
@@ -385,45 +426,47 @@ impl Patience {
             return Verdict::Fine;
         }
         self.is_set = true;
+        let mut verdict = Verdict::Fine;
+        // Asked again after it was set, or it would not wake.
         while self.timer.as_mut().poll(context).is_ready() {
             let now = Instant::now();
-            let verdict = self.judge(session, now);
-            if verdict != Verdict::Fine {
-                return verdict;
-            }
+            verdict = self.judge(session, now);
             self.timer.as_mut().reset(now + self.period);
         }
-        Verdict::Fine
+        verdict
     }
 
     fn judge(&mut self, session: &Session, now: Instant) -> Verdict {
+        let clients = &session.shared.clients;
         let asked = session.asked.load(Ordering::Relaxed);
         let writes = session.activity.writes.load(Ordering::Relaxed);
         let is_answering = session.answering.load(Ordering::Relaxed) > 0;
-        let is_moving = asked != self.asked;
-        let blocked = session.activity.is_blocked.load(Ordering::Relaxed);
-        let trickles = !is_answering && session.activity.has_unread.load(Ordering::Relaxed);
-        let verdict =
-            if blocked && self.blocked && writes == self.writes || session.has_unread_answer() {
-                Verdict::Refused(Refusal::AnswerUnread)
-            } else if trickles && self.trickles && !is_moving {
-                Verdict::Refused(Refusal::HeadTimeout)
-            } else if !is_answering
-                && !is_moving
-                && now - self.idle_since >= session.shared.clients.idle_max
-            {
-                Verdict::Idle
-            } else {
-                Verdict::Fine
-            };
-        if is_answering || is_moving {
+        let is_moving = is_answering || asked != self.asked;
+        let has_unread = session.activity.has_unread.load(Ordering::Relaxed);
+        let is_blocked = session.activity.is_blocked.load(Ordering::Relaxed);
+        let since = |is_so: bool, since: Option<Instant>| is_so.then(|| since.unwrap_or(now));
+        self.trickles_since = since(has_unread && !is_moving, self.trickles_since);
+        self.blocked_since = since(is_blocked && writes == self.writes, self.blocked_since);
+        if is_moving {
             self.idle_since = now;
         }
         self.asked = asked;
         self.writes = writes;
-        self.trickles = trickles;
-        self.blocked = blocked;
-        verdict
+        let for_too_long = |since: Option<Instant>| {
+            since.is_some_and(|since| now.saturating_duration_since(since) >= clients.head_max)
+        };
+        let looks = clients.head_max.div_duration_f64(self.period).ceil() as u32;
+        if for_too_long(self.blocked_since) || session.has_unread_answer(looks) {
+            Verdict::Refused(Refusal::AnswerUnread)
+        } else if for_too_long(self.trickles_since) {
+            Verdict::Refused(Refusal::HeadTimeout)
+        } else if now.saturating_duration_since(self.idle_since) >= clients.idle_max {
+            Verdict::Idle
+        } else if !is_moving && !has_unread && !is_blocked && asked > 0 {
+            Verdict::Quiet
+        } else {
+            Verdict::Fine
+        }
     }
 }
 
@@ -447,28 +490,27 @@ impl Drop for InFlight {
 }
 
 /// Whose turn it is in an answer: the upstream's, while a piece is waited for, or the client's.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Turn {
-    /// How often a piece was asked for, and once for the head.
+    /// How often a piece was asked for.
     asked: AtomicU32,
     is_upstreams: AtomicBool,
     /// `asked` when this was last looked at.
     seen: AtomicU32,
+    /// Looks in a row at which it was the client's turn, as the time before.
+    stalled: AtomicU32,
 }
 
 impl Turn {
-    fn new() -> Self {
-        Self {
-            asked: AtomicU32::new(1),
-            is_upstreams: AtomicBool::new(false),
-            seen: AtomicU32::new(0),
-        }
-    }
-
-    fn is_stalled(&self) -> bool {
+    /// For how many looks the client has taken nothing.
+    fn look(&self) -> u32 {
         let asked = self.asked.load(Ordering::Relaxed);
-        let seen = self.seen.swap(asked, Ordering::Relaxed);
-        asked == seen && !self.is_upstreams.load(Ordering::Relaxed)
+        let moved = self.seen.swap(asked, Ordering::Relaxed) != asked;
+        if moved || self.is_upstreams.load(Ordering::Relaxed) {
+            self.stalled.store(0, Ordering::Relaxed);
+            return 0;
+        }
+        self.stalled.fetch_add(1, Ordering::Relaxed) + 1
     }
 }
 

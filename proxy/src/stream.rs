@@ -39,6 +39,19 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// Waits until there is something to read, or the other side has closed; it may also be nothing after all.
+    ///
+    /// # Errors
+    /// As of [`TcpStream::readable`].
+    async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.readable().await,
+            Self::Tls(stream) => stream.get_ref().0.readable().await,
+        }
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -133,6 +146,17 @@ impl Watched {
             ahead: Bytes::new(),
             activity,
         }
+    }
+
+    /// Waits until there is something to read, or the client has gone; it may also be nothing after all.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        if self.ahead.is_empty() {
+            self.stream.readable().await?;
+        }
+        Ok(())
     }
 
     /// The same with bytes that were read from it and are to be read again.

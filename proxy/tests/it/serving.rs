@@ -374,3 +374,45 @@ async fn keeps_a_clients_connection_and_its_own_to_the_upstream() {
     server.abort();
     tokio::time::timeout(PATIENCE, proxy.stop()).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_client_that_is_quiet_for_a_while_is_served_on_the_same_connection_and_let_go_in_the_end()
+{
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let backend = Backend::named("one").await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("routes.json");
+    let routes = table(1, &[backend.address], json!({}));
+    std::fs::write(&file, serde_json::to_vec(&routes).unwrap()).unwrap();
+    let source = friday_proxy::config::Source::File(file);
+    let idle_max = std::time::Duration::from_secs(4);
+    let proxy = Proxy::with(source, PATIENCE, |config| {
+        config.clients.idle_max = idle_max
+    })
+    .await
+    .unwrap();
+    let mut client = tokio::net::TcpStream::connect(proxy.listen).await.unwrap();
+    // Long enough to be looked at twice and be found quiet: the second time half way through a head.
+    let quiet = std::time::Duration::from_millis(2_300);
+    let whole = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut heard = Vec::new();
+    for (request, pieces) in [
+        (1, [whole, ""]),
+        (2, [whole, ""]),
+        (3, ["GET /b", " HTTP/1.1\r\nhost: a\r\n\r\n"]),
+    ] {
+        for piece in pieces {
+            client.write_all(piece.as_bytes()).await.unwrap();
+            tokio::time::sleep(quiet / 2).await;
+        }
+        let answers = |heard: &[u8]| heard.windows(5).filter(|text| *text == b"\r\none").count();
+        while answers(&heard) < request {
+            assert!(client.read_buf(&mut heard).await.unwrap() > 0, "{request}");
+        }
+    }
+    assert_eq!(backend.hits(), 3);
+    let gone = tokio::time::timeout(PATIENCE, client.read_buf(&mut heard));
+    assert_eq!(gone.await.expect("it is let go").unwrap(), 0);
+    proxy.stop().await;
+}

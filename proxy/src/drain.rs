@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -138,7 +138,7 @@ pub(crate) struct Shared {
     /// How long a silent client may wait before its last request.
     pub(crate) last_call: Duration,
     places: Arc<Semaphore>,
-    connections: AtomicU64,
+    pub(crate) connections: AtomicU64,
     /// Requests whose answer has not ended.
     pub(crate) requests: AtomicU64,
 }
@@ -191,11 +191,7 @@ impl Worker {
             };
             match listener.accept().await {
                 Ok((stream, address)) => {
-                    let worker = self.clone();
-                    tracker.spawn(async move {
-                        worker.serve(stream, address).await;
-                        drop(place);
-                    });
+                    tracker.spawn(self.session(address, Some(place)).serve(stream));
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
@@ -209,27 +205,17 @@ impl Worker {
     /// socket would break them. What comes meanwhile is not waited for: it would have no end.
     fn accept_last(&self, listener: &std::net::TcpListener, tracker: &TaskTracker) {
         for (stream, address) in (0..BACKLOG).map_while(|_| listener.accept().ok()) {
-            let worker = self.clone();
-            tracker.spawn(async move {
-                match stream
-                    .set_nonblocking(true)
-                    .and_then(|()| TcpStream::from_std(stream))
-                {
-                    Ok(stream) => worker.serve(stream, address).await,
-                    Err(error) => warn!(%error, "cannot take a connection"),
-                }
-            });
+            let taken = stream.set_nonblocking(true);
+            match taken.and_then(|()| TcpStream::from_std(stream)) {
+                Ok(stream) => drop(tracker.spawn(self.session(address, None).serve(stream))),
+                Err(error) => warn!(%error, "cannot take a connection"),
+            }
         }
     }
 
-    /// Serves one client.
-    async fn serve(&self, stream: TcpStream, address: SocketAddr) {
-        // Small answers must not wait for an acknowledgement. Without it things are slower, not wrong.
-        drop(stream.set_nodelay(true));
-        let connected = Counted::new(&self.shared.connections);
-        let session = Session::new(Arc::clone(&self.forward), Arc::clone(&self.shared), address);
-        Arc::new(session).serve(stream).await;
-        drop(connected);
+    fn session(&self, address: SocketAddr, place: Option<OwnedSemaphorePermit>) -> Arc<Session> {
+        let (forward, shared) = (Arc::clone(&self.forward), Arc::clone(&self.shared));
+        Arc::new(Session::new(forward, shared, address, place))
     }
 }
 

@@ -19,6 +19,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tracing::debug;
 
@@ -44,11 +45,25 @@ pub(crate) struct Session {
     answers: Mutex<Vec<Weak<Turn>>>,
     /// What an upgrade leaves behind, to be joined with the client's side when HTTP is over.
     tunnel: Mutex<Option<Tunnel>>,
+    /// Its place among all connections.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.shared.connections.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Session {
     /// A client that has said nothing yet.
-    pub(crate) fn new(forward: Arc<Forward>, shared: Arc<Shared>, address: SocketAddr) -> Self {
+    pub(crate) fn new(
+        forward: Arc<Forward>,
+        shared: Arc<Shared>,
+        address: SocketAddr,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        shared.connections.fetch_add(1, Ordering::AcqRel);
         let is_tls = shared.certificate.is_some();
         Self {
             forward,
@@ -59,11 +74,14 @@ impl Session {
             answering: AtomicU32::new(0),
             answers: Mutex::default(),
             tunnel: Mutex::default(),
+            _place: place,
         }
     }
 
     /// Serves the client until one of the two goes.
     pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream) {
+        // Small answers must not wait for an acknowledgement. Without it things are slower, not wrong.
+        drop(stream.set_nodelay(true));
         let stream = match &self.shared.certificate {
             None => Stream::Plain(stream),
             Some(certificate) => {
@@ -84,11 +102,12 @@ impl Session {
         };
         let is_h2 = stream.is_h2();
         let stream = Watched::new(stream, Arc::clone(&self.activity));
-        // Boxed, here and below: an idle client of HTTP/1.1 should not carry the room that HTTP/2 and requests need.
+        // Boxed, here and below: an idle client of HTTP/1.1 should not carry the room that HTTP/2 and requests need, and a
+        // future that awaits another by value has its room twice.
         if is_h2 {
             Box::pin(self.serve_h2(stream)).await;
         } else {
-            self.serve_h1(stream).await;
+            Box::pin(self.serve_h1(stream)).await;
         }
     }
 

@@ -230,6 +230,11 @@ impl Forward {
                     let connect = flight.route().connect_wait_max();
                     let response = flight.route().response_wait_max();
                     let upload = request.body().watch();
+                    if !repeatable {
+                        // What cannot be repeated should not meet a connection that was closed just now: let the
+                        // thread hear first what came meanwhile.
+                        tokio::task::yield_now().await;
+                    }
                     let sent = lease
                         .peer()
                         .send(self.worker, request, now, connect, response);

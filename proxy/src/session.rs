@@ -221,12 +221,14 @@ impl Session {
         let mut is_waiting = false;
         let mut told = false;
         let mut last_call = None;
-        let mut patience = Patience::new(self);
+        let mut patience = Patience::new(self, C::SAYS_GOODBYE);
         poll_fn(|context| {
             if !is_waiting {
-                // Once is enough to be woken. Asked each time, they would take locks that all threads share.
-                is_waiting = stop.as_mut().poll(context).is_pending()
-                    && cut.as_mut().poll(context).is_pending();
+                // Once is enough to be woken. Asked each time, they would take locks that all threads share. Both are
+                // asked: who comes when the drain has begun must hear of its limit, too.
+                let stops = stop.as_mut().poll(context);
+                let cuts = cut.as_mut().poll(context);
+                is_waiting = stops.is_pending() || cuts.is_pending();
             }
             if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(context) {
                 return Poll::Ready(Ending::Over(ended));
@@ -402,6 +404,8 @@ struct Patience {
     timer: Pin<Box<Sleep>>,
     is_set: bool,
     period: Duration,
+    /// What comes between two requests need be none: HTTP/2 has frames of its own, such as pings.
+    has_frames: bool,
     asked: u32,
     writes: u32,
     /// When the present stretch without a request began.
@@ -423,7 +427,7 @@ enum Verdict {
 }
 
 impl Patience {
-    fn new(session: &Session) -> Self {
+    fn new(session: &Session, has_frames: bool) -> Self {
         let clients = &session.shared.clients;
         let period = LOOK_INTERVAL.min(clients.head_max).min(clients.idle_max);
         let now = Instant::now();
@@ -431,6 +435,7 @@ impl Patience {
             timer: Box::pin(sleep_until(now + period)),
             is_set: false,
             period,
+            has_frames,
             asked: session.asked.load(Ordering::Relaxed),
             writes: session.activity.writes.load(Ordering::Relaxed),
             idle_since: now,
@@ -464,7 +469,10 @@ impl Patience {
         let has_unread = session.activity.has_unread.load(Ordering::Relaxed);
         let is_blocked = session.activity.is_blocked.load(Ordering::Relaxed);
         let since = |is_so: bool, since: Option<Instant>| is_so.then(|| since.unwrap_or(now));
-        self.trickles_since = since(has_unread && !is_moving, self.trickles_since);
+        self.trickles_since = since(
+            has_unread && !is_moving && !self.has_frames,
+            self.trickles_since,
+        );
         self.blocked_since = since(is_blocked && writes == self.writes, self.blocked_since);
         if is_moving {
             self.idle_since = now;

@@ -102,3 +102,30 @@ async fn what_takes_too_long_is_cut() {
     proxy.stop().await;
     assert!(pending.await.unwrap().is_err());
 }
+
+#[tokio::test]
+async fn what_a_quiet_client_asks_when_the_drain_has_begun_is_cut_at_its_limit_too() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let (backend, release) = held().await;
+    release.send_replace(true);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("routes.json");
+    let routes = table(1, &[backend.address], json!({}));
+    std::fs::write(&file, serde_json::to_vec(&routes).unwrap()).unwrap();
+    let source = friday_proxy::config::Source::File(file);
+    let limit = std::time::Duration::from_secs(3);
+    let proxy = Proxy::start(source, limit).await.unwrap();
+    let mut client = tokio::net::TcpStream::connect(proxy.listen).await.unwrap();
+    let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    let mut heard = [0; 1024];
+    assert!(client.read(&mut heard).await.unwrap() > 0);
+    // Looked at twice, it is found quiet.
+    tokio::time::sleep(std::time::Duration::from_millis(2_300)).await;
+    release.send_replace(false);
+    proxy.shutdown.cancel();
+    client.write_all(request).await.unwrap();
+    proxy.stop().await;
+    assert_eq!(backend.hits(), 2, "it was heard");
+}

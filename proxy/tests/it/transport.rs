@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use friday_proxy::config::Source;
@@ -12,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -505,4 +506,35 @@ async fn endpoints_are_spoken_to_by_tls_with_both_certificates_checked() {
         "{text}"
     );
     server.abort();
+}
+
+#[tokio::test]
+async fn a_client_of_http2_that_only_pings_is_no_slow_head() {
+    let backend = Backend::named("one").await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("routes.json");
+    let routes = table(1, &[backend.address], json!({}));
+    std::fs::write(&file, serde_json::to_vec(&routes).unwrap()).unwrap();
+    let head_max = Duration::from_secs(1);
+    let proxy = Proxy::with(Source::File(file), PATIENCE, |config| {
+        config.clients.head_max = head_max;
+    })
+    .await
+    .unwrap();
+    let stream = TcpStream::connect(proxy.listen).await.unwrap();
+    let (mut sender, driver) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_millis(100))
+        .keep_alive_while_idle(true)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(driver);
+    for _ in 0..2 {
+        let request = Request::get(proxy.url("/")).body(Full::<Bytes>::default());
+        let response = sender.send_request(request.unwrap()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        tokio::time::sleep(3 * head_max).await;
+    }
+    assert!(!sender.is_closed());
 }

@@ -18,7 +18,7 @@ use crate::world::{Backend, Client, PATIENCE, Proxy, table, text};
 
 /// Most that this process may grow during a flood. Other tests run in it at the same time; what a flood must not do is
 /// keep what it sends, and each sends frames that would make more than this.
-const GROWTH_BYTES_MAX: i64 = 256 << 20;
+const GROWTH_BYTES_MAX: i64 = 128 << 20;
 
 /// Memory of this process.
 pub(crate) fn resident_bytes() -> i64 {

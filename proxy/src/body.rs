@@ -46,8 +46,8 @@ pub(crate) enum Outgoing {
     Whole {
         /// What is still to be sent.
         data: Option<Bytes>,
-        /// What follows it.
-        trailers: Option<HeaderMap>,
+        /// What follows it. Boxed: hardly a request has any, and all are moved about.
+        trailers: Option<Box<HeaderMap>>,
     },
     /// As the client sends it.
     Stream(Box<Upload>),
@@ -94,7 +94,7 @@ impl Body for Outgoing {
             Self::Whole { data, trailers } => Poll::Ready(
                 data.take()
                     .map(Frame::data)
-                    .or_else(|| trailers.take().map(Frame::trailers))
+                    .or_else(|| trailers.take().map(|trailers| Frame::trailers(*trailers)))
                     .map(Ok),
             ),
             Self::Stream(upload) => upload.poll_frame(context),
@@ -303,7 +303,7 @@ fn whole(mut parts: VecDeque<Bytes>, trailers: Option<HeaderMap>) -> Outgoing {
     };
     Outgoing::Whole {
         data: Some(data).filter(|data| !data.is_empty()),
-        trailers,
+        trailers: trailers.map(Box::new),
     }
 }
 

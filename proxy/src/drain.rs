@@ -26,6 +26,7 @@ use crate::app::BACKLOG;
 use crate::config::Clients;
 use crate::forward::Forward;
 use crate::session::Session;
+use crate::socket;
 use crate::tls::Certificate;
 
 /// Pause after accepting failed, most likely for want of file descriptors: they come back as clients leave.
@@ -169,6 +170,7 @@ impl Worker {
             let listeners = listeners.into_iter().map(TcpListener::from_std);
             let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
             let tracker = TaskTracker::new();
+            let turns = tokio::spawn(socket::take_turns());
             let stop = self.shared.stop.clone();
             // It never ends by itself.
             let accepting = listeners
@@ -180,6 +182,8 @@ impl Worker {
             }
             tracker.close();
             tracker.wait().await;
+            turns.abort();
+            socket::take_no_more_turns();
             Ok(())
         })
     }

@@ -105,7 +105,7 @@ impl Forward {
     pub(crate) async fn answer(
         &self,
         client: &Client,
-        request: Request<Incoming>,
+        request: Box<Request<Incoming>>,
         tunnel: &Mutex<Option<Tunnel>>,
     ) -> Response<Answer> {
         let mut named = None;
@@ -135,7 +135,7 @@ impl Forward {
     async fn forward(
         &self,
         client: &Client,
-        request: Request<Incoming>,
+        request: Box<Request<Incoming>>,
         tunnel: &Mutex<Option<Tunnel>>,
         named: &mut Option<Arc<ActiveRoute>>,
         entry: &mut Option<Box<Entry>>,
@@ -158,14 +158,18 @@ impl Forward {
         let limits = &route.spec.limits;
         let repeatable = retry::is_repeatable(&head.method, &head.headers);
         let mirror = self.wants_mirror(&route);
-        let body = body::take(
-            incoming,
-            repeatable || mirror,
-            limits.replay_bytes_max,
-            limits.body_bytes_max,
-        )
-        .await
-        .inspect_err(|_| *named = Some(Arc::clone(&route)))?;
+        let body = if incoming.is_end_stream() {
+            Outgoing::whole(Bytes::new())
+        } else {
+            Box::pin(body::take(
+                incoming,
+                repeatable || mirror,
+                limits.replay_bytes_max,
+                limits.body_bytes_max,
+            ))
+            .await
+            .inspect_err(|_| *named = Some(Arc::clone(&route)))?
+        };
 
         let key = Key::of(route.spec.sticky.as_ref(), &head.headers, present);
         let group = key.value.as_deref().map_or(client.group, pick::group);
@@ -218,14 +222,14 @@ impl Forward {
         set_framing(&mut head.headers, present, &body);
         let repeatable = repeatable && matches!(body, Outgoing::Whole { .. });
         let mut attempts = Attempts::new(arm, flight.route().spec.shield, repeatable);
-        let mut request = Request::from_parts(head, body);
+        let mut request = Box::new(Request::from_parts(head, body));
         if mirror && arm == Arm::Stable && chosen == Chosen::Weight && !is_upgrade {
             self.mirror(generation, flight.route(), &request);
         }
         loop {
             let spare = if repeatable { again(&request) } else { None };
             let (failure, refusal) = match &flight.lease {
-                None => (Failure::Connect(Box::new(request)), Refusal::NoEndpoint),
+                None => (Failure::Connect(request), Refusal::NoEndpoint),
                 Some(lease) => {
                     let connect = flight.route().connect_wait_max();
                     let response = flight.route().response_wait_max();
@@ -264,7 +268,8 @@ impl Forward {
                             }
                             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                                 return if is_upgrade {
-                                    self.upgrade(flight, connection, response, tunnel).await
+                                    let upgraded = self.upgrade(flight, connection, response, tunnel);
+                                    Box::pin(upgraded).await
                                 } else {
                                     Err(Refusal::Reset)
                                 };
@@ -298,7 +303,7 @@ impl Forward {
             let may_retry = || flight.route().may_retry(self.worker);
             let next = attempts.after(outcome, elsewhere, may_retry);
             let unsent = match failure {
-                Failure::Connect(unsent) => Some(*unsent),
+                Failure::Connect(unsent) => Some(unsent),
                 Failure::Reset | Failure::Timeout | Failure::Client(_) => spare,
             };
             match (next, unsent) {
@@ -503,8 +508,8 @@ pub(crate) fn set_framing(headers: &mut HeaderMap, present: Present, body: &Outg
     }
 }
 
-fn again(request: &Request<Outgoing>) -> Option<Request<Outgoing>> {
-    let mut spare = Request::new(request.body().again()?);
+fn again(request: &Request<Outgoing>) -> Option<Box<Request<Outgoing>>> {
+    let mut spare = Box::new(Request::new(request.body().again()?));
     *spare.method_mut() = request.method().clone();
     *spare.uri_mut() = request.uri().clone();
     *spare.version_mut() = request.version();

@@ -30,6 +30,7 @@ mod refusal;
 mod retry;
 mod routes;
 mod session;
+mod socket;
 mod signals;
 mod stream;
 mod telemetry;

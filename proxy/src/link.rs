@@ -219,7 +219,7 @@ impl Link {
         let exchange = async {
             let sent = self
                 .peer
-                .send(0, request, Instant::now(), CONNECT_MAX, wait_max)
+                .send(0, Box::new(request), Instant::now(), CONNECT_MAX, wait_max)
                 .await;
             let (response, connection) = sent.map_err(|failure| match failure {
                 Failure::Connect(_) => LinkError::Connect,

@@ -28,6 +28,7 @@ use crate::drain::{CUTTING, Counted, DRAINING, SERVING, Shared};
 use crate::forward::{Client, Forward, Tunnel};
 use crate::lock;
 use crate::refusal::Refusal;
+use crate::socket::Socket;
 use crate::stream::{Activity, Stream, Watched};
 
 /// What the requests of one connection share.
@@ -82,6 +83,7 @@ impl Session {
     pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream) {
         // Small answers must not wait for an acknowledgement. Without it things are slower, not wrong.
         drop(stream.set_nodelay(true));
+        let stream = Socket::new(stream);
         let stream = match &self.shared.certificate {
             None => Stream::Plain(stream),
             Some(certificate) => {
@@ -116,7 +118,8 @@ impl Session {
             let session = Arc::clone(&self);
             let service = service_fn(move |request| {
                 let session = Arc::clone(&session);
-                Box::pin(async move { Ok::<_, Infallible>(session.answer(request).await) })
+                let request = Box::new(request);
+                async move { Ok::<_, Infallible>(session.answer(request).await) }
             });
             let mut connection = http1::Builder::new()
                 .max_buf_size(self.shared.clients.head_bytes_max as usize)
@@ -171,6 +174,7 @@ impl Session {
     async fn serve_h2(self: Arc<Self>, stream: Watched) {
         let service = service_fn(|request| {
             let session = Arc::clone(&self);
+            let request = Box::new(request);
             async move { Ok::<_, Infallible>(session.answer(request).await) }
         });
         let mut connection = http2::Builder::new(TokioExecutor::new())
@@ -267,7 +271,8 @@ impl Session {
             .is_ready()
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Counting> {
+    /// Takes the request boxed, as a future has room for its arguments once for each function that they pass through.
+    async fn answer(self: Arc<Self>, request: Box<Request<Incoming>>) -> Response<Counting> {
         let version = request.version();
         self.activity.has_unread.store(false, Ordering::Relaxed);
         self.asked.fetch_add(1, Ordering::Relaxed);

@@ -9,11 +9,12 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
-/// Up to so many bytes in several pieces are copied together: one plain write costs less than a vectored one of a head
-/// and a small body.
+use crate::socket::Socket;
+
+/// Up to so many bytes in several pieces are encrypted together: one record costs less than one for each of a head and a
+/// small body.
 const JOIN_BYTES_MAX: usize = 4 << 10;
 
 thread_local! {
@@ -24,9 +25,9 @@ thread_local! {
 #[derive(Debug)]
 pub(crate) enum Stream {
     /// As it is.
-    Plain(TcpStream),
+    Plain(Socket),
     /// Encrypted, on either side.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 impl Stream {
@@ -43,7 +44,7 @@ impl Stream {
     /// Waits until there is something to read, or the other side has closed; it may also be nothing after all.
     ///
     /// # Errors
-    /// As of [`TcpStream::readable`].
+    /// As of [`Socket::readable`].
     async fn readable(&self) -> io::Result<()> {
         match self {
             Self::Plain(stream) => stream.readable().await,
@@ -78,10 +79,13 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Self::Plain(stream) = &mut *self {
+            return Pin::new(stream).poll_write_vectored(context, pieces);
+        }
         if let [piece] = pieces {
             return self.poll_write(context, piece);
         }
@@ -227,7 +231,11 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        if flushed.is_pending() {
+            self.activity.is_blocked.store(true, Ordering::Relaxed);
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use proxy_api::{Protocol, Transport};
-use tokio::net::TcpStream;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -18,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::chain;
+use crate::socket::Socket;
 use crate::stream::Stream;
 
 /// Between two looks whether the files have changed.
@@ -92,7 +92,7 @@ impl Certificate {
     ///
     /// # Errors
     /// The client wants something else, or broke off.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    pub(crate) async fn accept(&self, stream: Socket) -> io::Result<TlsStream<Socket>> {
         TlsAcceptor::from(self.config.load_full())
             .accept(stream)
             .await
@@ -200,7 +200,7 @@ impl Asking {
     ///
     /// # Errors
     /// It is not who it should be, wants something else, or broke off.
-    pub(crate) async fn connect(&self, stream: TcpStream) -> io::Result<Stream> {
+    pub(crate) async fn connect(&self, stream: Socket) -> io::Result<Stream> {
         let stream = TlsConnector::from(Arc::clone(&self.config))
             .connect(self.name.clone(), stream)
             .await?;

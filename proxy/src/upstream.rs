@@ -29,6 +29,7 @@ use tracing::{debug, info, warn};
 
 use crate::body::{ClientFault, Outgoing, UploadWatch};
 use crate::lock;
+use crate::socket::Socket;
 use crate::stream::{Stream, Watched};
 use crate::tls::Asking;
 
@@ -192,24 +193,25 @@ impl Peer {
     pub(crate) async fn send(
         self: &Arc<Self>,
         worker: usize,
-        mut request: Request<Outgoing>,
+        mut request: Box<Request<Outgoing>>,
         now: Instant,
         connect_wait_max: Duration,
         response_wait_max: Duration,
     ) -> Result<(Response<Incoming>, Connection), Failure> {
         let upload = request.body().watch();
         if self.dial.protocol == Protocol::H2 {
-            return self
-                .send_h2(worker, request, connect_wait_max, response_wait_max, upload)
-                .await;
+            let sent = self.send_h2(worker, *request, connect_wait_max, response_wait_max, upload);
+            return Box::pin(sent).await;
         }
         let deadline = now + response_wait_max;
         loop {
             let (mut wire, is_fresh) = match poll_fn(|c| self.poll_idle(worker, now, c)).await {
                 Some(wire) => (wire, false),
-                None => match self.connect_h1(connect_wait_max).await {
+                // Boxed, here and wherever else few requests come by: a request's future is moved about, and has room for
+                // all that it may await.
+                None => match Box::pin(self.connect_h1(connect_wait_max)).await {
                     Some(wire) => (wire, true),
-                    None => return Err(Failure::Connect(Box::new(request))),
+                    None => return Err(Failure::Connect(request)),
                 },
             };
             let answer = wire.exchange(request, deadline, response_wait_max, upload.as_deref());
@@ -224,7 +226,7 @@ impl Peer {
                     return Ok((response, connection));
                 }
                 // Not written: the connection was closed just then. There is always a fresh one to end this.
-                Err(Failure::Connect(unsent)) if !is_fresh => request = *unsent,
+                Err(Failure::Connect(unsent)) if !is_fresh => request = unsent,
                 Err(failure) => {
                     if matches!(failure, Failure::Timeout) {
                         self.answered(false);
@@ -250,7 +252,7 @@ impl Peer {
             let ready = lock(shared).clone().filter(|sender| sender.is_ready());
             let (mut sender, is_fresh) = match ready {
                 Some(sender) => (sender, false),
-                None => match self.connect_h2(connect_wait_max).await {
+                None => match Box::pin(self.connect_h2(connect_wait_max)).await {
                     Some(sender) => {
                         *lock(shared) = Some(sender.clone());
                         (sender, true)
@@ -324,6 +326,7 @@ impl Peer {
             let stream = TcpStream::connect(self.address.as_str()).await?;
             // Small heads must not wait for an acknowledgement. Without it things are slower, not wrong.
             drop(stream.set_nodelay(true));
+            let stream = Socket::new(stream);
             match &self.dial.tls {
                 None => Ok(Stream::Plain(stream)),
                 Some(tls) => tls.connect(stream).await,
@@ -486,12 +489,12 @@ impl Wire {
     /// Sends the request and waits for the head of its answer.
     async fn exchange(
         &mut self,
-        request: Request<Outgoing>,
+        request: Box<Request<Outgoing>>,
         mut deadline: Instant,
         wait_max: Duration,
         upload: Option<&UploadWatch>,
     ) -> Result<Response<Incoming>, Failure> {
-        let mut answer = pin!(self.sender.try_send_request(request));
+        let mut answer = pin!(self.sender.try_send_request(*request));
         let mut parts = upload.map(UploadWatch::parts);
         let answer = poll_fn(|context| {
             self.drive(context);

@@ -1,0 +1,261 @@
+//! A TCP connection whose small writes go out together, at the end of the worker's turn.
+//!
+//! A worker's turn is what it does between two looks at what has arrived: it reads some dozens of requests and answers and
+//! passes them on. Were each passed on at once, whoever waits for it on another core would be woken, would do its few
+//! microseconds of work and sleep again before the next came; and waking a core that sleeps costs both sides more than
+//! the request itself. So what is written waits until the turn is over, and then all of it goes out in one burst, while
+//! the others are still awake. It also makes one write of several pieces: of a head and a body, of the frames of HTTP/2.
+//!
+//! What is written counts as taken as soon as it waits. If the kernel does not take it at the end of the turn, the next
+//! write or flush has to wait for it; if the connection turns out to be broken, the next write or flush says so.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::mem;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::lock;
+
+/// Most bytes of a connection that wait for the end of the turn. What is larger is not worth the copy.
+const WAITING_BYTES_MAX: usize = 8 << 10;
+
+/// Buffers that a thread keeps for what waits: a turn has some dozens of writes.
+const BUFFERS_MAX: usize = 128;
+
+/// A TCP connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Socket(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    stream: TcpStream,
+    /// What the kernel has not got yet.
+    waiting: Vec<u8>,
+    /// Whether the end of the turn takes care of it.
+    is_queued: bool,
+    /// Who wrote last.
+    writer: Option<Waker>,
+    /// Why the last of the writes that were put off failed.
+    failed: Option<io::Error>,
+}
+
+impl Socket {
+    /// A connection that may have been used before.
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            stream,
+            waiting: Vec::new(),
+            is_queued: false,
+            writer: None,
+            failed: None,
+        })))
+    }
+
+    /// Waits until there is something to read, or the other side has closed; it may also be nothing after all.
+    ///
+    /// # Errors
+    /// As of [`TcpStream::readable`].
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        poll_fn(|context| lock(&self.0).stream.poll_read_ready(context)).await
+    }
+
+    /// Puts a write off, if it is small and this thread has turns.
+    fn put_off(&self, inner: &mut Inner, pieces: &[IoSlice<'_>], context: &Context<'_>) -> bool {
+        let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
+        if inner.waiting.len() + bytes > WAITING_BYTES_MAX {
+            return false;
+        }
+        if !inner.is_queued {
+            inner.is_queued = TURN.with_borrow_mut(|turn| {
+                let Some(turn) = turn else {
+                    return false;
+                };
+                inner.waiting = turn.buffers.pop().unwrap_or_default();
+                turn.written.push(self.clone());
+                if let Some(end) = turn.end.take() {
+                    end.wake();
+                }
+                true
+            });
+            if !inner.is_queued {
+                return false;
+            }
+        }
+        for piece in pieces {
+            inner.waiting.extend_from_slice(piece);
+        }
+        match &mut inner.writer {
+            Some(writer) => writer.clone_from(context.waker()),
+            None => inner.writer = Some(context.waker().clone()),
+        }
+        true
+    }
+
+    fn poll_write_pieces(
+        &self,
+        context: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut inner = lock(&self.0);
+        let inner = &mut *inner;
+        if let Some(error) = inner.failed.take() {
+            return Poll::Ready(Err(error));
+        }
+        if !inner.is_queued {
+            ready!(inner.poll_drain(context))?;
+        }
+        if self.put_off(inner, pieces, context) {
+            let bytes = pieces.iter().map(|piece| piece.len()).sum();
+            return Poll::Ready(Ok(bytes));
+        }
+        ready!(inner.poll_drain(context))?;
+        match pieces {
+            [piece] => Pin::new(&mut inner.stream).poll_write(context, piece),
+            pieces => Pin::new(&mut inner.stream).poll_write_vectored(context, pieces),
+        }
+    }
+}
+
+impl Inner {
+    /// Writes what waits.
+    fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut written = 0;
+        let drained = loop {
+            let rest = &self.waiting[written..];
+            if rest.is_empty() {
+                break Poll::Ready(Ok(()));
+            }
+            match Pin::new(&mut self.stream).poll_write(context, rest) {
+                Poll::Pending => break Poll::Pending,
+                Poll::Ready(Ok(0)) => break Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(bytes)) => written += bytes,
+                Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
+            }
+        };
+        match &drained {
+            // Nothing more can be done for it.
+            Poll::Ready(_) => self.waiting.clear(),
+            Poll::Pending => drop(self.waiting.drain(..written)),
+        }
+        drained
+    }
+
+    /// The turn is over: what waits goes out. Its buffer is given back if it is needed no longer.
+    fn end_turn(&mut self) -> Option<Vec<u8>> {
+        self.is_queued = false;
+        let writer = self.writer.take();
+        // If it blocks, the connection's own task is to be woken, and flushes it.
+        let mut context = Context::from_waker(writer.as_ref().unwrap_or(Waker::noop()));
+        if let Poll::Ready(Err(error)) = self.poll_drain(&mut context) {
+            self.failed = Some(error);
+        }
+        self.writer = writer;
+        self.waiting
+            .is_empty()
+            .then(|| mem::take(&mut self.waiting))
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut lock(&self.0).stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_pieces(context, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_pieces(context, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// Done as well while the end of the turn takes care of it.
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = lock(&self.0);
+        if let Some(error) = inner.failed.take() {
+            return Poll::Ready(Err(error));
+        }
+        if inner.is_queued {
+            return Poll::Ready(Ok(()));
+        }
+        inner.poll_drain(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = lock(&self.0);
+        ready!(inner.poll_drain(context))?;
+        Pin::new(&mut inner.stream).poll_shutdown(context)
+    }
+}
+
+/// What was written in the present turn of a thread.
+#[derive(Debug, Default)]
+struct Turn {
+    written: Vec<Socket>,
+    /// Wakes who ends the turn; gone once it is woken.
+    end: Option<Waker>,
+    buffers: Vec<Vec<u8>>,
+}
+
+thread_local! {
+    /// Of threads that have turns.
+    static TURN: RefCell<Option<Turn>> = const { RefCell::new(None) };
+}
+
+/// From here on this thread has turns. The future ends them, again and again: it has to run as a task of a runtime that
+/// has only this thread and takes its tasks in the order in which they are woken. Woken by the first write of a turn, it
+/// comes behind all tasks that were woken with the writer.
+pub(crate) fn take_turns() -> impl Future<Output = ()> {
+    TURN.set(Some(Turn::default()));
+    poll_fn(move |context| {
+        end_turn(Some(context.waker()));
+        Poll::Pending
+    })
+}
+
+/// Ends the last turn of this thread: from here on all writes go out at once.
+pub(crate) fn take_no_more_turns() {
+    end_turn(None);
+    TURN.set(None);
+}
+
+fn end_turn(end: Option<&Waker>) {
+    TURN.with_borrow_mut(|turn| {
+        let Some(turn) = turn else {
+            return;
+        };
+        for socket in turn.written.drain(..) {
+            if let Some(mut buffer) = lock(&socket.0).end_turn()
+                && turn.buffers.len() < BUFFERS_MAX
+            {
+                buffer.clear();
+                turn.buffers.push(buffer);
+            }
+        }
+        turn.end = end.cloned();
+    });
+}

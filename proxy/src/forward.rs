@@ -268,7 +268,8 @@ impl Forward {
                             }
                             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                                 return if is_upgrade {
-                                    let upgraded = self.upgrade(flight, connection, response, tunnel);
+                                    let upgraded =
+                                        self.upgrade(flight, connection, response, tunnel);
                                     Box::pin(upgraded).await
                                 } else {
                                     Err(Refusal::Reset)

@@ -259,3 +259,134 @@ fn end_turn(end: Option<&Waker>) {
         turn.end = end.cloned();
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    /// The two ends of a connection.
+    async fn pair() -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (Socket::new(ours.unwrap()), theirs.unwrap().0)
+    }
+
+    /// What has arrived by now, without waiting for more.
+    fn arrived(stream: &TcpStream) -> Vec<u8> {
+        let mut bytes = vec![0; 64];
+        match stream.try_read(&mut bytes) {
+            Ok(length) => bytes.truncate(length),
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                bytes.clear();
+            }
+        }
+        bytes
+    }
+
+    #[tokio::test]
+    async fn small_writes_of_a_turn_go_out_together_at_its_end() {
+        tokio::spawn(take_turns());
+        let (mut ours, theirs) = pair().await;
+        theirs.writable().await.unwrap();
+        ours.write_all(b"head, ").await.unwrap();
+        ours.write_all(b"body").await.unwrap();
+        ours.flush().await.unwrap();
+        assert_eq!(arrived(&theirs), b"");
+        theirs.readable().await.unwrap();
+        assert_eq!(arrived(&theirs), b"head, body");
+    }
+
+    #[tokio::test]
+    async fn a_thread_without_turns_writes_at_once() {
+        let (mut ours, theirs) = pair().await;
+        ours.write_all(b"now").await.unwrap();
+        theirs.readable().await.unwrap();
+        assert_eq!(arrived(&theirs), b"now");
+        tokio::spawn(take_turns());
+        yield_now().await;
+        ours.write_all(b", last words").await.unwrap();
+        take_no_more_turns();
+        assert_eq!(arrived(&theirs), b", last words");
+        ours.write_all(b", more").await.unwrap();
+        assert_eq!(arrived(&theirs), b", more");
+    }
+
+    #[tokio::test]
+    async fn large_and_small_writes_keep_their_order_also_when_nobody_reads() {
+        tokio::spawn(take_turns());
+        let (mut ours, mut theirs) = pair().await;
+        let mut sent = Vec::new();
+        let mut blocked = 0;
+        for number in 0..2_000_u32 {
+            let size = if number % 3 == 0 { 20_000 } else { 700 };
+            let piece = vec![number as u8; size];
+            let mut rest = &piece[..];
+            while !rest.is_empty() {
+                tokio::select! {
+                    biased;
+                    written = ours.write(rest) => rest = &rest[written.unwrap()..],
+                    // Nothing but reading helps; what was not written yet is tried again.
+                    () = std::future::ready(()) => {
+                        blocked += 1;
+                        let mut some = vec![0; 50_000];
+                        match theirs.try_read(&mut some) {
+                            Ok(read) => sent.extend_from_slice(&some[..read]),
+                            Err(_) => yield_now().await,
+                        }
+                    }
+                }
+            }
+            if number % 50 == 0 {
+                yield_now().await;
+            }
+        }
+        let finish = async {
+            ours.flush().await.unwrap();
+            ours.shutdown().await.unwrap();
+        };
+        let mut rest = Vec::new();
+        let (read, ()) = tokio::join!(theirs.read_to_end(&mut rest), finish);
+        read.unwrap();
+        sent.extend(rest);
+        assert!(blocked > 0, "the kernel took it all: nothing was tried");
+        let expected: Vec<u8> = (0..2_000_u32)
+            .flat_map(|n| std::iter::repeat_n(n as u8, if n % 3 == 0 { 20_000 } else { 700 }))
+            .collect();
+        assert!(
+            sent == expected,
+            "{} of {} bytes",
+            sent.len(),
+            expected.len()
+        );
+    }
+
+    #[tokio::test]
+    async fn says_with_a_later_write_that_an_earlier_one_failed() {
+        tokio::spawn(take_turns());
+        let (mut ours, theirs) = pair().await;
+        // With unread bytes it is not closed but reset.
+        ours.write_all(b"unread").await.unwrap();
+        theirs.readable().await.unwrap();
+        drop(theirs);
+        let failed = async {
+            loop {
+                if let Err(error) = ours.write_all(b"more").await {
+                    break error.kind();
+                }
+                yield_now().await;
+            }
+        };
+        let failed = tokio::time::timeout(std::time::Duration::from_secs(20), failed);
+        let kind = failed.await.expect("nobody was told");
+        assert!(matches!(
+            kind,
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+        ));
+    }
+}

@@ -200,7 +200,13 @@ impl Peer {
     ) -> Result<(Response<Incoming>, Connection), Failure> {
         let upload = request.body().watch();
         if self.dial.protocol == Protocol::H2 {
-            let sent = self.send_h2(worker, *request, connect_wait_max, response_wait_max, upload);
+            let sent = self.send_h2(
+                worker,
+                *request,
+                connect_wait_max,
+                response_wait_max,
+                upload,
+            );
             return Box::pin(sent).await;
         }
         let deadline = now + response_wait_max;

@@ -21,6 +21,7 @@ use crate::producer::{self, ProducerConfig};
 use crate::server::ServerConfig;
 use crate::sink::{self, SinkConfig, SqliteStorage, Storage};
 use crate::source::SourceConfig;
+use crate::subscriber::{self, StreamArgs, SubscriberConfig};
 use crate::telemetry::Identity;
 use crate::worker::{self, Fault, WorkerConfig};
 
@@ -40,6 +41,8 @@ pub struct Cli {
 enum Command {
     /// Append tweets to the bus at an even rate; prints what it produced
     Produce(Produce),
+    /// Append the tweets of X's filtered stream to the bus, as they come; prints what it appended
+    Subscribe(Subscribe),
     /// Send each tweet of the bus to the proxy and keep the answers; prints what it did
     Feed(Feed),
     /// Serve tasks: the service that is released
@@ -169,6 +172,18 @@ struct Produce {
 }
 
 #[derive(Debug, Args)]
+struct Subscribe {
+    #[command(flatten)]
+    bus: Bus,
+    #[command(flatten)]
+    stream: StreamArgs,
+    #[command(flatten)]
+    served: Served,
+    #[command(flatten)]
+    labels: Labels,
+}
+
+#[derive(Debug, Args)]
 struct Feed {
     #[command(flatten)]
     bus: Bus,
@@ -250,6 +265,7 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         let record = match self.command {
             Command::Produce(args) => produce(args, told_to_stop()?).await?,
+            Command::Subscribe(args) => subscribe(args, told_to_stop()?).await?,
             Command::Feed(args) => feed(args, told_to_stop()?).await?,
             Command::Work(args) => work(args, told_to_stop()?).await?,
             Command::Sink(args) => sink(args, told_to_stop()?).await?,
@@ -291,6 +307,16 @@ async fn produce(args: Produce, shutdown: CancellationToken) -> anyhow::Result<V
         identity: args.labels.into(),
     };
     Ok(json!(producer::run(config, shutdown).await?))
+}
+
+async fn subscribe(args: Subscribe, shutdown: CancellationToken) -> anyhow::Result<Value> {
+    let config = SubscriberConfig {
+        bus: args.bus.into(),
+        stream: args.stream.config()?,
+        server: args.served.or_any_port(),
+        identity: args.labels.into(),
+    };
+    Ok(json!(subscriber::run(config, shutdown).await?))
 }
 
 async fn feed(args: Feed, shutdown: CancellationToken) -> anyhow::Result<Value> {

@@ -21,6 +21,8 @@ pub mod bus;
 
 pub mod producer;
 
+pub mod subscriber;
+
 pub mod feeder;
 
 pub mod features;
@@ -34,4 +36,5 @@ pub mod server;
 pub mod telemetry;
 
 mod backoff;
+mod intake;
 mod seeded;

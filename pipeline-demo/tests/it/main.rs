@@ -10,3 +10,5 @@ mod commands;
 mod failures;
 mod real_tweets;
 mod support;
+mod x_server;
+mod x_stream;

@@ -1,0 +1,562 @@
+//! The filtered stream of X's API v2: rules kept in step, a connection that is taken up again whenever it is lost, and
+//! a count of what may have been missed meanwhile.
+//!
+//! A task of its own holds the connection ([`connection`]), cuts it into lines ([`frames`]) and passes tweets on; how long
+//! it waits after a failure is [`schedule`]'s to say. Records are passed on as X wrote them.
+
+mod connection;
+mod frames;
+mod gap;
+mod rules;
+mod schedule;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use friday::clock::Clock;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
+use hyper::{Method, Request, StatusCode};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts};
+use rollout::Timestamp;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{error, info, warn};
+
+use super::{Source, SourceError, SourceRecord};
+use crate::telemetry::{Telemetry, chain};
+use crate::tweet::Ids;
+use connection::{Answer, Server};
+use frames::{Frame, Frames};
+use gap::Gap;
+use schedule::{Backoff, Failure};
+
+pub use rules::{RULES_MAX, Rule, TAG_PREFIX};
+pub use schedule::Schedule;
+
+/// Where X's API is.
+pub const X_URL: &str = "https://api.x.com";
+
+/// Longest backfill that X gives, in minutes.
+pub const BACKFILL_MINUTES_MAX: u8 = 5;
+
+/// Records that wait for the bus. When they are this many we stop reading, and X ends the connection if that lasts. With
+/// records of the greatest size it is 64 MiB.
+const QUEUE_MAX: usize = 256;
+
+/// Largest answer about rules: a page of 1,000 rules of the greatest length takes 4 MiB.
+const RULES_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// How much of a refusal is read and repeated.
+const REFUSAL_BYTES_MAX: usize = 16 * 1024;
+
+/// Longest token file. A bearer token has about 120 characters.
+const TOKEN_BYTES_MAX: u64 = 4 * 1024;
+
+/// Fields that the pipeline reads; by default X gives the id and the text alone.
+const FIELDS: &str = "tweet.fields=author_id,created_at,lang";
+
+/// Which stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct XConfig {
+    /// The API's address, [`X_URL`] but for tests and proxies.
+    pub base: String,
+    /// The file with the bearer token. It is read before each connection, so a new token is taken up without a restart.
+    pub token_file: PathBuf,
+    /// The rules in our name; the stream's other rules are left alone.
+    pub rules: Vec<Rule>,
+    /// Most minutes to ask X for again after a gap, 1 to [`BACKFILL_MINUTES_MAX`], where the plan includes it.
+    pub backfill_minutes_max: Option<u8>,
+    /// When to come back after a failure.
+    pub schedule: Schedule,
+}
+
+/// Why there is no stream, and trying again does not mend it.
+#[derive(Debug, thiserror::Error)]
+pub enum XError {
+    /// The address is none.
+    #[error("{address:?} is no address of an API; expected one such as {X_URL}")]
+    Address {
+        /// What was given.
+        address: String,
+    },
+    /// The token file is readable for others.
+    #[error(
+        "others may read the token file {} (mode {mode:04o}); `chmod 600` it, or 400", path.display()
+    )]
+    TokenMode {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// The token file cannot be read.
+    #[error("cannot read the token file {}", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The token file holds no token.
+    #[error("the token file {} must hold one bearer token in one line", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+    },
+    /// This machine trusts nobody, so it cannot trust X.
+    #[error(
+        "this machine has no root certificates; install the package ca-certificates or set SSL_CERT_FILE"
+    )]
+    NoCertificates,
+    /// X does not take a rule.
+    #[error("X refuses the rule {value:?}: {reason}")]
+    Rule {
+        /// The rule's text.
+        value: String,
+        /// X's words.
+        reason: String,
+    },
+}
+
+/// The stream as a source; dropping it ends the connection.
+#[derive(Debug)]
+pub struct XStream {
+    records: mpsc::Receiver<Result<SourceRecord, XError>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl XStream {
+    /// Starts to connect. Metrics of the stream go into `telemetry`.
+    ///
+    /// # Errors
+    /// When the address or the token file cannot be used. An X that is out of reach is waited for.
+    pub fn start(
+        config: XConfig,
+        telemetry: &Telemetry,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, XError> {
+        let server = Server::at(&config.base)?;
+        read_token(&config.token_file)?;
+        let (sender, records) = mpsc::channel(QUEUE_MAX);
+        let subscriber = Subscriber {
+            backoff: Backoff::new(config.schedule),
+            gap: Gap::new(telemetry, clock.now()),
+            metrics: Metrics::new(telemetry),
+            server,
+            config,
+            clock,
+            sender,
+        };
+        Ok(Self {
+            records,
+            _task: AbortOnDropHandle::new(tokio::spawn(subscriber.run())),
+        })
+    }
+
+    /// A record that has arrived already, if there is one.
+    pub fn try_next(&mut self) -> Option<Result<SourceRecord, SourceError>> {
+        let record = self.records.try_recv().ok()?;
+        Some(record.map_err(SourceError::from))
+    }
+}
+
+#[async_trait]
+impl Source for XStream {
+    /// # Cancel safety
+    /// A call that is dropped took nothing.
+    async fn next(&mut self) -> Result<Option<SourceRecord>, SourceError> {
+        Ok(self.records.recv().await.transpose()?)
+    }
+}
+
+/// Reads the bearer token. As with ssh's keys, nobody else may read the file.
+fn read_token(path: &Path) -> Result<HeaderValue, XError> {
+    use std::io::Read;
+    use std::os::unix::fs::PermissionsExt;
+
+    let failed = |source| XError::TokenFile {
+        path: path.to_owned(),
+        source,
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(XError::TokenMode {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    let mut text = String::new();
+    let read = file.take(TOKEN_BYTES_MAX).read_to_string(&mut text);
+    read.map_err(failed)?;
+    let token = text.trim();
+    let no_token = || XError::Token {
+        path: path.to_owned(),
+    };
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(no_token());
+    }
+    let value = HeaderValue::from_str(&format!("Bearer {token}"));
+    let mut value = value.map_err(|_| no_token())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The task that holds the connection.
+struct Subscriber {
+    config: XConfig,
+    server: Server,
+    backoff: Backoff,
+    gap: Gap,
+    metrics: Metrics,
+    clock: Arc<dyn Clock>,
+    sender: mpsc::Sender<Result<SourceRecord, XError>>,
+}
+
+/// Why an attempt ended.
+enum End {
+    /// Try again.
+    Failed(Failure),
+    /// Nobody can mend it but a person.
+    Final(XError),
+    /// Nobody listens any more.
+    Closed,
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl Subscriber {
+    async fn run(mut self) {
+        loop {
+            let failure = match self.attempt().await {
+                End::Failed(failure) => failure,
+                End::Final(error) => {
+                    // Whoever reads the records says so.
+                    self.sender.send(Err(error)).await.ok();
+                    return;
+                }
+                End::Closed => return,
+            };
+            self.metrics.connected.set(0);
+            self.gap.open();
+            let kind = failure.label();
+            self.metrics.failures.with_label_values(&[kind]).inc();
+            let wait = self.backoff.wait(failure, self.clock.now());
+            info!(kind, ?wait, "x: comes back after a wait");
+            sleep(wait).await;
+            self.gap.grow();
+        }
+    }
+
+    /// One connection, from the rules to its end.
+    async fn attempt(&mut self) -> End {
+        let token = match read_token(&self.config.token_file) {
+            Ok(token) => token,
+            // It may be in the middle of being replaced; at the start it was there.
+            Err(error) => {
+                error!(error = chain(&error), "x: no token to connect with");
+                return End::Failed(Failure::Http);
+            }
+        };
+        if let Err(end) = self.keep_rules(&token).await {
+            return end;
+        }
+        let target = match self.backfill_minutes() {
+            Some(minutes) => {
+                format!("/2/tweets/search/stream?{FIELDS}&backfill_minutes={minutes}")
+            }
+            None => format!("/2/tweets/search/stream?{FIELDS}"),
+        };
+        let answer = match self.ask(&token, Method::GET, &target, None).await {
+            Ok(answer) => answer,
+            Err(failure) => return End::Failed(failure),
+        };
+        self.metrics.connected.set(1);
+        self.gap.close(self.clock.now());
+        info!("x: connected to the stream");
+        self.read(answer).await
+    }
+
+    /// How many minutes to ask for again: as many as the gap began, and after a start as many as there are.
+    fn backfill_minutes(&self) -> Option<u64> {
+        let max = u64::from(self.config.backfill_minutes_max?);
+        let gap = self.gap.so_far().map_or(max, |gap| gap.as_secs() / 60 + 1);
+        Some(gap.min(max))
+    }
+
+    /// Reads the stream until it ends.
+    async fn read(&mut self, mut answer: Answer) -> End {
+        let began = Instant::now();
+        let mut frames = Frames::default();
+        let silence_max = self.config.schedule.silence_max;
+        let why = loop {
+            let chunk = match timeout(silence_max, answer.response.body_mut().frame()).await {
+                Ok(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(chunk) => chunk,
+                    // Trailers.
+                    Err(_) => continue,
+                },
+                Ok(Some(Err(error))) => {
+                    warn!(error = chain(&error), "x: the stream broke off");
+                    break Failure::Lost {
+                        lived: began.elapsed(),
+                    };
+                }
+                Ok(None) => {
+                    warn!("x: the stream was ended by the other side");
+                    break Failure::Lost {
+                        lived: began.elapsed(),
+                    };
+                }
+                Err(_) => {
+                    warn!(?silence_max, "x: neither a tweet nor a keep-alive came");
+                    break Failure::Lost {
+                        lived: began.elapsed().saturating_sub(silence_max),
+                    };
+                }
+            };
+            frames.push(&chunk);
+            while let Some(frame) = frames.next() {
+                match frame {
+                    Frame::KeepAlive => self.metrics.keep_alives.inc(),
+                    Frame::TooLong => {
+                        self.metrics.too_long.inc();
+                        warn!("x: left out a line that is longer than a record may be");
+                    }
+                    Frame::Object(bytes) => {
+                        if let Some(record) = record_of(bytes)
+                            && self.sender.send(Ok(record)).await.is_err()
+                        {
+                            return End::Closed;
+                        }
+                    }
+                }
+            }
+            // After the sending: while the bus holds us up, nothing is missed yet.
+            self.gap.seen(self.clock.now());
+        };
+        // The connection ends before its answer is waited for any longer.
+        drop(answer.connection);
+        End::Failed(why)
+    }
+
+    /// Makes the rules in our name equal to the configured ones.
+    async fn keep_rules(&self, token: &HeaderValue) -> Result<(), End> {
+        let mut existing = Vec::new();
+        let mut target = "/2/tweets/search/stream/rules?max_results=1000".to_owned();
+        for _ in 0..rules::PAGES_MAX {
+            let answer = self.ask(token, Method::GET, &target, None).await?;
+            let page: rules::Page = read_json(answer).await.ok_or(Failure::Http)?;
+            existing.extend(page.data);
+            let Some(next) = page.meta.next_token else {
+                break;
+            };
+            // The token comes from outside and goes into an address.
+            if !next.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+                break;
+            }
+            target =
+                format!("/2/tweets/search/stream/rules?max_results=1000&pagination_token={next}");
+        }
+        let changes = rules::changes(&existing, &self.config.rules);
+        for rule in &changes.foreign {
+            warn!(
+                tag = rule.tag,
+                "x: another rule of this project has the same text; its tag stays"
+            );
+        }
+        self.delete(token, &changes.delete_first).await?;
+        if !changes.add.is_empty() {
+            info!(rules = changes.add.len(), "x: adds rules");
+            let body = rules::addition(&changes.add);
+            let answer = self.change(token, &body).await?;
+            if let Some((value, reason)) = rules::refused(&answer) {
+                return Err(End::Final(XError::Rule { value, reason }));
+            }
+        }
+        self.delete(token, &changes.delete_after).await
+    }
+
+    async fn delete(&self, token: &HeaderValue, ids: &[String]) -> Result<(), End> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        info!(rules = ids.len(), "x: deletes rules of ours");
+        let answer = self.change(token, &rules::deletion(ids)).await?;
+        if let Some((_, reason)) = rules::refused(&answer) {
+            // Somebody deleted it too; what is there now is looked at before the next connection.
+            warn!(reason, "x: a rule was not deleted");
+        }
+        Ok(())
+    }
+
+    /// Posts a change of rules. X answers a rule that it does not take with 400 and the same words as in a 201.
+    async fn change(&self, token: &HeaderValue, body: &Value) -> Result<Value, End> {
+        let target = "/2/tweets/search/stream/rules";
+        let sent = self.send(token, Method::POST, target, Some(body)).await?;
+        let status = sent.response.status();
+        if status == StatusCode::BAD_REQUEST {
+            let answer: Value = read_json(sent).await.unwrap_or_default();
+            return match rules::refused(&answer) {
+                Some((value, reason)) => Err(End::Final(XError::Rule { value, reason })),
+                None => Err(Failure::Http.into()),
+            };
+        }
+        let answer = self.expect_success(sent).await?;
+        Ok(read_json(answer).await.unwrap_or_default())
+    }
+
+    async fn ask(
+        &self,
+        token: &HeaderValue,
+        method: Method,
+        target: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, Failure> {
+        let answer = self.send(token, method, target, body).await?;
+        self.expect_success(answer).await
+    }
+
+    async fn send(
+        &self,
+        token: &HeaderValue,
+        method: Method,
+        target: &str,
+        body: Option<&Value>,
+    ) -> Result<Answer, Failure> {
+        let bytes = body.map_or_else(Bytes::new, |body| body.to_string().into());
+        let request = Request::builder()
+            .method(method)
+            .uri(self.server.target(target))
+            .header(AUTHORIZATION, token)
+            .header(USER_AGENT, "friday-pipeline")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(bytes))
+            .expect("a path of ours and headers that are read already");
+        self.server.send(request).await.map_err(|error| {
+            warn!(error = chain(&*error), "x: no answer");
+            Failure::Network
+        })
+    }
+
+    /// The answer if it is a success; else what X says about it goes into the log.
+    async fn expect_success(&self, answer: Answer) -> Result<Answer, Failure> {
+        let status = answer.response.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let reset = answer.response.headers().get("x-rate-limit-reset");
+        let reset = reset.and_then(|value| value.to_str().ok()?.parse().ok());
+        let reset = reset.and_then(|seconds| Timestamp::from_second(seconds).ok());
+        let words = refusal(answer).await;
+        match status {
+            StatusCode::TOO_MANY_REQUESTS => {
+                let reset_at = reset.map(|reset: Timestamp| reset.to_string());
+                warn!(reset_at, words, "x: too many requests");
+                return Err(Failure::Limited { reset });
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                error!(%status, words, "x: the token or the plan does not give access to the stream");
+            }
+            _ => warn!(%status, words, "x: no stream"),
+        }
+        Err(Failure::Http)
+    }
+}
+
+async fn read_json<T: serde::de::DeserializeOwned>(answer: Answer) -> Option<T> {
+    let Answer {
+        response,
+        connection: _connection,
+    } = answer;
+    let body = Limited::new(response.into_body(), RULES_BYTES_MAX).collect();
+    let bytes = timeout(Duration::from_secs(30), body).await.ok()?.ok()?;
+    let read = serde_json::from_slice(&bytes.to_bytes());
+    read.inspect_err(|error| warn!(%error, "x: an answer about rules is not as documented"))
+        .ok()
+}
+
+/// X's words: the title and detail of a problem document.
+async fn refusal(answer: Answer) -> String {
+    let Answer {
+        response,
+        connection: _connection,
+    } = answer;
+    let body = Limited::new(response.into_body(), REFUSAL_BYTES_MAX).collect();
+    let Ok(Ok(bytes)) = timeout(Duration::from_secs(5), body).await else {
+        return String::new();
+    };
+    let document: Value = serde_json::from_slice(&bytes.to_bytes()).unwrap_or_default();
+    let word = |name: &str| document.get(name).and_then(Value::as_str);
+    let words = [word("title"), word("detail")];
+    words.into_iter().flatten().collect::<Vec<_>>().join(": ")
+}
+
+/// A tweet, or anything that is not plainly a message of the stream about itself: those are logged and go no further.
+fn record_of(bytes: Bytes) -> Option<SourceRecord> {
+    let message: Option<Value> = serde_json::from_slice(&bytes).ok();
+    if let Some(errors) = message.as_ref().and_then(|object| object.get("errors"))
+        && message
+            .as_ref()
+            .is_some_and(|object| object.get("data").is_none())
+    {
+        let first = errors.get(0).cloned().unwrap_or_default();
+        let word = |name: &str| first.get(name).and_then(Value::as_str).map(str::to_owned);
+        warn!(
+            title = word("title"),
+            kind = word("disconnect_type"),
+            detail = word("detail"),
+            "x: a message of the stream"
+        );
+        return None;
+    }
+    Some(SourceRecord {
+        key: Ids::of(&bytes).author.map(Bytes::from),
+        value: bytes,
+        malformed_on_purpose: false,
+    })
+}
+
+/// What is counted besides gaps.
+#[derive(Debug)]
+struct Metrics {
+    connected: IntGauge,
+    keep_alives: IntCounter,
+    too_long: IntCounter,
+    failures: IntCounterVec,
+}
+
+impl Metrics {
+    fn new(telemetry: &Telemetry) -> Self {
+        Self {
+            connected: telemetry.gauge(Opts::new(
+                "pipeline_source_connected",
+                "Whether the stream is connected.",
+            )),
+            keep_alives: telemetry.counter(
+                "pipeline_source_keep_alives_total",
+                "Blank lines by which the stream said that it lives.",
+            ),
+            too_long: telemetry.counter(
+                "pipeline_source_too_long_total",
+                "Lines left out because they are longer than a record may be.",
+            ),
+            failures: telemetry.counters(
+                "pipeline_source_failures_total",
+                "Connections that were lost and attempts that failed, by kind.",
+                &["kind"],
+            ),
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Where tweets come from.
 
 mod file;
+pub(crate) mod lines;
 mod malformed;
 mod synthetic;
 pub mod x;

@@ -24,6 +24,7 @@ use crate::source::SourceConfig;
 use crate::subscriber::{self, StreamArgs, SubscriberConfig};
 use crate::telemetry::Identity;
 use crate::worker::{self, Fault, WorkerConfig};
+use crate::workflow::{self, LintArgs, Pipeline};
 
 /// A pipeline of tweets to try releases on.
 #[derive(Debug, Parser)]
@@ -47,6 +48,8 @@ enum Command {
     Feed(Feed),
     /// Serve tasks: the service that is released
     Work(Work),
+    /// Check a pipeline.yml
+    Lint(LintArgs),
     /// Store results and dead letters; prints how many there are
     Sink(SinkArgs),
     /// Print how many results and dead letters are stored
@@ -215,6 +218,9 @@ struct Work {
     port: Option<u16>,
     #[command(flatten)]
     labels: Labels,
+    /// The pipeline.yml that says what is done with each tweet; without it, everything
+    #[arg(long, value_name = "FILE")]
+    pipeline: Option<PathBuf>,
     /// What is wrong with this release
     #[arg(long, value_enum, default_value = "good")]
     fault: Fault,
@@ -268,6 +274,7 @@ impl Cli {
             Command::Subscribe(args) => subscribe(args, told_to_stop()?).await?,
             Command::Feed(args) => feed(args, told_to_stop()?).await?,
             Command::Work(args) => work(args, told_to_stop()?).await?,
+            Command::Lint(args) => return Ok(workflow::lint(&args)),
             Command::Sink(args) => sink(args, told_to_stop()?).await?,
             Command::Query(args) => query(args).await?,
             Command::Demo(args) => return demo::run(args, told_to_stop()?).await,
@@ -333,9 +340,16 @@ async fn feed(args: Feed, shutdown: CancellationToken) -> anyhow::Result<Value> 
 }
 
 async fn work(args: Work, shutdown: CancellationToken) -> anyhow::Result<Value> {
+    let identity: Identity = args.labels.into();
+    let pipeline = match &args.pipeline {
+        Some(path) => workflow::read_file(path)?,
+        None => Pipeline::default(),
+    };
+    let workflow = pipeline.workflow_for(&identity.release, &identity.arm);
     let config = WorkerConfig {
         server: args.served.or(worker::listen_default(args.port)),
-        identity: args.labels.into(),
+        workflow: workflow.clone(),
+        identity,
         fault: args.fault,
         drain_wait_max: args.drain_seconds,
     };

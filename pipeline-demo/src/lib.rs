@@ -27,6 +27,7 @@ pub mod feeder;
 
 pub mod features;
 pub mod worker;
+pub mod workflow;
 
 pub mod sink;
 

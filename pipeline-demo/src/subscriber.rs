@@ -23,6 +23,7 @@ use crate::server::{self, Counted, Health, Server, ServerConfig, ServerError};
 use crate::source::x::{BACKFILL_MINUTES_MAX, RULES_MAX, Rule, Schedule, X_URL, XConfig, XStream};
 use crate::source::{Source, SourceError};
 use crate::telemetry::{Identity, Telemetry};
+use crate::workflow::{StreamSpec, read_file};
 
 /// How long the records on their way may take once the subscriber is told to stop.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -36,7 +37,10 @@ pub struct StreamArgs {
     /// A rule of the stream, in X's words; give it again for more. Rules with other tags than ours stay as they are
     #[arg(long = "x-rule", value_name = "TAG=RULE", value_parser = Rule::parse)]
     x_rules: Vec<Rule>,
-    /// Most minutes to ask for again after a gap, where the plan has it
+    /// A pipeline.yml whose `stream` has rules and the backfill
+    #[arg(long, value_name = "FILE")]
+    pipeline: Option<PathBuf>,
+    /// Most minutes to ask for again after a gap, where the plan has it; by default as the pipeline.yml says, else none
     #[arg(long, value_name = "MINUTES",
         value_parser = clap::value_parser!(u8).range(1..=i64::from(BACKFILL_MINUTES_MAX)))]
     x_backfill_minutes: Option<u8>,
@@ -49,18 +53,25 @@ impl StreamArgs {
     /// The stream that they describe.
     ///
     /// # Errors
-    /// When there are no rules, or more than X takes: a stream without rules never sends anything.
+    /// When the pipeline.yml is wrong, or there are no rules or more than X takes: a stream without rules never sends anything.
     pub fn config(self) -> anyhow::Result<XConfig> {
-        let rules = self.x_rules.len();
+        let stream = match &self.pipeline {
+            Some(path) => read_file(path)?.stream.unwrap_or_default(),
+            None => StreamSpec::default(),
+        };
+        let mut rules = stream.rules;
+        rules.extend(self.x_rules);
         anyhow::ensure!(
-            (1..=RULES_MAX).contains(&rules),
-            "{rules} rules; expected 1 to {RULES_MAX}: give one with --x-rule 'rust=(rust OR cargo) lang:en'"
+            (1..=RULES_MAX).contains(&rules.len()),
+            "{} rules; expected 1 to {RULES_MAX}: give one with --x-rule 'rust=(rust OR cargo) lang:en', or in the \
+             pipeline.yml's stream",
+            rules.len()
         );
         Ok(XConfig {
             base: self.x_url,
             token_file: self.x_token_file,
-            rules: self.x_rules,
-            backfill_minutes_max: self.x_backfill_minutes,
+            rules,
+            backfill_minutes_max: self.x_backfill_minutes.or(stream.backfill_minutes),
             schedule: Schedule::X,
         })
     }

@@ -10,5 +10,6 @@ mod commands;
 mod failures;
 mod real_tweets;
 mod support;
+mod workflow;
 mod x_server;
 mod x_stream;

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
+use tokio_rustls::TlsAcceptor;
 
 /// How one connection to the stream goes.
 #[derive(Debug, Clone)]
@@ -37,6 +38,11 @@ pub(crate) enum Step {
     /// The body ends as it should.
     End,
 }
+
+/// A connection, in the clear or not.
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
 /// A request, as it came.
 #[derive(Debug, Clone)]
@@ -73,6 +79,14 @@ impl Drop for XServer {
 impl XServer {
     /// Connections to the stream follow these scripts, one after the other; the last one is repeated.
     pub(crate) async fn start(scripts: impl IntoIterator<Item = Script>) -> Self {
+        Self::start_with(scripts, None).await
+    }
+
+    /// The same by TLS, if there is an acceptor.
+    pub(crate) async fn start_with(
+        scripts: impl IntoIterator<Item = Script>,
+        tls: Option<TlsAcceptor>,
+    ) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(Mutex::new(State {
@@ -83,7 +97,17 @@ impl XServer {
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(serve(stream, shared.clone()));
+                let (shared, tls) = (shared.clone(), tls.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        None => serve(stream, shared).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, shared).await;
+                            }
+                        }
+                    }
+                });
             }
         });
         Self {
@@ -122,7 +146,7 @@ impl XServer {
     }
 }
 
-async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
+async fn serve(mut stream: impl Stream, state: Arc<Mutex<State>>) {
     let Some(request) = read_request(&mut stream).await else {
         return;
     };
@@ -153,7 +177,7 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
     }
 }
 
-async fn play(stream: &mut TcpStream, steps: Vec<Step>) {
+async fn play(stream: &mut impl Stream, steps: Vec<Step>) {
     for step in steps {
         match step {
             Step::Send(bytes) => {
@@ -186,7 +210,7 @@ async fn play(stream: &mut TcpStream, steps: Vec<Step>) {
     }
 }
 
-async fn send_chunk(stream: &mut TcpStream, bytes: &[u8]) -> std::io::Result<()> {
+async fn send_chunk(stream: &mut impl Stream, bytes: &[u8]) -> std::io::Result<()> {
     let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
     chunk.extend_from_slice(bytes);
     chunk.extend_from_slice(b"\r\n");
@@ -232,7 +256,7 @@ fn rules(request: &Seen, state: &mut State) -> (u16, Value) {
     (201, json!({"meta": {"summary": {}}, "errors": errors}))
 }
 
-async fn reply(stream: &mut TcpStream, status: u16, headers: &[(&str, String)], body: &str) {
+async fn reply(stream: &mut impl Stream, status: u16, headers: &[(&str, String)], body: &str) {
     let mut answer = format!(
         "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n",
         body.len()
@@ -245,7 +269,7 @@ async fn reply(stream: &mut TcpStream, status: u16, headers: &[(&str, String)], 
     stream.write_all(answer.as_bytes()).await.ok();
 }
 
-async fn read_request(stream: &mut TcpStream) -> Option<Seen> {
+async fn read_request(stream: &mut impl Stream) -> Option<Seen> {
     let mut bytes = Vec::new();
     let end = loop {
         if let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {

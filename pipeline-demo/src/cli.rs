@@ -17,6 +17,7 @@ use tracing_subscriber::EnvFilter;
 use crate::bus::BusConfig;
 use crate::demo::{self, DemoArgs};
 use crate::feeder::{self, FeederConfig, Pin};
+use crate::ingest::{self, IngestArgs, IngestConfig};
 use crate::producer::{self, ProducerConfig};
 use crate::server::ServerConfig;
 use crate::sink::{self, SinkConfig, SqliteStorage, Storage};
@@ -44,6 +45,8 @@ enum Command {
     Produce(Produce),
     /// Append the tweets of X's filtered stream to the bus, as they come; prints what it appended
     Subscribe(Subscribe),
+    /// Take tweets from clients at POST /ingest, each upload whole or not at all; prints what it took
+    Ingest(Ingest),
     /// Send each tweet of the bus to the proxy and keep the answers; prints what it did
     Feed(Feed),
     /// Serve tasks: the service that is released
@@ -187,6 +190,18 @@ struct Subscribe {
 }
 
 #[derive(Debug, Args)]
+struct Ingest {
+    #[command(flatten)]
+    bus: Bus,
+    #[command(flatten)]
+    uploads: IngestArgs,
+    #[command(flatten)]
+    served: Served,
+    #[command(flatten)]
+    labels: Labels,
+}
+
+#[derive(Debug, Args)]
 struct Feed {
     #[command(flatten)]
     bus: Bus,
@@ -272,6 +287,7 @@ impl Cli {
         let record = match self.command {
             Command::Produce(args) => produce(args, told_to_stop()?).await?,
             Command::Subscribe(args) => subscribe(args, told_to_stop()?).await?,
+            Command::Ingest(args) => ingest(args, told_to_stop()?).await?,
             Command::Feed(args) => feed(args, told_to_stop()?).await?,
             Command::Work(args) => work(args, told_to_stop()?).await?,
             Command::Lint(args) => return Ok(workflow::lint(&args)),
@@ -324,6 +340,12 @@ async fn subscribe(args: Subscribe, shutdown: CancellationToken) -> anyhow::Resu
         identity: args.labels.into(),
     };
     Ok(json!(subscriber::run(config, shutdown).await?))
+}
+
+async fn ingest(args: Ingest, shutdown: CancellationToken) -> anyhow::Result<Value> {
+    let (bus, server) = (args.bus.into(), args.served.or_any_port());
+    let config = IngestConfig::new(args.uploads, bus, server, args.labels.into());
+    Ok(json!(ingest::run(config, shutdown).await?))
 }
 
 async fn feed(args: Feed, shutdown: CancellationToken) -> anyhow::Result<Value> {

@@ -21,6 +21,7 @@ pub mod bus;
 
 pub mod producer;
 
+pub mod ingest;
 pub mod subscriber;
 
 pub mod feeder;

@@ -7,7 +7,9 @@
 
 mod bus_contract;
 mod commands;
+mod directory;
 mod failures;
+mod ingest;
 mod real_tweets;
 mod support;
 mod workflow;

@@ -15,3 +15,4 @@ mod support;
 mod workflow;
 mod x_server;
 mod x_stream;
+mod x_tls;

@@ -2,9 +2,10 @@
 //!
 //! The rules, for those who drop them:
 //!
-//! - A name that begins with a dot or ends in `.tmp` or `.part` is not looked at. Write under such a name, then rename: the
-//!   file is taken at the next look. Folders, links and pipes are not looked at either.
-//! - A file that appears under its own name is taken once it has been left alone for two seconds.
+//! - A name that begins with a dot or ends in `.tmp` or `.part` is not looked at: write under such a name, then rename.
+//!   Folders, links and pipes are not looked at either.
+//! - Any other file is taken once it has been there unchanged for two seconds, in size and time. So a writer that cannot
+//!   rename is waited for as well, unless it pauses for longer.
 //! - It moves to `done/` when all of it is in the bus, or to `refused/` when a line is no tweet, with the line and the
 //!   reason in `NAME.reason.txt` beside it. A name that is there already gets a number. Nobody empties these two but you.
 //!

@@ -22,6 +22,7 @@ use http_body_util::BodyExt;
 use hyper::Method;
 use hyper::header::HeaderValue;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts};
+use rollout::Timestamp;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
@@ -294,6 +295,9 @@ impl Subscriber {
         let began = Instant::now();
         let mut frames = Frames::default();
         let silence_max = self.config.schedule.silence_max;
+        // Since when and until when the bus held us up. X ends a stream that is not read, and what arrived before that is
+        // still to be read then: if the stream ends soon after, records are missing from where we were held up on.
+        let mut held: Option<((Instant, Timestamp), Instant)> = None;
         let why = loop {
             let chunk = match timeout(silence_max, answer.response.body_mut().frame()).await {
                 Ok(Some(Ok(frame))) => match frame.into_data() {
@@ -329,17 +333,26 @@ impl Subscriber {
                         warn!("x: left out a line that is longer than a record may be");
                     }
                     Frame::Object(bytes) => {
-                        if let Some(record) = record_of(bytes)
-                            && self.sender.send(Ok(record)).await.is_err()
-                        {
+                        let Some(record) = record_of(bytes) else {
+                            continue;
+                        };
+                        let begun = (Instant::now(), self.clock.now());
+                        if self.sender.send(Ok(record)).await.is_err() {
                             return End::Closed;
+                        }
+                        if begun.0.elapsed() >= silence_max / 4 {
+                            let from = held.map_or(begun, |(from, _)| from);
+                            held = Some((from, Instant::now()));
                         }
                     }
                 }
             }
-            // After the sending: while the bus holds us up, nothing is missed yet.
             self.gap.seen(self.clock.now());
+            held = held.filter(|(_, until)| until.elapsed() < silence_max);
         };
+        if let Some((from, _)) = held {
+            self.gap.missed_since(from);
+        }
         // The connection ends before its answer is waited for any longer.
         drop(answer.connection);
         End::Failed(why)

@@ -43,6 +43,13 @@ impl Gap {
         self.heard = (Instant::now(), now);
     }
 
+    /// The stream may have dropped records since then, although it was heard of later.
+    pub(super) fn missed_since(&mut self, then: (Instant, Timestamp)) {
+        if then.0 < self.heard.0 {
+            self.heard = then;
+        }
+    }
+
     /// There is no stream. The gap began when it was last heard of, which may be a while ago.
     pub(super) fn open(&mut self) {
         if self.counted.is_some() {

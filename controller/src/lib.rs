@@ -22,3 +22,4 @@ pub mod simulate;
 pub mod spec;
 pub mod store;
 pub mod words;
+pub mod yaml;

@@ -1,30 +1,24 @@
 //! Reading `friday.yml`: text in, a [`Spec`] that is valid or every reason why there is none.
 //!
-//! The text becomes a tree whose keys and values know their line ([`tree`]); [`fields`] walks it, key by key, and
-//! notes what is wrong instead of stopping there; what is left to this file, [`plans`] and [`guard`] is what each key
-//! means, its default, and which values cannot go together. [`schema`] says the same to editors.
+//! How a file becomes values, and what is wrong with it findings, is [`yaml`](crate::yaml)'s; what is left to this file,
+//! [`plans`] and [`guard`] is what each key means, its default, and which values cannot go together. [`schema`] says the
+//! same to editors.
 
-mod fields;
 mod guard;
 mod plans;
 mod schema;
-mod tree;
 mod tuning;
-mod units;
-
-use std::fmt;
 
 use rollout::plan::{Ready, RouteMatch, Sticky};
 use rollout::{Bake, Deadlines, Duration, Guard, ServiceName, Spec, Weight};
-use serde::Serialize;
 
-use fields::{Fields, Findings, Setting, Value};
+use crate::yaml::{Fields, Findings, Setting, Tree, Value};
 use guard::{guard, guard_for};
 use plans::{Steps, plans, weight_of};
 
-pub(crate) use fields::nearest;
+pub use crate::yaml::Finding;
+pub(crate) use crate::yaml::{duration as read_duration, nearest, show_duration};
 pub use schema::schema;
-pub(crate) use units::{duration as read_duration, show_duration};
 
 /// Which of the file's plans is wanted.
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,42 +27,6 @@ pub struct ReadOptions<'a> {
     pub plan: Option<&'a str>,
     /// Where it is released; its entry in `environments:` may name a plan.
     pub environment: Option<&'a str>,
-}
-
-/// One thing that is wrong with a file, and where.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// The file, as its reader named it.
-    pub file: String,
-    /// From 1.
-    pub line: u64,
-    /// From 1, in characters.
-    pub column: u64,
-    /// The dotted path of the key, list places from 0: `plan[1].hold`. Empty for the file as a whole.
-    pub key: String,
-    /// The value that was found, as it would be written; `null` where none was.
-    pub value: Option<String>,
-    /// What was expected instead.
-    pub expected: String,
-    /// How to mend it, where that is not plain from what was expected.
-    pub mend: Option<String>,
-}
-
-impl fmt::Display for Finding {
-    /// `friday.yml:12:5: plan[1].hold: "10x": expected a duration such as 10s`, and the mend in a line of its own.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: ", self.file, self.line, self.column)?;
-        if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
-        }
-        if let Some(value) = &self.value {
-            write!(f, "{value}: ")?;
-        }
-        f.write_str(&self.expected)?;
-        self.mend
-            .iter()
-            .try_for_each(|mend| write!(f, "\n  {mend}"))
-    }
 }
 
 /// The ready check's path, where `ready:` does not say: what most images answer.
@@ -113,7 +71,7 @@ const NOT_YET: &str = "not supported by this version";
 /// Everything that is wrong with it, in the order of the lines. There is at least one finding.
 pub fn read(text: &str, name: &str, options: &ReadOptions<'_>) -> Result<Spec, Vec<Finding>> {
     let mut findings = Findings::new(name);
-    let tree = tree::parse(text, &mut findings);
+    let tree = Tree::parse(text, &mut findings);
     let spec = tree.as_ref().and_then(|tree| {
         let fields =
             Value::root(tree).map("a map with at least `service` and `port`", &mut findings)?;
@@ -136,7 +94,7 @@ pub(crate) fn finding_at_query(
     mend: Option<String>,
 ) -> Option<Finding> {
     let mut findings = Findings::new(name);
-    let tree = tree::parse(text, &mut findings)?;
+    let tree = Tree::parse(text, &mut findings)?;
     let guard = Value::root(&tree).map("", &mut findings)?.take("guard")?;
     let checks = guard
         .map("", &mut findings)?

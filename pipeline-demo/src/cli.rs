@@ -17,12 +17,15 @@ use tracing_subscriber::EnvFilter;
 use crate::bus::BusConfig;
 use crate::demo::{self, DemoArgs};
 use crate::feeder::{self, FeederConfig, Pin};
+use crate::ingest::{self, IngestArgs, IngestConfig};
 use crate::producer::{self, ProducerConfig};
 use crate::server::ServerConfig;
 use crate::sink::{self, SinkConfig, SqliteStorage, Storage};
 use crate::source::SourceConfig;
+use crate::subscriber::{self, StreamArgs, SubscriberConfig};
 use crate::telemetry::Identity;
 use crate::worker::{self, Fault, WorkerConfig};
+use crate::workflow::{self, LintArgs, Pipeline};
 
 /// A pipeline of tweets to try releases on.
 #[derive(Debug, Parser)]
@@ -40,10 +43,16 @@ pub struct Cli {
 enum Command {
     /// Append tweets to the bus at an even rate; prints what it produced
     Produce(Produce),
+    /// Append the tweets of X's filtered stream to the bus, as they come; prints what it appended
+    Subscribe(Subscribe),
+    /// Take tweets from clients at POST /ingest, each upload whole or not at all; prints what it took
+    Ingest(Ingest),
     /// Send each tweet of the bus to the proxy and keep the answers; prints what it did
     Feed(Feed),
     /// Serve tasks: the service that is released
     Work(Work),
+    /// Check a pipeline.yml
+    Lint(LintArgs),
     /// Store results and dead letters; prints how many there are
     Sink(SinkArgs),
     /// Print how many results and dead letters are stored
@@ -169,6 +178,30 @@ struct Produce {
 }
 
 #[derive(Debug, Args)]
+struct Subscribe {
+    #[command(flatten)]
+    bus: Bus,
+    #[command(flatten)]
+    stream: StreamArgs,
+    #[command(flatten)]
+    served: Served,
+    #[command(flatten)]
+    labels: Labels,
+}
+
+#[derive(Debug, Args)]
+struct Ingest {
+    #[command(flatten)]
+    bus: Bus,
+    #[command(flatten)]
+    uploads: IngestArgs,
+    #[command(flatten)]
+    served: Served,
+    #[command(flatten)]
+    labels: Labels,
+}
+
+#[derive(Debug, Args)]
 struct Feed {
     #[command(flatten)]
     bus: Bus,
@@ -200,6 +233,9 @@ struct Work {
     port: Option<u16>,
     #[command(flatten)]
     labels: Labels,
+    /// The pipeline.yml that says what is done with each tweet; without it, everything
+    #[arg(long, value_name = "FILE")]
+    pipeline: Option<PathBuf>,
     /// What is wrong with this release
     #[arg(long, value_enum, default_value = "good")]
     fault: Fault,
@@ -250,8 +286,11 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         let record = match self.command {
             Command::Produce(args) => produce(args, told_to_stop()?).await?,
+            Command::Subscribe(args) => subscribe(args, told_to_stop()?).await?,
+            Command::Ingest(args) => ingest(args, told_to_stop()?).await?,
             Command::Feed(args) => feed(args, told_to_stop()?).await?,
             Command::Work(args) => work(args, told_to_stop()?).await?,
+            Command::Lint(args) => return Ok(workflow::lint(&args)),
             Command::Sink(args) => sink(args, told_to_stop()?).await?,
             Command::Query(args) => query(args).await?,
             Command::Demo(args) => return demo::run(args, told_to_stop()?).await,
@@ -293,6 +332,22 @@ async fn produce(args: Produce, shutdown: CancellationToken) -> anyhow::Result<V
     Ok(json!(producer::run(config, shutdown).await?))
 }
 
+async fn subscribe(args: Subscribe, shutdown: CancellationToken) -> anyhow::Result<Value> {
+    let config = SubscriberConfig {
+        bus: args.bus.into(),
+        stream: args.stream.config()?,
+        server: args.served.or_any_port(),
+        identity: args.labels.into(),
+    };
+    Ok(json!(subscriber::run(config, shutdown).await?))
+}
+
+async fn ingest(args: Ingest, shutdown: CancellationToken) -> anyhow::Result<Value> {
+    let (bus, server) = (args.bus.into(), args.served.or_any_port());
+    let config = IngestConfig::new(args.uploads, bus, server, args.labels.into());
+    Ok(json!(ingest::run(config, shutdown).await?))
+}
+
 async fn feed(args: Feed, shutdown: CancellationToken) -> anyhow::Result<Value> {
     let config = FeederConfig {
         bus: args.bus.into(),
@@ -307,9 +362,16 @@ async fn feed(args: Feed, shutdown: CancellationToken) -> anyhow::Result<Value> 
 }
 
 async fn work(args: Work, shutdown: CancellationToken) -> anyhow::Result<Value> {
+    let identity: Identity = args.labels.into();
+    let pipeline = match &args.pipeline {
+        Some(path) => workflow::read_file(path)?,
+        None => Pipeline::default(),
+    };
+    let workflow = pipeline.workflow_for(&identity.release, &identity.arm);
     let config = WorkerConfig {
         server: args.served.or(worker::listen_default(args.port)),
-        identity: args.labels.into(),
+        workflow: workflow.clone(),
+        identity,
         fault: args.fault,
         drain_wait_max: args.drain_seconds,
     };

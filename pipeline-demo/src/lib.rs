@@ -21,10 +21,14 @@ pub mod bus;
 
 pub mod producer;
 
+pub mod ingest;
+pub mod subscriber;
+
 pub mod feeder;
 
 pub mod features;
 pub mod worker;
+pub mod workflow;
 
 pub mod sink;
 
@@ -34,4 +38,5 @@ pub mod server;
 pub mod telemetry;
 
 mod backoff;
+mod intake;
 mod seeded;

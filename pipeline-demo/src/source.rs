@@ -1,8 +1,10 @@
 //! Where tweets come from.
 
 mod file;
+pub(crate) mod lines;
 mod malformed;
 mod synthetic;
+pub mod x;
 
 use std::fmt;
 use std::io;
@@ -81,6 +83,9 @@ pub enum SourceError {
         /// The file.
         path: PathBuf,
     },
+    /// The stream of X ended for good.
+    #[error("the stream of X ended")]
+    X(#[from] x::XError),
     /// A line is longer than a record may be.
     #[error("{}:{line}: the line is longer than a record may be, {bytes_max} bytes", path.display())]
     TooLong {

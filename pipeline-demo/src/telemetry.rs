@@ -78,6 +78,11 @@ impl Telemetry {
         self.register(IntCounter::new(name, help).expect(VALID))
     }
 
+    /// A counter of time, whose name ends in `_seconds_total`.
+    pub(crate) fn seconds(&self, name: &str, help: &str) -> Counter {
+        self.register(Counter::new(name, help).expect(VALID))
+    }
+
     pub(crate) fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.register(IntCounterVec::new(Opts::new(name, help), labels).expect(VALID))
     }

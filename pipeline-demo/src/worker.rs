@@ -33,14 +33,11 @@ use crate::features;
 use crate::server::{self, Counted, Health, Server, ServerConfig, ServerError, problem};
 use crate::telemetry::{Identity, Telemetry};
 use crate::tweet::{Malformed, RECORD_BYTES_MAX, Tweet};
+use crate::workflow::Workflow;
 use fault::Symptoms;
 
 pub use fault::{CRASH_CODE, Fault};
 use service_time::ServiceTime;
-
-/// Tasks worked on at once; more are answered with 503. A thousand tasks of 20 ms are 50,000 a second, far beyond what a
-/// worker computes; what waits longer than that is better sent elsewhere.
-const IN_FLIGHT_MAX: usize = 1_024;
 
 /// How long the body of a task may take to arrive.
 const BODY_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -67,6 +64,8 @@ pub struct WorkerConfig {
     pub server: ServerConfig,
     /// Whose release it is; `release` is also written into each result.
     pub identity: Identity,
+    /// What it does with each tweet.
+    pub workflow: Workflow,
     /// What is wrong with it.
     pub fault: Fault,
     /// How long requests in flight may take once it is told to stop.
@@ -138,6 +137,7 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
 
 struct Worker {
     release: String,
+    workflow: Workflow,
     symptoms: Arc<Symptoms>,
     ready: Arc<AtomicBool>,
     in_flight: Semaphore,
@@ -177,9 +177,10 @@ impl Worker {
         };
         Self {
             release: config.identity.release.clone(),
+            workflow: config.workflow.clone(),
             symptoms: Arc::new(Symptoms::new(config.fault, u64::from(std::process::id()))),
             ready: Arc::new(AtomicBool::new(true)),
-            in_flight: Semaphore::new(IN_FLIGHT_MAX),
+            in_flight: Semaphore::new(config.workflow.parallel()),
             telemetry: Arc::new(telemetry),
             metrics,
         }
@@ -215,7 +216,7 @@ impl Worker {
         };
         let service_time = ServiceTime::of(&tweet.id);
         let treatment = self.symptoms.treat(&tweet.id, service_time);
-        let mut features = features::all_of(&tweet);
+        let mut features = self.workflow.run(&tweet);
         if treatment.flip {
             features::flip_sentiment(&mut features);
         }

@@ -3,10 +3,10 @@
 use rollout::plan::{CHECKS_MAX, Start, Sticky};
 use rollout::{Bound, Check, Duration, Guard};
 
-use super::fields::{Fields, Findings, Setting, Value};
+use super::show_duration;
 use super::tuning::tuning;
-use super::{show_duration, units};
 use crate::metrics_source::Query;
+use crate::yaml::{Fields, Findings, Setting, Value, units};
 
 /// Excess failures below this cannot be proven in any useful time: 4.4 / 0.0005 = 8,800 canary requests without one
 /// error (JUDGE 2.10), and the judge's table of margins ends here.
@@ -261,7 +261,7 @@ fn check(value: Value<'_>, findings: &mut Findings) -> Option<Check> {
 /// Reads the one of `max`, `min` and `above_stable` that is there.
 fn bound(
     fields: &mut Fields<'_>,
-    at: super::fields::Place,
+    at: crate::yaml::Place,
     key: &str,
     findings: &mut Findings,
 ) -> Option<Bound> {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use rollout::plan::Plan;
 use rollout::{Duration, Hold, Step, Weight};
 
-use super::fields::{Fields, Findings, Place, Setting, Value};
-use super::{NOT_YET, ReadOptions, show_duration, units};
+use super::{NOT_YET, ReadOptions, show_duration};
+use crate::yaml::{Fields, Findings, Place, Setting, Value, units};
 
 /// The plan of a file that has none, in percent: a first look that costs one request in a hundred, then tenfold, then
 /// half, which is where both arms tell most about each other.

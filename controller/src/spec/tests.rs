@@ -697,10 +697,10 @@ fn every_setting_of_the_guard_has_a_key_and_a_meaning_in_the_schema() {
 #[test]
 fn finds_the_key_that_was_meant() {
     let known = ["service", "port", "plan", "keep_warm"];
-    assert_eq!(fields::nearest("prot", &known), Some("port"));
-    assert_eq!(fields::nearest("Service", &known), Some("service"));
-    assert_eq!(fields::nearest("keepwarm", &known), Some("keep_warm"));
-    assert_eq!(fields::nearest("replicas", &known), None);
+    assert_eq!(nearest("prot", &known), Some("port"));
+    assert_eq!(nearest("Service", &known), Some("service"));
+    assert_eq!(nearest("keepwarm", &known), Some("keep_warm"));
+    assert_eq!(nearest("replicas", &known), None);
 }
 
 proptest! {

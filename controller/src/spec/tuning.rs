@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 use rollout::Duration;
 use rollout::plan::Tuning;
 
-use super::fields::{Fields, Findings, Place, Value};
-use super::{show_duration, units};
+use super::show_duration;
+use crate::yaml::{Fields, Findings, Place, Value, units};
 
 /// Below a tenth of a nat a block the judge would need hours; above 10, which is a factor of 22,000, one block decides.
 const CAP_NATS: RangeInclusive<f64> = 0.1..=10.0;

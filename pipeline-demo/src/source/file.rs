@@ -3,20 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use tokio::fs::File;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
+use super::lines::{Lines, LinesError, record_of};
 use super::{Source, SourceError, SourceRecord};
-use crate::tweet::{Ids, RECORD_BYTES_MAX};
+use crate::tweet::RECORD_BYTES_MAX;
 
-/// A file with one record in each line. Blank lines are skipped; any other line is a record, well formed or not.
+/// A file with one record in each line, plain or packed by gzip or zstd: its first bytes say which. Blank lines are
+/// skipped; any other line is a record, well formed or not. A file of any length takes the memory of a few records.
 #[derive(Debug)]
 pub struct JsonLines {
     path: PathBuf,
     once: bool,
-    reader: BufReader<File>,
-    line: u64,
+    lines: Lines,
     records_of_this_pass: u64,
 }
 
@@ -29,67 +28,52 @@ impl JsonLines {
         Ok(Self {
             path: path.to_owned(),
             once,
-            reader: open(path).await?,
-            line: 0,
+            lines: open(path).await?,
             records_of_this_pass: 0,
         })
     }
+
+    fn failed(&self, error: LinesError) -> SourceError {
+        let path = self.path.clone();
+        match error {
+            LinesError::Read(source) => SourceError::Read { path, source },
+            LinesError::LineTooLong | LinesError::TooLarge { .. } => SourceError::TooLong {
+                path,
+                line: self.lines.number(),
+                bytes_max: RECORD_BYTES_MAX,
+            },
+        }
+    }
 }
 
-async fn open(path: &Path) -> Result<BufReader<File>, SourceError> {
-    let file = File::open(path).await;
-    file.map(BufReader::new)
-        .map_err(|source| SourceError::Read {
-            path: path.to_owned(),
-            source,
-        })
+async fn open(path: &Path) -> Result<Lines, SourceError> {
+    let lines = async { Lines::detect(File::open(path).await?, u64::MAX).await };
+    lines.await.map_err(|source| SourceError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[async_trait]
 impl Source for JsonLines {
     async fn next(&mut self) -> Result<Option<SourceRecord>, SourceError> {
         loop {
-            let mut bytes = Vec::new();
-            // Two more than a record may have: one for the line's end, one to see that it is too long.
-            let mut line = (&mut self.reader).take(RECORD_BYTES_MAX as u64 + 2);
-            let read = line.read_until(b'\n', &mut bytes).await;
-            let read = read.map_err(|source| SourceError::Read {
-                path: self.path.clone(),
-                source,
-            })?;
-            if read == 0 {
-                if self.once {
-                    return Ok(None);
+            match self.lines.next().await {
+                Ok(Some(line)) => {
+                    self.records_of_this_pass += 1;
+                    return Ok(Some(record_of(line)));
                 }
-                if self.records_of_this_pass == 0 {
+                Ok(None) if self.once => return Ok(None),
+                Ok(None) if self.records_of_this_pass == 0 => {
                     let path = self.path.clone();
                     return Err(SourceError::Empty { path });
                 }
-                self.reader = open(&self.path).await?;
-                self.line = 0;
-                self.records_of_this_pass = 0;
-                continue;
+                Ok(None) => {
+                    self.lines = open(&self.path).await?;
+                    self.records_of_this_pass = 0;
+                }
+                Err(error) => return Err(self.failed(error)),
             }
-            self.line += 1;
-            while bytes.last().is_some_and(u8::is_ascii_whitespace) {
-                bytes.pop();
-            }
-            if bytes.len() > RECORD_BYTES_MAX {
-                return Err(SourceError::TooLong {
-                    path: self.path.clone(),
-                    line: self.line,
-                    bytes_max: RECORD_BYTES_MAX,
-                });
-            }
-            if bytes.is_empty() {
-                continue;
-            }
-            self.records_of_this_pass += 1;
-            return Ok(Some(SourceRecord {
-                key: Ids::of(&bytes).author.map(Bytes::from),
-                value: bytes.into(),
-                malformed_on_purpose: false,
-            }));
         }
     }
 }
@@ -97,33 +81,36 @@ impl Source for JsonLines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::lines::tests::{gzip, zstd};
     use crate::source::take;
 
-    async fn of(text: &str, once: bool) -> (tempfile::NamedTempFile, JsonLines) {
+    async fn of(bytes: &[u8], once: bool) -> (tempfile::NamedTempFile, JsonLines) {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), text).unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
         let lines = JsonLines::open(file.path(), once).await.unwrap();
         (file, lines)
     }
 
     #[tokio::test]
-    async fn once_ends_and_a_loop_gives_the_same_records_again() {
-        let text = "{\"data\":{\"id\":\"1\",\"author_id\":\"7\",\"text\":\"a\"}}\r\n\nbroken";
-        let (_file, mut once) = of(text, true).await;
-        let pass = take(&mut once, 10).await;
-        assert_eq!(pass.len(), 2);
-        assert_eq!(pass[0].key.as_deref(), Some(&b"7"[..]));
-        assert_eq!((&pass[1].key, &pass[1].value[..]), (&None, &b"broken"[..]));
-        let (_file, mut looped) = of(text, false).await;
-        assert_eq!(take(&mut looped, 4).await, [pass.clone(), pass].concat());
+    async fn once_ends_and_a_loop_gives_the_same_records_again_packed_or_not() {
+        let text = b"{\"data\":{\"id\":\"1\",\"author_id\":\"7\",\"text\":\"a\"}}\r\n\nbroken";
+        for bytes in [text.to_vec(), gzip(text).await, zstd(text).await] {
+            let (_file, mut once) = of(&bytes, true).await;
+            let pass = take(&mut once, 10).await;
+            assert_eq!(pass.len(), 2);
+            assert_eq!(pass[0].key.as_deref(), Some(&b"7"[..]));
+            assert_eq!((&pass[1].key, &pass[1].value[..]), (&None, &b"broken"[..]));
+            let (_file, mut looped) = of(&bytes, false).await;
+            assert_eq!(take(&mut looped, 4).await, [pass.clone(), pass].concat());
+        }
     }
 
     #[tokio::test]
     async fn refuses_to_loop_over_nothing_and_names_a_line_that_is_too_long() {
-        let (_file, mut empty) = of("\n \n", false).await;
+        let (_file, mut empty) = of(b"\n \n", false).await;
         assert!(matches!(empty.next().await, Err(SourceError::Empty { .. })));
         let text = format!("a\n{}\n", "b".repeat(RECORD_BYTES_MAX + 1));
-        let (_file, mut long) = of(&text, true).await;
+        let (_file, mut long) = of(text.as_bytes(), true).await;
         take(&mut long, 1).await;
         let error = long.next().await.unwrap_err();
         assert!(matches!(error, SourceError::TooLong { line: 2, .. }));

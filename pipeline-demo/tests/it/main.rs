@@ -7,6 +7,12 @@
 
 mod bus_contract;
 mod commands;
+mod directory;
 mod failures;
+mod ingest;
 mod real_tweets;
 mod support;
+mod workflow;
+mod x_server;
+mod x_stream;
+mod x_tls;

@@ -3,7 +3,7 @@
 use rollout::Duration;
 use serde_saphyr::{Location, Spanned};
 
-use super::tree::Node;
+use super::tree::{Node, Tree};
 use super::{Finding, show_duration, units};
 
 /// Findings that are reported. Whoever has more has the wrong file.
@@ -14,14 +14,14 @@ const SHOWN_MAX: usize = 60;
 
 /// What was found wrong so far.
 #[derive(Debug)]
-pub(super) struct Findings {
+pub struct Findings {
     file: String,
     list: Vec<Finding>,
 }
 
 /// A place in the file; the first line where none is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub struct Place {
     line: u64,
     column: u64,
 }
@@ -42,7 +42,9 @@ impl From<Location> for Place {
 }
 
 impl Findings {
-    pub(super) fn new(file: &str) -> Self {
+    /// None so far in this file, as its reader names it.
+    #[must_use]
+    pub fn new(file: &str) -> Self {
         Self {
             file: file.to_owned(),
             list: Vec::new(),
@@ -50,18 +52,12 @@ impl Findings {
     }
 
     /// Notes a fault at a place.
-    pub(super) fn at(
-        &mut self,
-        at: impl Into<Place>,
-        key: &str,
-        value: Option<String>,
-        expected: String,
-    ) {
+    pub fn at(&mut self, at: impl Into<Place>, key: &str, value: Option<String>, expected: String) {
         self.note(at.into(), key, value, expected, None);
     }
 
     /// Notes a fault at a place, and how to mend it.
-    pub(super) fn note(
+    pub fn note(
         &mut self,
         at: Place,
         key: &str,
@@ -82,7 +78,8 @@ impl Findings {
     }
 
     /// All of them by line, the first of very many.
-    pub(super) fn in_order(mut self) -> Vec<Finding> {
+    #[must_use]
+    pub fn in_order(mut self) -> Vec<Finding> {
         self.list
             .sort_by_key(|finding| (finding.line, finding.column));
         self.list.truncate(FINDINGS_MAX);
@@ -99,19 +96,20 @@ fn shorten(text: &str) -> String {
 
 /// A value that was given, or the default in its place.
 #[derive(Debug, Clone)]
-pub(super) struct Setting<T> {
-    pub(super) value: T,
+pub struct Setting<T> {
+    /// The value.
+    pub value: T,
     /// The path of its key.
-    pub(super) key: String,
+    pub key: String,
     /// Where it stands; `None` for a default.
-    pub(super) at: Option<Place>,
+    pub at: Option<Place>,
     /// The value as a finding shows it.
-    pub(super) shown: String,
+    pub shown: String,
 }
 
 impl<T> Setting<T> {
     /// What the file does not say.
-    pub(super) fn default_of(key: &str, value: T) -> Self {
+    pub fn default_of(key: &str, value: T) -> Self {
         Self {
             value,
             key: key.to_owned(),
@@ -123,7 +121,7 @@ impl<T> Setting<T> {
 
 impl Setting<Duration> {
     /// Notes it if this time is not shorter than `other`: at the one of the two that the file has.
-    pub(super) fn below(&self, other: &Self, findings: &mut Findings) {
+    pub fn below(&self, other: &Self, findings: &mut Findings) {
         if self.value < other.value {
             return;
         }
@@ -155,36 +153,63 @@ impl Setting<Duration> {
 
 /// A value and the path of its key.
 #[derive(Debug, Clone)]
-pub(super) struct Value<'a> {
+pub struct Value<'a> {
     key: String,
+    key_at: Place,
     at: Place,
     node: &'a Node,
 }
 
 impl<'a> Value<'a> {
     /// The whole file.
-    pub(super) fn root(tree: &'a Spanned<Node>) -> Self {
+    #[must_use]
+    pub fn root(Tree(tree): &'a Tree) -> Self {
         Self {
             key: String::new(),
+            key_at: tree.referenced.into(),
             at: tree.referenced.into(),
             node: &tree.value,
         }
     }
 
-    pub(super) fn key(&self) -> &str {
+    /// The dotted path of its key.
+    #[must_use]
+    pub fn key(&self) -> &str {
         &self.key
     }
 
-    pub(super) fn at(&self) -> Place {
+    /// Where its key stands; for an entry of a list, where it stands itself.
+    #[must_use]
+    pub fn key_at(&self) -> Place {
+        self.key_at
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn at(&self) -> Place {
         self.at
     }
 
-    pub(super) fn is_map(&self) -> bool {
+    /// Whether there is nothing after its key.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        matches!(self.node, Node::Null)
+    }
+
+    /// Whether it is a list.
+    #[must_use]
+    pub fn is_list(&self) -> bool {
+        matches!(self.node, Node::List(_))
+    }
+
+    /// Whether it is a map.
+    #[must_use]
+    pub fn is_map(&self) -> bool {
         matches!(self.node, Node::Map(_))
     }
 
     /// What was read of it, with its place.
-    pub(super) fn setting<T>(&self, value: T) -> Setting<T> {
+    pub fn setting<T>(&self, value: T) -> Setting<T> {
         Setting {
             value,
             key: self.key.clone(),
@@ -194,7 +219,8 @@ impl<'a> Value<'a> {
     }
 
     /// The value as a finding shows it.
-    pub(super) fn shown(&self) -> String {
+    #[must_use]
+    pub fn shown(&self) -> String {
         match self.node {
             Node::Null => "nothing".to_owned(),
             Node::Scalar {
@@ -220,7 +246,7 @@ impl<'a> Value<'a> {
     }
 
     /// A text or number that `read` understands.
-    pub(super) fn scalar<T>(
+    pub fn scalar<T>(
         &self,
         expected: &str,
         findings: &mut Findings,
@@ -237,7 +263,7 @@ impl<'a> Value<'a> {
     }
 
     /// A text that `read` understands. A bare number is none: `007` would come back as `7`.
-    pub(super) fn text<T>(
+    pub fn text<T>(
         &self,
         expected: &str,
         findings: &mut Findings,
@@ -250,10 +276,12 @@ impl<'a> Value<'a> {
         self.scalar(expected, findings, read)
     }
 
-    pub(super) fn list(self, expected: &str, findings: &mut Findings) -> Option<Vec<Self>> {
+    /// The values of a list; anything else is noted.
+    pub fn list(self, expected: &str, findings: &mut Findings) -> Option<Vec<Self>> {
         if let Node::List(list) = self.node {
             let value = |(index, entry): (usize, &'a Spanned<Node>)| Self {
                 key: format!("{}[{index}]", self.key),
+                key_at: entry.referenced.into(),
                 at: entry.referenced.into(),
                 node: &entry.value,
             };
@@ -264,7 +292,8 @@ impl<'a> Value<'a> {
         }
     }
 
-    pub(super) fn map(self, expected: &str, findings: &mut Findings) -> Option<Fields<'a>> {
+    /// The keys of a map; anything else is noted.
+    pub fn map(self, expected: &str, findings: &mut Findings) -> Option<Fields<'a>> {
         if let Node::Map(entries) = self.node {
             Some(Fields {
                 key: self.key,
@@ -282,7 +311,7 @@ impl<'a> Value<'a> {
 
 /// The keys of a map. Each that is asked for is known; [`Fields::finish`] refuses the others.
 #[derive(Debug)]
-pub(super) struct Fields<'a> {
+pub struct Fields<'a> {
     key: String,
     at: Place,
     entries: &'a [(Spanned<String>, Spanned<Node>)],
@@ -309,24 +338,27 @@ impl<'a> Fields<'a> {
         };
         Value {
             key: self.path(&key.value),
+            key_at: key.referenced.into(),
             at: at.into(),
             node: &value.value,
         }
     }
 
-    pub(super) fn at(&self) -> Place {
+    /// Where the map stands.
+    #[must_use]
+    pub fn at(&self) -> Place {
         self.at
     }
 
     /// The value of a key, if it is there.
-    pub(super) fn take(&mut self, key: &'static str) -> Option<Value<'a>> {
+    pub fn take(&mut self, key: &'static str) -> Option<Value<'a>> {
         self.known.push(key);
         let entry = self.entries.iter().find(|(name, _)| name.value == key)?;
         Some(self.value(entry))
     }
 
     /// The value of a key that must be there.
-    pub(super) fn required(
+    pub fn required(
         &mut self,
         key: &'static str,
         expected: &str,
@@ -345,7 +377,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A map inside, if it is there.
-    pub(super) fn sub(
+    pub fn sub(
         &mut self,
         key: &'static str,
         expected: &str,
@@ -355,7 +387,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A duration, or its default; the default also in place of a faulty one, which is noted.
-    pub(super) fn duration(
+    pub fn duration(
         &mut self,
         key: &'static str,
         default: Duration,
@@ -373,13 +405,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A key that means something, but that nothing here acts on yet.
-    pub(super) fn refuse(
-        &mut self,
-        key: &'static str,
-        why: &str,
-        mend: &str,
-        findings: &mut Findings,
-    ) {
+    pub fn refuse(&mut self, key: &'static str, why: &str, mend: &str, findings: &mut Findings) {
         // Not among the known: a misspelt key must not be told to become one that is refused.
         self.refused.push(key);
         if let Some((name, _)) = self.entries.iter().find(|(name, _)| name.value == key) {
@@ -394,14 +420,14 @@ impl<'a> Fields<'a> {
     }
 
     /// Every key and its value, whatever the key is.
-    pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, Value<'a>)> {
+    pub fn entries(&self) -> impl Iterator<Item = (&'a str, Value<'a>)> {
         self.entries
             .iter()
             .map(|entry| (entry.0.value.as_str(), self.value(entry)))
     }
 
     /// Refuses every key that nobody asked for.
-    pub(super) fn finish(mut self, findings: &mut Findings) {
+    pub fn finish(mut self, findings: &mut Findings) {
         self.known.sort_unstable();
         for (name, _) in self.entries {
             let name_known = |known: &[&str]| known.contains(&name.value.as_str());
@@ -424,7 +450,8 @@ impl<'a> Fields<'a> {
 
 /// The name that was probably meant: at most a third of its letters differ, are missing, too many, or swapped with their
 /// neighbour.
-pub(crate) fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+#[must_use]
+pub fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let name = shorten(name).to_lowercase();
     let edits = |key: &str| strsim::osa_distance(&name, key);
     let best = known.iter().copied().min_by_key(|key| edits(key))?;

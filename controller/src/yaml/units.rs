@@ -3,7 +3,7 @@
 use rollout::Duration;
 
 /// Longest time that any key takes. It bounds sums; a rollout of a month is a branch.
-pub(super) const DURATION_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+const DURATION_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// The units of a duration, longest first, in nanoseconds.
 const UNITS: [(&str, u64); 6] = [
@@ -17,12 +17,13 @@ const UNITS: [(&str, u64); 6] = [
 
 /// Reads `10s`, `1h30m`, `500ms`, `1.5s`; units from long to short, each once. A bare number has no unit and is none.
 /// Whole milliseconds, as they are saved.
-pub(crate) fn duration(text: &str) -> Option<Duration> {
+#[must_use]
+pub fn duration(text: &str) -> Option<Duration> {
     fine_duration(text).filter(|duration| duration.subsec_nanos().is_multiple_of(1_000_000))
 }
 
 /// The same, also `500us`.
-pub(super) fn fine_duration(text: &str) -> Option<Duration> {
+pub(crate) fn fine_duration(text: &str) -> Option<Duration> {
     let mut rest = text.trim();
     if rest == "0" {
         return Some(Duration::ZERO);
@@ -55,7 +56,8 @@ pub(super) fn fine_duration(text: &str) -> Option<Duration> {
 }
 
 /// Reads `0.5%` and `14 %` as 0.5 and 14. Without its sign a number could be meant either way, and is none.
-pub(super) fn percent(text: &str) -> Option<f64> {
+#[must_use]
+pub fn percent(text: &str) -> Option<f64> {
     decimal(text.trim().strip_suffix('%')?.trim_end())
 }
 
@@ -67,7 +69,8 @@ fn decimal(text: &str) -> Option<f64> {
 }
 
 /// A duration as `friday.yml` has it: `1h30m`, `10s`, `500ms`.
-pub(crate) fn show_duration(duration: Duration) -> String {
+#[must_use]
+pub fn show_duration(duration: Duration) -> String {
     let mut nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
     let mut shown = String::new();
     for (unit, size) in UNITS {

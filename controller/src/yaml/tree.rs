@@ -30,8 +30,19 @@ pub(super) enum Node {
     Map(Vec<(Spanned<String>, Spanned<Node>)>),
 }
 
-/// The tree of `text`, or a finding that says why there is none.
-pub(super) fn parse(text: &str, findings: &mut Findings) -> Option<Spanned<Node>> {
+/// A file as a tree.
+#[derive(Debug)]
+pub struct Tree(pub(super) Spanned<Node>);
+
+impl Tree {
+    /// The tree of `text`; `None` after a finding that says why there is none.
+    #[must_use]
+    pub fn parse(text: &str, findings: &mut Findings) -> Option<Self> {
+        parse(text, findings).map(Self)
+    }
+}
+
+fn parse(text: &str, findings: &mut Findings) -> Option<Spanned<Node>> {
     if text.len() > SPEC_BYTES_MAX {
         let expected = format!("expected at most {SPEC_BYTES_MAX} bytes: is it the right file?");
         findings.at(

@@ -1,0 +1,117 @@
+//! `pipeline.yml` as a file: checked by `lint`, and what a worker does by it.
+
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::support::{Process, get};
+
+async fn lint(directory: &Path, args: &[&str]) -> Output {
+    let program = Command::new(env!("CARGO_BIN_EXE_pipeline-demo"))
+        .arg("lint")
+        .args(args)
+        .current_dir(directory)
+        .output();
+    program.await.unwrap()
+}
+
+#[tokio::test]
+async fn lint_tells_by_its_exit_code_and_in_words_or_json_what_is_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    write("pipeline.yml", "features:\n  language:\n");
+    write("wrong.yml", "features:\n  language:\n  sentimnt:\n");
+    let right = lint(directory.path(), &[]).await;
+    assert_eq!(right.status.code(), Some(0));
+    assert_eq!(right.stdout, b"pipeline.yml: ok, 1 stages and 0 jobs\n");
+    let wrong = lint(directory.path(), &["pipeline.yml", "wrong.yml"]).await;
+    assert_eq!(wrong.status.code(), Some(20));
+    let text = String::from_utf8(wrong.stdout).unwrap();
+    let finding = "wrong.yml:3:3: features.sentimnt: \"sentimnt\": unknown stage: ";
+    assert!(
+        text.contains(finding) && text.contains("did you mean sentiment?"),
+        "{text}"
+    );
+    let wrong = lint(directory.path(), &["-o", "json", "wrong.yml"]).await;
+    assert_eq!(wrong.status.code(), Some(20));
+    let findings: Value = serde_json::from_slice(&wrong.stdout).unwrap();
+    assert_eq!(findings[0]["line"], 3);
+    assert_eq!(findings[0]["mend"], "did you mean sentiment?");
+    let right = lint(directory.path(), &["-o", "json"]).await;
+    assert_eq!(
+        serde_json::from_slice::<Value>(&right.stdout).unwrap(),
+        json!([])
+    );
+    for usage in [&["missing.yml"][..], &["--no-such-option"]] {
+        assert_eq!(
+            lint(directory.path(), usage).await.status.code(),
+            Some(2),
+            "{usage:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_file_beside_the_sources_is_right() {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = lint(beside, &[]).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_worker_does_what_its_release_is_told_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("pipeline.yml");
+    let text = "features: { language: , hashtags: , sentiment: { when: { language.code: eng } } }\nreleases: { canary: { without: hashtags } }\n";
+    std::fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    for (arm, expected) in [
+        ("stable", json!(["hashtags", "language", "sentiment"])),
+        ("canary", json!(["language", "sentiment"])),
+    ] {
+        let args = ["work", "--release", "abc", "--arm", arm, "--pipeline", file];
+        let worker = Process::start(directory.path(), arm, &args).await;
+        let send = async |text: &str| -> Value {
+            let tweet = json!({"data": {"id": "1", "author_id": "1", "text": text}});
+            let url = format!("http://{}/tasks", worker.address);
+            let answer = reqwest::Client::new()
+                .post(url)
+                .body(tweet.to_string())
+                .send();
+            let result: Value = answer.await.unwrap().json().await.unwrap();
+            result["features"]
+                .as_object()
+                .unwrap()
+                .keys()
+                .cloned()
+                .collect()
+        };
+        let english = "The weather has been wonderful this morning, hasn't it?";
+        assert_eq!(send(english).await, expected, "{arm}");
+        let german = send("Heute ist das Wetter endlich wieder richtig schön.").await;
+        assert!(
+            !german.as_array().unwrap().contains(&json!("sentiment")),
+            "{german}"
+        );
+        assert_eq!(get(worker.address, "/ready").await.unwrap().status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_worker_does_not_start_with_a_file_that_is_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("pipeline.yml");
+    std::fs::write(&file, "parallel: 0\n").unwrap();
+    let ended = Command::new(env!("CARGO_BIN_EXE_pipeline-demo"))
+        .args(["work", "--pipeline", file.to_str().unwrap()])
+        .output();
+    let ended = ended.await.unwrap();
+    let text = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(
+        text.contains("pipeline.yml:1:11: parallel: 0: expected tasks at once"),
+        "{text}"
+    );
+}

@@ -32,6 +32,7 @@ pub mod cli;
 pub mod demo;
 pub mod server;
 pub mod telemetry;
+pub mod tls;
 
 mod backoff;
 mod seeded;

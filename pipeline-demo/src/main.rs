@@ -8,6 +8,7 @@ use pipeline_demo::cli::Cli;
 #[tokio::main]
 async fn main() -> ExitCode {
     pipeline_demo::demo::die_with_parent();
+    pipeline_demo::tls::ensure_provider();
     let cli = Cli::parse();
     cli.start_logs();
     match cli.run().await {

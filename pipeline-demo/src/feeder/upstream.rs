@@ -8,6 +8,7 @@ use reqwest::{Client, StatusCode, Url};
 use serde::Deserialize;
 
 use crate::bus::BUS_RECORD_BYTES_MAX;
+use crate::tls;
 
 /// How long a connection may take to be made. The proxy is near.
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -111,6 +112,7 @@ impl Upstream {
         if base.scheme() != "http" || base.host().is_none() {
             return Err(address());
         }
+        tls::ensure_provider();
         let client = Client::builder()
             .connect_timeout(CONNECT_WAIT_MAX)
             .timeout(attempt_wait_max)

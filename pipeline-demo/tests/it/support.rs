@@ -90,6 +90,8 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a subcommand and waits until it says where it listens.
     pub(crate) async fn start(directory: &Path, name: &str, args: &[&str]) -> Self {
+        // Whoever starts a process asks it something.
+        pipeline_demo::tls::ensure_provider();
         let file = directory.join(format!("{name}.json"));
         std::fs::remove_file(&file).ok();
         let mut child = Command::new(env!("CARGO_BIN_EXE_pipeline-demo"))

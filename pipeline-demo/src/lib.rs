@@ -26,6 +26,7 @@ pub mod feeder;
 pub mod features;
 pub mod worker;
 
+pub mod origin;
 pub mod sink;
 
 pub mod cli;

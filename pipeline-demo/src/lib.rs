@@ -29,6 +29,9 @@ pub mod worker;
 pub mod origin;
 pub mod sink;
 
+pub mod jobs;
+pub mod stats;
+
 pub mod cli;
 pub mod demo;
 pub mod server;

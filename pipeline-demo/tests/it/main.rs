@@ -8,5 +8,8 @@
 mod bus_contract;
 mod commands;
 mod failures;
+mod postgres;
 mod real_tweets;
+mod sinks;
+mod storage_contract;
 mod support;

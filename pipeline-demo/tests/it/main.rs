@@ -8,8 +8,10 @@
 mod bus_contract;
 mod commands;
 mod failures;
+mod periodic_jobs;
 mod postgres;
 mod real_tweets;
 mod sinks;
+mod statistics;
 mod storage_contract;
 mod support;

@@ -10,6 +10,7 @@ mod cache;
 mod counters;
 mod page;
 mod store;
+mod types;
 
 pub use api::{Document, Stats, router};
 pub use args::{StatsArgs, run};

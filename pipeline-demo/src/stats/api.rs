@@ -13,17 +13,20 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use friday::clock::{Clock, SystemClock};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use utoipa::{IntoParams, OpenApi, ToSchema};
+use utoipa::OpenApi;
 
 use super::cache::Cache;
 use super::counters::{self, CounterPost, NewCounter, Token};
 use super::page;
 use super::store::Window;
+use super::types::{
+    Asked, Counter, KeyCount, Page, Problem, Reconciliation, ReleaseCounts, SentimentStep, Step,
+    Summary,
+};
 use crate::jobs::JobRun;
 use crate::server::problem;
-use crate::sink::{DAY_S, HOUR_S, Hole, Kind, MINUTE_S, Reconciled, StorageError, Store};
+use crate::sink::{DAY_S, Kind, MINUTE_S, StorageError, Store};
 
 /// The range that is looked at unless told otherwise.
 const RANGE_DEFAULT_S: i64 = DAY_S;
@@ -61,21 +64,6 @@ const BODY_BYTES_MAX: usize = 256 * 1024;
     components(schemas(CounterPost, NewCounter, Problem, Step))
 )]
 pub struct Document;
-
-/// Why a question was refused (RFC 9457).
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Problem {
-    /// `about:blank`.
-    r#type: String,
-    /// The status, in words.
-    title: String,
-    /// The status.
-    status: u16,
-    /// A stable word.
-    code: String,
-    /// What is wrong, and what to do.
-    detail: String,
-}
 
 /// Statistics of one store.
 #[derive(Clone)]
@@ -124,51 +112,6 @@ pub fn router(stats: Stats) -> Router {
         .route("/stats/counters", routing::get(list_counters))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(stats)
-}
-
-/// What is asked for.
-#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-pub(crate) struct Asked {
-    /// From this time on (RFC 3339); by default a day before `to`.
-    #[param(value_type = Option<String>)]
-    from: Option<Timestamp>,
-    /// To before this time (RFC 3339); by default now, and what claims to be newer.
-    #[param(value_type = Option<String>)]
-    to: Option<Timestamp>,
-    /// Only of this release.
-    release: Option<String>,
-    /// Rows of the page, from 1 to 500; by default 20.
-    limit: Option<i64>,
-    /// `next` of the page before.
-    cursor: Option<String>,
-    /// With `sentiment`: `minute`, `hour` (by default) or `day`.
-    step: Option<Step>,
-    /// With `jobs`: only of this job.
-    job: Option<String>,
-}
-
-/// How long a step of a series is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Step {
-    /// Of 60 seconds; counts older than two days have no minutes.
-    Minute,
-    /// Of 3,600 seconds; counts older than two months have no hours.
-    Hour,
-    /// Of 86,400 seconds, in UTC.
-    Day,
-}
-
-impl Step {
-    const fn seconds(self) -> i64 {
-        match self {
-            Self::Minute => MINUTE_S,
-            Self::Hour => HOUR_S,
-            Self::Day => DAY_S,
-        }
-    }
 }
 
 /// A question that can be asked of the store.
@@ -232,83 +175,6 @@ fn write_cursor(value: &Value) -> String {
 
 fn read_cursor(text: &str) -> Option<Value> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()
-}
-
-/// Counts of one release.
-#[derive(Debug, Default, Serialize, ToSchema)]
-pub(crate) struct ReleaseCounts {
-    release: String,
-    /// Tweets with a result.
-    results: i64,
-    /// Records that the release refused.
-    malformed: i64,
-    /// Results stored later than promised.
-    late: i64,
-    /// Tweets that stood in more than one place.
-    duplicates: i64,
-    /// Of all its records, the share that it refused.
-    malformed_ratio: f64,
-    /// From -1 to 1.
-    sentiment_mean: f64,
-}
-
-/// The counts of a range.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Summary {
-    from: String,
-    to: String,
-    /// Of all releases together.
-    total: ReleaseCounts,
-    /// The largest first, at most 100.
-    releases: Vec<ReleaseCounts>,
-    /// Records that went in and are stored nowhere.
-    missing: i64,
-}
-
-/// A page of counts.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Page<T> {
-    items: Vec<T>,
-    /// The cursor of the next page, if there is one.
-    next: Option<String>,
-}
-
-/// A count.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct KeyCount {
-    key: String,
-    count: i64,
-    /// From -1 to 1.
-    sentiment_mean: f64,
-}
-
-/// The sentiments of a step.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct SentimentStep {
-    /// When it begins.
-    at: String,
-    positive: i64,
-    neutral: i64,
-    negative: i64,
-    /// From -1 to 1.
-    mean: f64,
-}
-
-/// What the comparison of store and bus came to.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Reconciliation {
-    partitions: Vec<Reconciled>,
-    /// The first hundred ranges that are missing.
-    missing: Vec<Hole>,
-}
-
-/// A counter of others.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Counter {
-    name: String,
-    labels: Value,
-    total: i64,
-    updated: String,
 }
 
 #[utoipa::path(get, path = "/stats", params(Asked), responses((status = 200, body = Summary), (status = 400, body = Problem), (status = 503, body = Problem)))]

@@ -235,6 +235,45 @@ async fn f44_real_postgres_away_nothing_is_committed_that_is_not_stored_and_it_r
 }
 
 #[tokio::test]
+async fn a_sink_killed_again_and_again_stores_and_counts_once_in_real_postgres() {
+    const RESULTS_MADE: u64 = 6_000;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bus").to_str().unwrap().to_owned();
+    let bus = local_bus(&directory.path().join("bus")).await;
+    produce(&bus, RESULTS, (0..RESULTS_MADE).map(result)).await;
+    let postgres = Postgres::start().await;
+    let url = postgres.url();
+    let args = ["sink", "--bus", &path, "--database", &url, "--batch", "50"];
+    let mut killed = 0;
+    loop {
+        let mut sink = Process::start(directory.path(), "sink", &args).await;
+        let before = committed(&bus, RESULTS).await;
+        let lag = until("it goes on", async || {
+            match (
+                committed(&bus, RESULTS).await,
+                bus.lag(RESULTS, GROUP).await.unwrap(),
+            ) {
+                (_, 0) => Ok(0),
+                (more, lag) if more > before + 400 => Ok(lag),
+                few => Err(few),
+            }
+        })
+        .await;
+        if lag == 0 {
+            sink.terminate();
+            assert_eq!(sink.end().await.0, Some(0));
+            break;
+        }
+        sink.child.kill().await.unwrap();
+        killed += 1;
+    }
+    assert!(killed > 1, "{killed}");
+    let pool = postgres.pool().await;
+    assert_eq!(rows(&pool).await.results, RESULTS_MADE);
+    assert_eq!(counts_that_differ(&pool).await, []);
+}
+
+#[tokio::test]
 async fn real_postgres_that_is_not_there_yet_is_waited_for() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bus").to_str().unwrap().to_owned();

@@ -28,6 +28,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often a lock is renewed: three times in its lease.
 const RENEW_EVERY: Duration = Duration::from_secs(5);
 
+/// How long the answer may take. With the time between two renewals it is 13 s: less than the lease of SQLite, and than
+/// the 25 s after which PostgreSQL gives a lock away whose holder is cut off.
+const RENEW_WAIT_MAX: Duration = Duration::from_secs(8);
+
 /// How late a run may begin, without catching up, before it counts as missed: a restart, or a take-over.
 const GRACE_MS: i64 = 60_000;
 
@@ -251,11 +255,15 @@ impl Runner {
         renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             renew.tick().await;
-            match lock.held(self.now_ms()).await {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => {
+            match timeout(RENEW_WAIT_MAX, lock.held(self.now_ms())).await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) => return,
+                Ok(Err(error)) => {
                     warn!(error = chain(&error), "jobs: the lock could not be renewed");
+                    return;
+                }
+                Err(_) => {
+                    warn!("jobs: the store does not say whether the lock is held");
                     return;
                 }
             }

@@ -56,6 +56,9 @@ pub trait Bus: Send + Sync + fmt::Debug {
 
     /// Records of the topic that the group has not committed yet; all that is kept, for a group that never consumed.
     async fn lag(&self, topic: &str, group: &str) -> Result<u64, BusError>;
+
+    /// Where the group stands in each partition of the topic.
+    async fn standing(&self, topic: &str, group: &str) -> Result<Vec<Standing>, BusError>;
 }
 
 /// One group's view of one topic.
@@ -104,6 +107,19 @@ impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.partition, self.offset)
     }
+}
+
+/// Where a group stands in a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// From 0.
+    pub partition: u32,
+    /// The offset of the oldest record kept, or of the next one if there is none.
+    pub oldest: i64,
+    /// The offset from which the group goes on; `None` for one that never committed.
+    pub committed: Option<i64>,
+    /// The offset that the next record gets.
+    pub next: i64,
 }
 
 /// Which bus to use.

@@ -18,11 +18,13 @@ use crate::bus::BusConfig;
 use crate::demo::{self, DemoArgs};
 use crate::feeder::{self, FeederConfig, Pin};
 use crate::ingest::{self, IngestArgs, IngestConfig};
+use crate::jobs::{self, JobsArgs};
 use crate::producer::{self, ProducerConfig};
 use crate::server::ServerConfig;
-use crate::sink::{self, SinkConfig, SqliteStorage, Storage};
+use crate::sink::{self, DatabaseArgs, DatabaseConfig, SinkArgs, SinkConfig};
 use crate::source::SourceConfig;
 use crate::subscriber::{self, StreamArgs, SubscriberConfig};
+use crate::stats::{self, StatsArgs};
 use crate::telemetry::Identity;
 use crate::worker::{self, Fault, WorkerConfig};
 use crate::workflow::{self, LintArgs, Pipeline};
@@ -54,9 +56,13 @@ enum Command {
     /// Check a pipeline.yml
     Lint(LintArgs),
     /// Store results and dead letters; prints how many there are
-    Sink(SinkArgs),
+    Sink(SinkCommand),
     /// Print how many results and dead letters are stored
     Query(Query),
+    /// Serve statistics of what is stored: a page, JSON, and counters of others
+    Stats(StatsCommand),
+    /// Run periodic jobs: fold counts, remove old rows, compare the store with the bus
+    Jobs(JobsCommand),
     /// Try the whole system on this machine: all parts, a release, and what became of it
     Demo(DemoArgs),
     /// The command line of the controller: `pipeline-demo friday get tweets-worker`
@@ -245,12 +251,33 @@ struct Work {
 }
 
 #[derive(Debug, Args)]
-struct SinkArgs {
+struct SinkCommand {
     #[command(flatten)]
     bus: Bus,
-    /// SQLite file to store in, created if missing
-    #[arg(long, value_name = "FILE")]
-    db: PathBuf,
+    #[command(flatten)]
+    sink: SinkArgs,
+    #[command(flatten)]
+    served: Served,
+    #[command(flatten)]
+    labels: Labels,
+}
+
+#[derive(Debug, Args)]
+struct StatsCommand {
+    #[command(flatten)]
+    stats: StatsArgs,
+    #[command(flatten)]
+    served: Served,
+    #[command(flatten)]
+    labels: Labels,
+}
+
+#[derive(Debug, Args)]
+struct JobsCommand {
+    #[command(flatten)]
+    bus: Bus,
+    #[command(flatten)]
+    jobs: JobsArgs,
     #[command(flatten)]
     served: Served,
     #[command(flatten)]
@@ -259,9 +286,8 @@ struct SinkArgs {
 
 #[derive(Debug, Args)]
 struct Query {
-    /// SQLite file of the sink
-    #[arg(long, value_name = "FILE")]
-    db: PathBuf,
+    #[command(flatten)]
+    database: DatabaseArgs,
 }
 
 impl Cli {
@@ -293,6 +319,14 @@ impl Cli {
             Command::Lint(args) => return Ok(workflow::lint(&args)),
             Command::Sink(args) => sink(args, told_to_stop()?).await?,
             Command::Query(args) => query(args).await?,
+            Command::Stats(args) => {
+                let (server, labels) = (args.served.or_any_port(), args.labels.into());
+                stats::run(args.stats, server, labels, told_to_stop()?).await?
+            }
+            Command::Jobs(args) => {
+                let (server, labels) = (args.served.or_any_port(), args.labels.into());
+                jobs::run(args.jobs, args.bus.into(), server, labels, told_to_stop()?).await?
+            }
             Command::Demo(args) => return demo::run(args, told_to_stop()?).await,
             Command::Friday { args } => {
                 let words = std::iter::once("friday".into()).chain(args);
@@ -379,10 +413,13 @@ async fn work(args: Work, shutdown: CancellationToken) -> anyhow::Result<Value> 
     Ok(Value::Null)
 }
 
-async fn sink(args: SinkArgs, shutdown: CancellationToken) -> anyhow::Result<Value> {
+async fn sink(args: SinkCommand, shutdown: CancellationToken) -> anyhow::Result<Value> {
     let config = SinkConfig {
         bus: args.bus.into(),
-        database: args.db,
+        database: args.sink.database.try_into()?,
+        batch_max: args.sink.batch as usize,
+        late_after: args.sink.late_after,
+        analytics: args.sink.analytics,
         server: args.served.or_any_port(),
         identity: args.labels.into(),
     };
@@ -390,7 +427,8 @@ async fn sink(args: SinkArgs, shutdown: CancellationToken) -> anyhow::Result<Val
 }
 
 async fn query(args: Query) -> anyhow::Result<Value> {
-    let storage = SqliteStorage::open_to_read(&args.db).await?;
+    let database = DatabaseConfig::try_from(args.database)?;
+    let storage = database.open_to_read().await?;
     Ok(json!(storage.stored().await?))
 }
 
@@ -424,7 +462,7 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     positive(text).map(Duration::from_secs_f64)
 }
 

@@ -34,12 +34,14 @@ use tracing::{info, warn};
 use crate::backoff::{Hush, wait_after};
 use crate::bus::{Bus, BusConfig, BusError, Consumer, MALFORMED, NewRecord, Position, RESULTS};
 use crate::bus::{Record, TWEETS};
+use crate::origin::with_origin;
 use crate::server::{self, Counted, Health, Server, ServerConfig, ServerError};
 use crate::telemetry::{Identity, Telemetry, chain};
 use crate::tweet::{Ids, Malformed, RECORD_BYTES_MAX};
 use progress::Progress;
 use upstream::{Answer, Upstream};
 
+pub(crate) use upstream::WORKER_RELEASE_HEADER;
 pub use upstream::{Pin, UpstreamError};
 
 /// The feeder's group.
@@ -144,6 +146,9 @@ pub struct DeadLetter {
     pub code: String,
     /// What is wrong, in words.
     pub reason: String,
+    /// The release that refused it, if its answer said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<String>,
     /// The record's bytes, unchanged, in base64: they need not be text.
     pub original_base64: String,
 }
@@ -312,15 +317,21 @@ impl Delivery {
         };
         match answer {
             Answer::Done(result) => {
+                let result = with_origin(result, record.position.into());
                 self.append(RESULTS, &key, result).await?;
                 self.counts.completed.inc();
             }
-            Answer::Malformed { code, reason } => {
+            Answer::Malformed {
+                code,
+                reason,
+                release,
+            } => {
                 let letter = DeadLetter {
                     topic: TWEETS.to_owned(),
                     position: record.position,
                     code,
                     reason,
+                    release,
                     original_base64: STANDARD.encode(original(&record)),
                 };
                 let place = record.position.to_string();
@@ -341,6 +352,8 @@ impl Delivery {
                     "{}: it has {bytes}, of which the first are kept",
                     Malformed::TooLarge
                 ),
+                // No release was asked.
+                release: None,
             });
         }
         let mut failures = 0;

@@ -30,7 +30,11 @@ pub mod features;
 pub mod worker;
 pub mod workflow;
 
+pub mod origin;
 pub mod sink;
+
+pub mod jobs;
+pub mod stats;
 
 pub mod cli;
 pub mod demo;

@@ -1,109 +1,84 @@
-//! The sink: stores results and dead letters, each once.
+//! The sink: stores results and dead letters, each once, and keeps count of them.
 //!
-//! Offsets are committed after the rows are stored. What is delivered again overwrites its own row: a result by its
-//! tweet, a dead letter by the place of its original. While the store is away nothing is committed, so nothing is lost.
+//! Offsets are committed after the rows are stored. What is delivered again changes nothing: a result is known by its
+//! tweet, a dead letter by the place of its original, and counts change only with rows, in the same transaction. While
+//! the store is away nothing is committed, so nothing is lost. While one batch is stored the next is fetched.
+//!
+//! Of two results of one tweet (a task that was done again, perhaps by the other release, or a backfill) the one that
+//! stands later in topic "results" stays, and the counts move from the one to the other.
 
+// First, because the others use its macros.
+#[macro_use]
+mod shared;
+
+mod analytics;
+mod args;
+mod database;
+mod deltas;
+mod metrics;
+mod postgres;
+mod reconcile;
+mod rows;
 mod sqlite;
+mod storage;
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use prometheus::{IntCounter, IntGauge, Opts};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use friday::clock::{Clock, SystemClock};
+use serde_json::json;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use crate::backoff::wait_after;
+use crate::backoff::{Hush, wait_after};
 use crate::bus::{Bus, BusConfig, BusError, Consumer, MALFORMED, Position, RESULTS, Record};
 use crate::feeder::DeadLetter;
-use crate::server::{self, Counted, Health, Server, ServerConfig, ServerError};
+use crate::server::{self, Health, Server, ServerConfig, ServerError};
 use crate::telemetry::{Identity, Telemetry, chain};
-use crate::worker::TaskResult;
+use metrics::Counts;
 
+pub use analytics::{ANALYTICS, Analysed};
+pub use args::{DatabaseArgs, SinkArgs};
+pub use database::{DatabaseConfig, PostgresConfig, Store};
+pub use deltas::{DAY_S, HOUR_S, Kind, MINUTE_S};
+pub use postgres::PostgresStorage;
+pub(crate) use reconcile::reconcile;
+pub use reconcile::{Hole, Range, ReconcileError, ReconcileStore, Reconciled};
+pub use rows::{Batch, Duplicate, Fact, Letter, Row, StoredResult};
 pub use sqlite::SqliteStorage;
+pub use storage::{Receipt, Storage, StorageError, Stored};
 
 /// The sink's group.
 pub const GROUP: &str = "sink";
 
-/// Rows of one transaction at most. At 400 bytes a row it is 200 KiB, which a disk takes at once.
-const BATCH_MAX: usize = 512;
+/// Rows of one transaction at most, unless told otherwise. At 600 bytes a row it is 2.4 MiB, which PostgreSQL takes in a
+/// tenth of a second; larger ones bring no more rows a second.
+pub const BATCH_MAX_DEFAULT: usize = 4_096;
+
+/// When a result is late, unless told otherwise. A pipeline that keeps up takes well below a second.
+pub const LATE_AFTER_DEFAULT: Duration = Duration::from_secs(60);
 
 /// How often the lag is looked up for the metrics.
 const LAG_EVERY: Duration = Duration::from_secs(1);
-
-/// Where rows are stored.
-#[async_trait]
-pub trait Storage: Send + Sync + fmt::Debug {
-    /// Stores these results, all or none; a row of the same tweet is overwritten.
-    async fn store_results(&self, results: &[TaskResult]) -> Result<(), StorageError>;
-
-    /// Stores these dead letters, all or none; a row of the same original is overwritten.
-    async fn store_malformed(&self, letters: &[Letter]) -> Result<(), StorageError>;
-
-    /// How many rows there are.
-    async fn stored(&self) -> Result<Stored, StorageError>;
-}
-
-/// A dead letter to store: the original is bytes again.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Letter {
-    /// The topic that the original stands in.
-    pub topic: String,
-    /// Where in it.
-    pub position: Position,
-    /// The stable word for what is wrong.
-    pub code: String,
-    /// What is wrong, in words.
-    pub reason: String,
-    /// The original's bytes.
-    pub original: Vec<u8>,
-}
-
-/// Rows stored.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stored {
-    /// Tweets with a result.
-    pub results: u64,
-    /// Records that are no tweets.
-    pub malformed: u64,
-}
-
-/// Why the store did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StorageError {
-    /// It cannot be opened.
-    #[error("cannot open the store {}", path.display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite said.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// It failed; it may be well again in a moment.
-    #[error("the store could not {action}")]
-    Unavailable {
-        /// What was tried.
-        action: &'static str,
-        /// What it said.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-}
 
 /// What the sink does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SinkConfig {
     /// Where from.
     pub bus: BusConfig,
-    /// The SQLite file to store in.
-    pub database: PathBuf,
+    /// Where to.
+    pub database: DatabaseConfig,
+    /// Rows of one transaction at most.
+    pub batch_max: usize,
+    /// When a result is late.
+    pub late_after: Duration,
+    /// Whether to append what is stored to topic [`ANALYTICS`].
+    pub analytics: bool,
     /// Where to show the counts.
     pub server: ServerConfig,
     /// Labels of the metrics.
@@ -127,13 +102,20 @@ pub enum SinkError {
 /// Stores until `shutdown`.
 ///
 /// # Errors
-/// When the bus or the store cannot be opened. One that is away for a while is waited for.
+/// When the bus or the store cannot be opened. One that is away for a while is waited for, also at the start.
 pub async fn run(config: SinkConfig, shutdown: CancellationToken) -> Result<Stored, SinkError> {
     let bus = config.bus.open().await?;
-    let storage = Arc::new(SqliteStorage::open(&config.database).await?);
+    let Some(store) = config.database.open_when_there(&shutdown).await? else {
+        return Ok(Stored::default());
+    };
     let server = Server::bind(&config.server).await?;
-    let sink = Sink::new(bus, storage, &config.identity);
-    info!(listen = %server.address(), database = %config.database.display(), "sink: started");
+    let mut sink = Sink::new(bus, store, &config.identity)
+        .batch_max(config.batch_max)
+        .late_after(config.late_after);
+    if config.analytics {
+        sink = sink.with_analytics().await?;
+    }
+    info!(listen = %server.address(), database = %config.database, "sink: started");
     let routes = server::routes(sink.health());
     let stored = server::beside(server, routes, sink.run(shutdown)).await?;
     info!(?stored, "sink: ended");
@@ -144,8 +126,13 @@ pub async fn run(config: SinkConfig, shutdown: CancellationToken) -> Result<Stor
 pub struct Sink {
     bus: Arc<dyn Bus>,
     storage: Arc<dyn Storage>,
+    clock: Arc<dyn Clock>,
+    batch_max: usize,
+    late_after: Duration,
+    analytics: bool,
     counts: Arc<Counts>,
     telemetry: Arc<Telemetry>,
+    hush: Hush,
 }
 
 impl fmt::Debug for Sink {
@@ -161,14 +148,47 @@ impl Sink {
     /// A sink from `bus` into `storage`.
     #[must_use]
     pub fn new(bus: Arc<dyn Bus>, storage: Arc<dyn Storage>, identity: &Identity) -> Self {
-        let telemetry = Telemetry::new(identity);
+        // The label `release` of these metrics is the release whose results they count, not the sink's own.
+        let telemetry = Telemetry::new(&Identity {
+            release: String::new(),
+            ..identity.clone()
+        });
         let counts = Counts::new(&telemetry, bus.clone(), storage.clone());
         Self {
             bus,
             storage,
+            clock: SystemClock::new(),
+            batch_max: BATCH_MAX_DEFAULT,
+            late_after: LATE_AFTER_DEFAULT,
+            analytics: false,
             counts: Arc::new(counts),
             telemetry: Arc::new(telemetry),
+            hush: Hush::default(),
         }
+    }
+
+    /// With transactions of at most this many rows, at least 1.
+    #[must_use]
+    pub fn batch_max(mut self, batch_max: usize) -> Self {
+        self.batch_max = batch_max.max(1);
+        self
+    }
+
+    /// With another promise: results stored later than this are late.
+    #[must_use]
+    pub const fn late_after(mut self, late_after: Duration) -> Self {
+        self.late_after = late_after;
+        self
+    }
+
+    /// With every stored result in topic [`ANALYTICS`], for others.
+    ///
+    /// # Errors
+    /// When the topic cannot be made.
+    pub async fn with_analytics(mut self) -> Result<Self, BusError> {
+        self.bus.ensure_topic(ANALYTICS).await?;
+        self.analytics = true;
+        Ok(self)
     }
 
     fn health(&self) -> Health {
@@ -177,6 +197,12 @@ impl Sink {
             ready: Arc::new(AtomicBool::new(true)),
             counted: self.counts.clone(),
         }
+    }
+
+    /// The metrics as they are scraped.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        self.telemetry.text()
     }
 
     /// Stores; see [`run`].
@@ -207,91 +233,204 @@ impl Sink {
         topic: &'static str,
         shutdown: &CancellationToken,
     ) -> Result<(), SinkError> {
-        let mut consumer = self.bus.consumer(topic, GROUP).await?;
-        let mut failures = 0;
+        let mut fetch = Fetch {
+            consumer: self.bus.consumer(topic, GROUP).await?,
+            topic,
+            failures: 0,
+            resume_at: Instant::now(),
+        };
+        let mut ahead: Vec<Record> = Vec::new();
         loop {
-            let taken = tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
-                taken = consumer.next(BATCH_MAX) => taken,
+            if ahead.is_empty() {
+                tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    taken = fetch.next(self.batch_max) => ahead.extend(taken?),
+                }
+                continue;
+            }
+            let ends = ends(&ahead);
+            let storing = self.store(topic, std::mem::take(&mut ahead), shutdown);
+            tokio::pin!(storing);
+            let stored = loop {
+                let room = self.batch_max - ahead.len();
+                tokio::select! {
+                    stored = &mut storing => break stored?,
+                    taken = fetch.next(room), if room > 0 => ahead.extend(taken?),
+                }
             };
-            match taken {
-                Ok(records) => {
+            if !stored {
+                return Ok(());
+            }
+            fetch.commit(&ends).await?;
+        }
+    }
+
+    /// Stores records; tries again until the store takes them. False if told to stop meanwhile.
+    async fn store(
+        &self,
+        topic: &str,
+        records: Vec<Record>,
+        shutdown: &CancellationToken,
+    ) -> Result<bool, SinkError> {
+        let count = records.len();
+        let (results, letters) = sorted(topic, records);
+        let now = self.clock.now();
+        let rows = results
+            .into_iter()
+            .map(|result| Row::of(result, now))
+            .collect();
+        let mut batch = Batch::new(rows, letters, now, self.late_after);
+        let mut failures = 0;
+        // What the store refuses is halved until the record at fault is alone.
+        let mut left = Vec::new();
+        loop {
+            match self.storage.store(&batch).await {
+                Ok(receipt) => {
                     failures = 0;
-                    if !self
-                        .store(consumer.as_mut(), topic, &records, shutdown)
-                        .await?
-                    {
-                        return Ok(());
+                    self.counts.count(&batch, &receipt);
+                    if self.analytics {
+                        self.publish(&batch).await?;
+                    }
+                    match left.pop() {
+                        Some(next) => batch = next,
+                        None => break,
                     }
                 }
                 Err(error) if error.is_transient() => {
                     failures += 1;
-                    warn!(
-                        error = chain(&error),
-                        failures, "sink: the bus gave nothing, trying again"
-                    );
-                    sleep(wait_after(failures, topic)).await;
+                    self.counts.failed();
+                    if self.hush.may_speak() {
+                        warn!(
+                            topic,
+                            failures,
+                            error = chain(&error),
+                            "sink: nothing is stored or committed, trying again"
+                        );
+                    }
+                    tokio::select! {
+                        () = shutdown.cancelled() => return Ok(false),
+                        () = sleep(wait_after(failures, topic)) => {}
+                    }
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) if batch.rows.len() + batch.letters.len() > 1 => {
+                    warn!(
+                        topic,
+                        rows = batch.len(),
+                        error = chain(&error),
+                        "sink: looking for the record at fault"
+                    );
+                    let (first, rest) = batch.halves();
+                    left.push(rest);
+                    batch = first;
+                }
+                Err(error) => batch = unstorable(batch, error)?,
             }
+            batch.stamp(self.clock.now(), self.late_after);
+        }
+        self.counts.taken(count);
+        Ok(true)
+    }
+}
+
+/// The dead letter in the place of the only record of a batch, which the store refused.
+fn unstorable(batch: Batch, error: StorageError) -> Result<Batch, StorageError> {
+    const CODE: &str = "unstorable";
+    let Batch {
+        mut rows, letters, ..
+    } = batch;
+    let reason = format!("the store refused it: {}", reason(&error));
+    let letter = match (rows.pop(), letters.into_iter().next()) {
+        (Some(row), None) => Letter {
+            topic: RESULTS.to_owned(),
+            position: row.position,
+            code: CODE.to_owned(),
+            release: row.fact.release.clone(),
+            original: json!({"tweet_id": row.tweet_id, "features": row.features})
+                .to_string()
+                .into_bytes(),
+            letter: row.position,
+            reason,
+        },
+        (None, Some(letter)) if letter.code != CODE => Letter {
+            code: CODE.to_owned(),
+            original: Vec::new(),
+            reason,
+            ..letter
+        },
+        // Not even the note of it is taken: someone has to look at the store.
+        _ => return Err(error),
+    };
+    error!(
+        topic = letter.topic,
+        position = %letter.position,
+        reason = letter.reason,
+        "sink: a record cannot be stored and is kept as a dead letter"
+    );
+    Ok(Batch {
+        letters: vec![letter.cleaned()],
+        ..Batch::default()
+    })
+}
+
+fn reason(error: &StorageError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// The bus's side of one topic.
+struct Fetch {
+    consumer: Box<dyn Consumer>,
+    topic: &'static str,
+    failures: u32,
+    resume_at: Instant,
+}
+
+impl Fetch {
+    /// Records, as soon as there are any; none after an error that passes. A call that is dropped took nothing.
+    async fn next(&mut self, records_max: usize) -> Result<Vec<Record>, BusError> {
+        sleep_until(self.resume_at).await;
+        match self.consumer.next(records_max).await {
+            Ok(records) => {
+                self.failures = 0;
+                Ok(records)
+            }
+            Err(error) if error.is_transient() => {
+                self.failures += 1;
+                warn!(
+                    topic = self.topic,
+                    error = chain(&error),
+                    failures = self.failures,
+                    "sink: the bus gave nothing, trying again"
+                );
+                self.resume_at = Instant::now() + wait_after(self.failures, self.topic);
+                Ok(Vec::new())
+            }
+            Err(error) => Err(error),
         }
     }
 
-    /// Stores a batch, then commits it; tries again until the store takes it. False if told to stop meanwhile.
-    async fn store(
-        &self,
-        consumer: &mut dyn Consumer,
-        topic: &str,
-        records: &[Record],
-        shutdown: &CancellationToken,
-    ) -> Result<bool, SinkError> {
-        let (results, letters) = sorted(topic, records);
-        let mut failures = 0;
-        while let Err(error) = self.store_rows(&results, &letters).await {
-            failures += 1;
-            warn!(
-                topic,
-                failures,
-                error = chain(&error),
-                "sink: nothing is stored or committed, trying again"
-            );
-            tokio::select! {
-                () = shutdown.cancelled() => return Ok(false),
-                () = sleep(wait_after(failures, topic)) => {}
-            }
-        }
-        self.counts.stored.inc_by(records.len() as u64);
-        match consumer.commit(&ends(records)).await {
-            Ok(()) => Ok(true),
+    async fn commit(&mut self, ends: &[Position]) -> Result<(), BusError> {
+        match self.consumer.commit(ends).await {
             Err(error) if error.is_transient() => {
                 warn!(
-                    topic,
+                    topic = self.topic,
                     error = chain(&error),
                     "sink: the bus did not take the offsets, they go with the next"
                 );
-                Ok(true)
+                Ok(())
             }
-            Err(error) => Err(error.into()),
+            committed => committed,
         }
-    }
-
-    async fn store_rows(
-        &self,
-        results: &[TaskResult],
-        letters: &[Letter],
-    ) -> Result<(), StorageError> {
-        if !results.is_empty() {
-            self.storage.store_results(results).await?;
-        }
-        if !letters.is_empty() {
-            self.storage.store_malformed(letters).await?;
-        }
-        Ok(())
     }
 }
 
 /// Reads a batch. What is neither a result nor a dead letter is kept as a dead letter itself, and the topic goes on.
-fn sorted(topic: &str, records: &[Record]) -> (Vec<TaskResult>, Vec<Letter>) {
+fn sorted(topic: &str, records: Vec<Record>) -> (Vec<StoredResult>, Vec<Letter>) {
     let mut results = Vec::new();
     let mut letters = Vec::new();
     for record in records {
@@ -300,21 +439,24 @@ fn sorted(topic: &str, records: &[Record]) -> (Vec<TaskResult>, Vec<Letter>) {
             position: record.position,
             code: "unreadable".to_owned(),
             reason: format!("the record in topic {topic} is no {what}"),
+            release: String::new(),
             original: record.value.to_vec(),
+            letter: record.position,
         };
         if topic == RESULTS {
-            match serde_json::from_slice(&record.value) {
-                Ok(result) => results.push(result),
-                Err(_) => letters.push(unreadable("result")),
+            match StoredResult::read(&record.value, record.position) {
+                Some(result) => results.push(result),
+                None => letters.push(unreadable("result")),
             }
         } else {
-            letters.push(letter(&record.value).unwrap_or_else(|| unreadable("dead letter")));
+            let letter = letter(&record.value, record.position);
+            letters.push(letter.unwrap_or_else(|| unreadable("dead letter")));
         }
     }
     (results, letters)
 }
 
-fn letter(bytes: &[u8]) -> Option<Letter> {
+fn letter(bytes: &[u8], place: Position) -> Option<Letter> {
     let letter: DeadLetter = serde_json::from_slice(bytes).ok()?;
     Some(Letter {
         original: STANDARD.decode(&letter.original_base64).ok()?,
@@ -322,6 +464,8 @@ fn letter(bytes: &[u8]) -> Option<Letter> {
         position: letter.position,
         code: letter.code,
         reason: letter.reason,
+        release: letter.release.unwrap_or_default(),
+        letter: place,
     })
 }
 
@@ -334,61 +478,4 @@ fn ends(records: &[Record]) -> Vec<Position> {
     ends.into_iter()
         .map(|(partition, offset)| Position { partition, offset })
         .collect()
-}
-
-/// The sink's counts, live.
-struct Counts {
-    bus: Arc<dyn Bus>,
-    storage: Arc<dyn Storage>,
-    stored: IntCounter,
-    lags: [(&'static str, IntGauge); 2],
-}
-
-impl Counts {
-    fn new(telemetry: &Telemetry, bus: Arc<dyn Bus>, storage: Arc<dyn Storage>) -> Self {
-        let lags = telemetry.gauges(
-            Opts::new(
-                "pipeline_consumer_lag",
-                "Records of the topic that the group has not committed yet.",
-            )
-            .const_label("group", GROUP),
-            &["topic"],
-        );
-        Self {
-            bus,
-            storage,
-            stored: telemetry.counter(
-                "pipeline_sink_records_total",
-                "Records stored; one that came twice counts twice.",
-            ),
-            lags: [RESULTS, MALFORMED].map(|topic| (topic, lags.with_label_values(&[topic]))),
-        }
-    }
-
-    /// Looks the lag up. While the bus does not answer, the last one stands.
-    async fn look(&self) {
-        for (topic, gauge) in &self.lags {
-            match self.bus.lag(topic, GROUP).await {
-                Ok(lag) => gauge.set(lag.min(i64::MAX as u64).cast_signed()),
-                Err(error) => warn!(topic, error = chain(&error), "sink: the lag is not known"),
-            }
-        }
-    }
-}
-
-#[async_trait]
-impl Counted for Counts {
-    async fn counts(&self) -> Value {
-        self.look().await;
-        let lag: i64 = self.lags.iter().map(|(_, gauge)| gauge.get()).sum();
-        match self.storage.stored().await {
-            Ok(Stored { results, malformed }) => {
-                json!({"results": results, "malformed": malformed, "lag": lag})
-            }
-            Err(error) => {
-                warn!(error = chain(&error), "sink: the rows could not be counted");
-                json!({"results": null, "malformed": null, "lag": lag})
-            }
-        }
-    }
 }

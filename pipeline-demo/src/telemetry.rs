@@ -5,7 +5,8 @@ use std::error::Error;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Counter, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec,
 };
 use prometheus::{Opts, Registry, TextEncoder};
 
@@ -98,6 +99,17 @@ impl Telemetry {
     pub(crate) fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> Histogram {
         let opts = HistogramOpts::new(name, help).buckets(buckets);
         self.register(Histogram::with_opts(opts).expect(VALID))
+    }
+
+    pub(crate) fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        buckets: Vec<f64>,
+        labels: &[&str],
+    ) -> HistogramVec {
+        let opts = HistogramOpts::new(name, help).buckets(buckets);
+        self.register(HistogramVec::new(opts, labels).expect(VALID))
     }
 
     fn register<T: Collector + Clone + 'static>(&self, metric: T) -> T {

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::features;
+use crate::feeder::WORKER_RELEASE_HEADER;
 use crate::server::{self, Counted, Health, Server, ServerConfig, ServerError, problem};
 use crate::telemetry::{Identity, Telemetry};
 use crate::tweet::{Malformed, RECORD_BYTES_MAX, Tweet};
@@ -323,9 +324,17 @@ async fn task(State(worker): State<Arc<Worker>>, request: Request) -> Response {
     response
 }
 
-/// While the worker drains, each answer asks its peer not to use the connection again.
+/// Each answer names its release, for a record that is refused has no other word of it; and while the worker drains, asks
+/// its peer not to use the connection again.
 async fn leave(State(worker): State<Arc<Worker>>, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
+    if let Ok(release) = HeaderValue::from_str(&worker.release)
+        && !release.is_empty()
+    {
+        response
+            .headers_mut()
+            .insert(WORKER_RELEASE_HEADER, release);
+    }
     if !worker.ready.load(Ordering::Acquire) {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);

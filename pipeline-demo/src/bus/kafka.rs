@@ -24,7 +24,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::{
     BUS_RECORD_BYTES_MAX, Bus, BusError, Consumer, NewRecord, PARTITIONS, Position, Record,
-    check_size,
+    Standing, check_size,
 };
 
 /// How long a question to the brokers (metadata, offsets, commits) may take.
@@ -243,6 +243,40 @@ impl Bus for Kafka {
                 lag += (high - from).max(0).cast_unsigned();
             }
             Ok(lag)
+        })
+        .await
+    }
+
+    async fn standing(&self, topic: &str, group: &str) -> Result<Vec<Standing>, BusError> {
+        let partitions = self.partitions(topic).await?;
+        let consumer = self.asker(group)?;
+        let owned = topic.to_owned();
+        self.ask("read", topic, move |_| {
+            let mut asked = TopicPartitionList::new();
+            for partition in 0..partitions {
+                asked.add_partition(&owned, partition.cast_signed());
+            }
+            let committed = consumer.committed_offsets(asked, ANSWER_WAIT_MAX)?;
+            let mut standing = Vec::new();
+            for element in committed.elements() {
+                let (oldest, next) =
+                    consumer.fetch_watermarks(&owned, element.partition(), ANSWER_WAIT_MAX)?;
+                let committed = match element.offset() {
+                    Offset::Offset(offset) => Some(offset),
+                    Offset::Beginning
+                    | Offset::End
+                    | Offset::Stored
+                    | Offset::Invalid
+                    | Offset::OffsetTail(_) => None,
+                };
+                standing.push(Standing {
+                    partition: element.partition().cast_unsigned(),
+                    oldest,
+                    committed,
+                    next,
+                });
+            }
+            Ok(standing)
         })
         .await
     }

@@ -23,7 +23,9 @@ use sqlx::sqlite::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Bus, BusError, Consumer, NewRecord, PARTITIONS, Position, Record, check_size};
+use super::{
+    Bus, BusError, Consumer, NewRecord, PARTITIONS, Position, Record, Standing, check_size,
+};
 use writer::Write;
 
 /// The log's file in its directory.
@@ -209,6 +211,33 @@ impl Bus for LocalLog {
         .await
         .map_err(unavailable("read", topic))?;
         Ok(lag.max(0).cast_unsigned())
+    }
+
+    async fn standing(&self, topic: &str, group: &str) -> Result<Vec<Standing>, BusError> {
+        let Topic { id, .. } = self.shared.known_topic(topic).await?;
+        let rows: Vec<(u32, i64, Option<i64>, i64)> = sqlx::query_as(
+            "SELECT heads.partition,
+                coalesce((SELECT min(offset) FROM records
+                    WHERE records.topic = heads.topic AND records.partition = heads.partition), heads.next),
+                groups.committed, heads.next
+             FROM heads LEFT JOIN groups
+             ON groups.topic = heads.topic AND groups.partition = heads.partition AND groups.name = ?2
+             WHERE heads.topic = ?1 ORDER BY heads.partition",
+        )
+        .bind(id)
+        .bind(group)
+        .fetch_all(&self.shared.readers)
+        .await
+        .map_err(unavailable("read", topic))?;
+        let standing = rows
+            .into_iter()
+            .map(|(partition, oldest, committed, next)| Standing {
+                partition,
+                oldest,
+                committed,
+                next,
+            });
+        Ok(standing.collect())
     }
 }
 

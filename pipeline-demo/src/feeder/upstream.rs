@@ -18,6 +18,9 @@ const RELEASE_HEADER: &str = "x-friday-release";
 /// The header by which the proxy and the worker know a task again (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_HEADER: &str = "idempotency-key";
 
+/// The header in which a worker says whose answer it is.
+pub(crate) const WORKER_RELEASE_HEADER: &str = "x-release";
+
 /// Longest reason kept of a 422 whose body is no problem document.
 const REASON_CHARS_MAX: usize = 500;
 
@@ -50,7 +53,12 @@ pub(super) enum Answer {
     /// The result, as the worker wrote it.
     Done(Bytes),
     /// The record is no tweet and never will be.
-    Malformed { code: String, reason: String },
+    Malformed {
+        code: String,
+        reason: String,
+        /// The release that says so, where the worker names it.
+        release: Option<String>,
+    },
 }
 
 /// An attempt that has to be made again.
@@ -142,6 +150,8 @@ impl Upstream {
         }
         let mut answer = request.send().await.map_err(AttemptError::Unanswered)?;
         let status = answer.status();
+        let release = answer.headers().get(WORKER_RELEASE_HEADER);
+        let release = release.and_then(|name| Some(name.to_str().ok()?.to_owned()));
         let mut body = BytesMut::new();
         while let Some(chunk) = answer.chunk().await.map_err(AttemptError::Broken)? {
             if body.len() + chunk.len() > BUS_RECORD_BYTES_MAX {
@@ -149,12 +159,17 @@ impl Upstream {
             }
             body.extend_from_slice(&chunk);
         }
-        judge(status, key, body.freeze())
+        judge(status, key, body.freeze(), release)
     }
 }
 
 /// What an answer means. Pure.
-fn judge(status: StatusCode, key: &str, body: Bytes) -> Result<Answer, AttemptError> {
+fn judge(
+    status: StatusCode,
+    key: &str,
+    body: Bytes,
+    release: Option<String>,
+) -> Result<Answer, AttemptError> {
     #[derive(Deserialize)]
     struct Head {
         tweet_id: String,
@@ -178,7 +193,11 @@ fn judge(status: StatusCode, key: &str, body: Bytes) -> Result<Answer, AttemptEr
                     ("unprocessable".to_owned(), text)
                 }
             };
-            Ok(Answer::Malformed { code, reason })
+            Ok(Answer::Malformed {
+                code,
+                reason,
+                release,
+            })
         }
         other => Err(AttemptError::Status(other)),
     }
@@ -191,7 +210,7 @@ mod tests {
     #[test]
     fn only_the_tasks_own_result_is_a_result() {
         let right = Bytes::from_static(br#"{"tweet_id":"7","features":{}}"#);
-        let judged = judge(StatusCode::OK, "7", right.clone());
+        let judged = judge(StatusCode::OK, "7", right.clone(), None);
         assert_eq!(judged.unwrap(), Answer::Done(right.clone()));
         for (status, key, body) in [
             (StatusCode::OK, "8", right),
@@ -200,17 +219,24 @@ mod tests {
             (StatusCode::NOT_FOUND, "7", Bytes::new()),
             (StatusCode::TOO_MANY_REQUESTS, "7", Bytes::new()),
         ] {
-            assert!(judge(status, key, body).is_err(), "{status}");
+            assert!(judge(status, key, body, None).is_err(), "{status}");
         }
     }
 
     #[test]
     fn a_422_is_final_and_keeps_the_reason() {
         let body = Bytes::from_static(br#"{"code":"no_text","detail":"data.text is missing"}"#);
-        let judged = judge(StatusCode::UNPROCESSABLE_ENTITY, "7", body).unwrap();
+        let judged = judge(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "7",
+            body,
+            Some("a".into()),
+        )
+        .unwrap();
         let expected = Answer::Malformed {
             code: "no_text".into(),
             reason: "data.text is missing".into(),
+            release: Some("a".into()),
         };
         assert_eq!(judged, expected);
     }

@@ -1,58 +1,49 @@
-//! Results and dead letters in one SQLite file.
+//! Results, dead letters and counts in one SQLite file.
+//!
+//! One transaction writes at a time, so what has to be looked up before it is changed cannot change in between.
 
-use std::error::Error;
+mod maintenance;
+
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
 };
-use tracing::debug;
+use sqlx::{Row as _, SqliteConnection};
 
-use super::{Letter, Storage, StorageError, Stored};
-use crate::worker::TaskResult;
+use super::deltas::{Deltas, MINUTE_S};
+use super::postgres::{hashtags_of, hashtags_text, origin_of};
+use super::rows::{Batch, Duplicate, Fact, Letter, Old, Row, place, settle};
+use super::storage::{Receipt, Storage, StorageError, Stored};
+use crate::bus::Position;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// How long to wait for another process that writes to the same file.
 const BUSY_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// One for the sink's transactions, two for whoever counts meanwhile.
-const CONNECTIONS_MAX: u32 = 3;
+/// One for the sink's transactions, the others for whoever reads meanwhile.
+const CONNECTIONS_MAX: u32 = 4;
 
-/// Version of the tables, kept in the file's `user_version`.
-const SCHEMA_VERSION: i64 = 1;
+/// How often the tables are made when somebody else makes them as well. There are two steps, so two collisions.
+const MIGRATE_ATTEMPTS_MAX: u32 = 5;
 
-const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS results (
-        tweet_id TEXT PRIMARY KEY,
-        author_id TEXT,
-        created_at TEXT,
-        release TEXT NOT NULL,
-        language TEXT,
-        sentiment REAL,
-        features TEXT NOT NULL,
-        stored_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
-    ) STRICT, WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS malformed (
-        topic TEXT NOT NULL,
-        partition INTEGER NOT NULL,
-        offset INTEGER NOT NULL,
-        code TEXT NOT NULL,
-        reason TEXT NOT NULL,
-        original BLOB NOT NULL,
-        stored_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-        PRIMARY KEY (topic, partition, offset)
-    ) STRICT, WITHOUT ROWID;
-    PRAGMA user_version = 1;";
+/// SQLite's primary result codes that say that the data are at fault: too big, constraint, mismatch.
+const REFUSED: [i64; 3] = [18, 19, 20];
 
 /// The store in a file.
 #[derive(Debug, Clone)]
 pub struct SqliteStorage {
-    pool: SqlitePool,
+    pub(crate) pool: SqlitePool,
 }
 
 impl SqliteStorage {
-    /// Opens the file; it and its directory are created if they are missing.
+    /// Opens the file; it and its directory are created if they are missing, and its tables brought up to date.
     ///
     /// # Errors
     /// When it cannot be opened, is damaged or of a newer version; the file is left as it is.
@@ -69,17 +60,13 @@ impl SqliteStorage {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full);
         let storage = Self::connect(path, options).await?;
-        let version = storage.version().await.map_err(|e| failed(e.into()))?;
-        match version {
-            SCHEMA_VERSION => {}
-            0 => {
-                let created = sqlx::raw_sql(SCHEMA).execute(&storage.pool).await;
-                created.map_err(|e| failed(e.into()))?;
+        let mut attempt = 1;
+        while let Err(error) = MIGRATIONS.run(&storage.pool).await {
+            // Of several processes that open a new file at once one makes the tables; the others find them then.
+            if attempt == MIGRATE_ATTEMPTS_MAX || !is_collision(&error) {
+                return Err(failed(error.into()));
             }
-            newer => {
-                let text = format!("its tables are of version {newer}, not {SCHEMA_VERSION}");
-                return Err(failed(text.into()));
-            }
+            attempt += 1;
         }
         Ok(storage)
     }
@@ -89,18 +76,25 @@ impl SqliteStorage {
     /// # Errors
     /// When there is no such file or it is no store.
     pub async fn open_to_read(path: &Path) -> Result<Self, StorageError> {
+        let failed = |source| StorageError::Open {
+            path: path.to_owned(),
+            source,
+        };
         let storage = Self::connect(path, SqliteConnectOptions::new().read_only(true)).await?;
-        match storage.version().await {
-            Ok(SCHEMA_VERSION) => Ok(storage),
-            Ok(other) => Err(StorageError::Open {
-                path: path.to_owned(),
-                source: format!("its tables are of version {other}, not {SCHEMA_VERSION}").into(),
-            }),
-            Err(error) => Err(StorageError::Open {
-                path: path.to_owned(),
-                source: error.into(),
-            }),
+        let newest: Option<i64> = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations")
+            .fetch_one(&storage.pool)
+            .await
+            .map_err(|e| failed(e.into()))?;
+        let ours = MIGRATIONS.iter().map(|migration| migration.version).max();
+        if newest == ours {
+            return Ok(storage);
         }
+        let text = format!(
+            "its tables are of version {}, not {}; the sink brings them up to date",
+            newest.unwrap_or_default(),
+            ours.unwrap_or_default()
+        );
+        Err(failed(text.into()))
     }
 
     async fn connect(path: &Path, options: SqliteConnectOptions) -> Result<Self, StorageError> {
@@ -115,85 +109,34 @@ impl SqliteStorage {
             })?;
         Ok(Self { pool })
     }
-
-    async fn version(&self) -> Result<i64, sqlx::Error> {
-        sqlx::query_scalar("PRAGMA user_version")
-            .fetch_one(&self.pool)
-            .await
-    }
 }
 
-fn unavailable<E: Into<Box<dyn Error + Send + Sync>>>(
-    action: &'static str,
-) -> impl FnOnce(E) -> StorageError {
-    move |source| StorageError::Unavailable {
-        action,
-        source: source.into(),
+/// Whether another process may have made the same step at the same time.
+fn is_collision(error: &MigrateError) -> bool {
+    matches!(
+        error,
+        MigrateError::Execute(_) | MigrateError::ExecuteMigration(..)
+    )
+}
+
+/// What an error means to whoever asked.
+pub(crate) fn failed(action: &'static str, error: sqlx::Error) -> StorageError {
+    let code = error.as_database_error().and_then(|error| error.code());
+    let code: Option<i64> = code.and_then(|code| code.parse().ok());
+    let source = error.into();
+    // The extended codes have the primary one in their low byte.
+    if code.is_some_and(|code| REFUSED.contains(&(code & 0xff))) {
+        StorageError::Refused { action, source }
+    } else {
+        StorageError::Unavailable { action, source }
     }
 }
 
 #[async_trait]
 impl Storage for SqliteStorage {
-    async fn store_results(&self, results: &[TaskResult]) -> Result<(), StorageError> {
-        let stored = async {
-            let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-            for result in results {
-                let features = serde_json::Value::Object(result.features.clone()).to_string();
-                let feature = |name: &str, key: &str| result.features.get(name)?.get(key);
-                sqlx::query(
-                    "INSERT INTO results
-                        (tweet_id, author_id, created_at, release, language, sentiment, features)
-                     VALUES (?, ?, ?, ?, ?, ?, ?)
-                     ON CONFLICT (tweet_id) DO UPDATE SET
-                        author_id = excluded.author_id, created_at = excluded.created_at,
-                        release = excluded.release, language = excluded.language,
-                        sentiment = excluded.sentiment, features = excluded.features,
-                        stored_at = excluded.stored_at",
-                )
-                .bind(&result.tweet_id)
-                .bind(&result.author_id)
-                .bind(&result.created_at)
-                .bind(&result.release)
-                .bind(feature("language", "code").and_then(|code| code.as_str()))
-                .bind(feature("sentiment", "compound").and_then(|compound| compound.as_f64()))
-                .bind(features)
-                .execute(&mut *transaction)
-                .await?;
-            }
-            transaction.commit().await
-        };
-        stored
-            .await
-            .map_err(unavailable::<sqlx::Error>("store results"))?;
-        debug!(rows = results.len(), "sink: stored results");
-        Ok(())
-    }
-
-    async fn store_malformed(&self, letters: &[Letter]) -> Result<(), StorageError> {
-        let stored = async {
-            let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-            for letter in letters {
-                sqlx::query(
-                    "INSERT INTO malformed (topic, partition, offset, code, reason, original)
-                     VALUES (?, ?, ?, ?, ?, ?)
-                     ON CONFLICT (topic, partition, offset) DO UPDATE SET
-                        code = excluded.code, reason = excluded.reason, original = excluded.original,
-                        stored_at = excluded.stored_at",
-                )
-                .bind(&letter.topic)
-                .bind(letter.position.partition)
-                .bind(letter.position.offset)
-                .bind(&letter.code)
-                .bind(&letter.reason)
-                .bind(&letter.original)
-                .execute(&mut *transaction)
-                .await?;
-            }
-            transaction.commit().await
-        };
-        stored
-            .await
-            .map_err(unavailable::<sqlx::Error>("store dead letters"))
+    async fn store(&self, batch: &Batch) -> Result<Receipt, StorageError> {
+        let stored = self.try_store(batch).await;
+        stored.map_err(|error| failed("store rows", error))
     }
 
     async fn stored(&self) -> Result<Stored, StorageError> {
@@ -202,7 +145,7 @@ impl Storage for SqliteStorage {
         )
         .fetch_one(&self.pool)
         .await
-        .map_err(unavailable::<sqlx::Error>("count its rows"))?;
+        .map_err(|error| failed("count its rows", error))?;
         Ok(Stored {
             results: results.cast_unsigned(),
             malformed: malformed.cast_unsigned(),
@@ -210,82 +153,252 @@ impl Storage for SqliteStorage {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::bus::Position;
-
-    fn result(id: u32, release: &str) -> TaskResult {
-        let features = json!({"language": {"code": "eng"}, "sentiment": {"compound": 0.5}});
-        TaskResult {
-            tweet_id: id.to_string(),
-            author_id: None,
-            created_at: None,
-            release: release.into(),
-            features: features.as_object().unwrap().clone(),
-        }
-    }
-
-    fn letter(offset: i64) -> Letter {
-        Letter {
-            topic: "tweets".into(),
-            position: Position {
-                partition: 1,
-                offset,
+impl SqliteStorage {
+    async fn try_store(&self, batch: &Batch) -> Result<Receipt, sqlx::Error> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let mut storing = Storing {
+            connection: &mut transaction,
+            batch,
+            deltas: Deltas::default(),
+            kept: HashSet::new(),
+            receipt: Receipt {
+                redelivered: batch.redelivered,
+                ..Receipt::default()
             },
-            code: "not_json".into(),
-            reason: "the record is not JSON".into(),
-            original: b"{\xff".to_vec(),
-        }
-    }
-
-    #[tokio::test]
-    async fn the_same_rows_again_change_nothing_but_their_content() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("deeper/store.sqlite");
-        let storage = SqliteStorage::open(&path).await.unwrap();
-        for release in ["a", "b"] {
-            let results = [result(1, release), result(2, release)];
-            storage.store_results(&results).await.unwrap();
-            storage
-                .store_malformed(&[letter(7), letter(8)])
-                .await
-                .unwrap();
-        }
-        let again = SqliteStorage::open(&path).await.unwrap();
-        let expected = Stored {
-            results: 2,
-            malformed: 2,
         };
-        assert_eq!(again.stored().await.unwrap(), expected);
-        let reader = SqliteStorage::open_to_read(&path).await.unwrap();
-        assert_eq!(reader.stored().await.unwrap(), expected);
-        let rows: Vec<(String, f64, Vec<u8>)> = sqlx::query_as(
-            "SELECT release, sentiment, original FROM results, malformed WHERE offset = 7",
+        for (index, row) in batch.rows.iter().enumerate() {
+            storing.result(index, row).await?;
+        }
+        for duplicate in &batch.duplicates {
+            // A place that came last in the batch may be the stored row's own.
+            if !storing.kept.contains(&duplicate.origin) {
+                storing.duplicate(duplicate).await?;
+            }
+        }
+        for (index, letter) in batch.letters.iter().enumerate() {
+            storing.letter(index, letter).await?;
+        }
+        storing.counts().await?;
+        let Storing { receipt, .. } = storing;
+        transaction.commit().await?;
+        Ok(receipt)
+    }
+}
+
+/// One transaction.
+struct Storing<'a> {
+    connection: &'a mut SqliteConnection,
+    batch: &'a Batch,
+    deltas: Deltas,
+    /// Origins of stored rows that stayed.
+    kept: HashSet<Position>,
+    receipt: Receipt,
+}
+
+impl Storing<'_> {
+    async fn result(&mut self, index: usize, row: &Row) -> Result<(), sqlx::Error> {
+        let inserted = self
+            .write(
+                "INSERT INTO results (tweet_id, author_id, created_at, release, language, sentiment, sentiment_label,
+                    hashtags, features, minute, late, result_partition, result_offset, origin_partition, origin_offset,
+                    stored_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+                 ON CONFLICT DO NOTHING",
+                row,
+            )
+            .await?;
+        if inserted {
+            self.deltas.result(&row.fact, 1);
+            self.receipt.results.push(index);
+            return Ok(());
+        }
+        let old = sqlx::query(
+            "SELECT release, language, sentiment, sentiment_label, hashtags, minute, late,
+                result_partition, result_offset, origin_partition, origin_offset
+             FROM results WHERE tweet_id = ?1",
         )
-        .fetch_all(&reader.pool)
-        .await
-        .unwrap();
-        assert_eq!(rows, vec![("b".into(), 0.5, b"{\xff".to_vec()); 2]);
+        .bind(&row.tweet_id)
+        .fetch_one(&mut *self.connection)
+        .await?;
+        let old = read_old(&old)?;
+        let settled = settle(&old, row);
+        if settled.replaces {
+            self.write(
+                "UPDATE results SET author_id = ?2, created_at = ?3, release = ?4, language = ?5, sentiment = ?6,
+                    sentiment_label = ?7, hashtags = ?8, features = ?9, minute = ?10, late = ?11,
+                    result_partition = ?12, result_offset = ?13, origin_partition = ?14, origin_offset = ?15,
+                    stored_ms = ?16
+                 WHERE tweet_id = ?1",
+                row,
+            )
+            .await?;
+            self.deltas.result(&old.fact, -1);
+            self.deltas.result(&row.fact, 1);
+            self.receipt.replaced.push(index);
+            self.no_duplicate_any_more(row).await?;
+        } else {
+            self.receipt.redelivered += 1;
+            self.kept.extend(old.origin);
+        }
+        match &settled.duplicate {
+            Some(duplicate) => self.duplicate(duplicate).await,
+            None => Ok(()),
+        }
     }
 
-    #[tokio::test]
-    async fn refuses_a_file_that_is_no_store_and_leaves_it_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("store.sqlite");
-        std::fs::write(
-            &path,
-            "no database, by no means, and long enough to be looked at",
-        )
-        .unwrap();
-        let before = std::fs::read(&path).unwrap();
-        let error = SqliteStorage::open(&path).await.unwrap_err();
-        assert!(error.to_string().contains("store.sqlite"), "{error}");
-        assert_eq!(std::fs::read(&path).unwrap(), before);
-        let missing = directory.path().join("missing.sqlite");
-        assert!(SqliteStorage::open_to_read(&missing).await.is_err());
-        assert!(!missing.exists());
+    /// Whether a row was written.
+    async fn write(&mut self, sql: &'static str, row: &Row) -> Result<bool, sqlx::Error> {
+        let written = sqlx::query(sql)
+            .bind(&row.tweet_id)
+            .bind(&row.author_id)
+            .bind(&row.created_at)
+            .bind(&row.fact.release)
+            .bind(&row.fact.language)
+            .bind(row.fact.sentiment)
+            .bind(&row.fact.sentiment_label)
+            .bind(hashtags_text(&row.fact))
+            .bind(&row.features)
+            .bind(row.fact.minute)
+            .bind(row.fact.late)
+            .bind(place(row.position).0)
+            .bind(place(row.position).1)
+            .bind(row.origin.map(|origin| place(origin).0))
+            .bind(row.origin.map(|origin| place(origin).1))
+            .bind(self.batch.now_ms)
+            .execute(&mut *self.connection)
+            .await?;
+        Ok(written.rows_affected() > 0)
     }
+
+    /// What was a second place may have become the place of the row.
+    async fn no_duplicate_any_more(&mut self, row: &Row) -> Result<(), sqlx::Error> {
+        let Some((partition, offset)) = row.origin.map(place) else {
+            return Ok(());
+        };
+        let removed: Option<(i64, String)> = sqlx::query_as(
+            "DELETE FROM duplicates WHERE origin_partition = ?1 AND origin_offset = ?2 RETURNING minute, release",
+        )
+        .bind(partition)
+        .bind(offset)
+        .fetch_optional(&mut *self.connection)
+        .await?;
+        if let Some((minute, release)) = removed {
+            self.deltas.duplicate(minute, &release, -1);
+        }
+        Ok(())
+    }
+
+    async fn duplicate(&mut self, duplicate: &Duplicate) -> Result<(), sqlx::Error> {
+        let (partition, offset) = place(duplicate.origin);
+        let minute = self.batch.minute();
+        let written = sqlx::query(
+            "INSERT INTO duplicates (origin_partition, origin_offset, tweet_id, release, minute, stored_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
+        )
+        .bind(partition)
+        .bind(offset)
+        .bind(&duplicate.tweet_id)
+        .bind(&duplicate.release)
+        .bind(minute)
+        .bind(self.batch.now_ms)
+        .execute(&mut *self.connection)
+        .await?;
+        if written.rows_affected() > 0 {
+            self.deltas.duplicate(minute, &duplicate.release, 1);
+            self.receipt.duplicates += 1;
+        }
+        Ok(())
+    }
+
+    async fn letter(&mut self, index: usize, letter: &Letter) -> Result<(), sqlx::Error> {
+        let (partition, offset) = place(letter.position);
+        let minute = self.batch.minute();
+        let old: Option<(i64, String, String, i64, i64)> = sqlx::query_as(
+            "SELECT minute, code, release, letter_partition, letter_offset FROM malformed
+             WHERE topic = ?1 AND partition = ?2 AND offset = ?3",
+        )
+        .bind(&letter.topic)
+        .bind(partition)
+        .bind(offset)
+        .fetch_optional(&mut *self.connection)
+        .await?;
+        match old {
+            None => self.receipt.letters.push(index),
+            Some((minute, code, release, old_partition, old_offset)) => {
+                self.receipt.redelivered += 1;
+                if place(letter.letter) <= (old_partition, old_offset) {
+                    return Ok(());
+                }
+                self.deltas.letter(minute, &code, &release, -1);
+            }
+        }
+        self.deltas.letter(minute, &letter.code, &letter.release, 1);
+        sqlx::query(
+            "INSERT INTO malformed (topic, partition, offset, code, reason, release, original, letter_partition,
+                letter_offset, minute, stored_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+             ON CONFLICT (topic, partition, offset) DO UPDATE SET code = excluded.code, reason = excluded.reason,
+                release = excluded.release, original = excluded.original, letter_partition = excluded.letter_partition,
+                letter_offset = excluded.letter_offset, minute = excluded.minute, stored_ms = excluded.stored_ms",
+        )
+        .bind(&letter.topic)
+        .bind(partition)
+        .bind(offset)
+        .bind(&letter.code)
+        .bind(&letter.reason)
+        .bind(&letter.release)
+        .bind(&letter.original)
+        .bind(place(letter.letter).0)
+        .bind(place(letter.letter).1)
+        .bind(minute)
+        .bind(self.batch.now_ms)
+        .execute(&mut *self.connection)
+        .await?;
+        Ok(())
+    }
+
+    async fn counts(&mut self) -> Result<(), sqlx::Error> {
+        for (counted, change) in self.deltas.changes() {
+            sqlx::query(
+                "INSERT INTO aggregates (kind, bucket_s, width_s, key, release, count, sentiment_micros)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                 ON CONFLICT (kind, bucket_s, width_s, key, release) DO UPDATE SET
+                    count = count + excluded.count, sentiment_micros = sentiment_micros + excluded.sentiment_micros",
+            )
+            .bind(counted.kind)
+            .bind(counted.bucket_s)
+            .bind(MINUTE_S)
+            .bind(&counted.key)
+            .bind(&counted.release)
+            .bind(change.count)
+            .bind(change.sentiment_micros)
+            .execute(&mut *self.connection)
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+fn read_old(row: &SqliteRow) -> Result<Old, sqlx::Error> {
+    let hashtags: String = row.try_get("hashtags")?;
+    let fact = Fact {
+        release: row.try_get("release")?,
+        language: row.try_get("language")?,
+        sentiment: row.try_get("sentiment")?,
+        sentiment_label: row.try_get("sentiment_label")?,
+        hashtags: hashtags_of(&hashtags),
+        minute: row.try_get("minute")?,
+        late: row.try_get("late")?,
+    };
+    Ok(Old {
+        fact,
+        position: (
+            row.try_get("result_partition")?,
+            row.try_get("result_offset")?,
+        ),
+        origin: origin_of(
+            row.try_get("origin_partition")?,
+            row.try_get("origin_offset")?,
+        ),
+    })
 }

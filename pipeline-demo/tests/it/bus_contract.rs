@@ -144,6 +144,17 @@ async fn goes_on_from_what_was_committed(bus: &Arc<dyn Bus>) {
     let again = take(second.as_mut(), 20).await;
     let again: BTreeSet<Position> = again.iter().map(|record| record.position).collect();
     assert_eq!(again, all.difference(&done).copied().collect());
+    // In each partition the group stands after what is done, or nowhere.
+    for standing in bus.standing("resume", "a").await.unwrap() {
+        let of = |all: &BTreeSet<Position>| {
+            all.iter()
+                .filter(|p| p.partition == standing.partition)
+                .count() as i64
+        };
+        assert_eq!(standing.next, of(&all));
+        assert!(standing.oldest <= of(&done), "{standing:?}");
+        assert_eq!(standing.committed.unwrap_or(0), of(&done), "{standing:?}");
+    }
 }
 
 async fn names_what_it_refuses(bus: &Arc<dyn Bus>) {

@@ -1,11 +1,13 @@
 //! From what runs and what was decided to the table that the proxies apply.
 
 use proxy_api::{
-    BasisPoints, Endpoint, Limits, Match, Route, Shield, Sticky, Timeouts, Transport, Upstream,
+    BasisPoints, Endpoint, Limits, Match, Protocol, Route, Shield, Sticky, Timeouts, Transport,
+    Upstream, UpstreamTls,
 };
+use rollout::passing::{Passing, TaskProtocol};
 use rollout::plan::Sticky as PlanSticky;
 use rollout::rollout::{Promotion, Retreat};
-use rollout::{Phase, Release, Rollout, Spec, Weight};
+use rollout::{Duration, Phase, Release, Rollout, Spec, Weight};
 
 use crate::orchestrator::{Group, ServiceState};
 
@@ -69,6 +71,25 @@ pub fn basis_points(weight: Weight) -> BasisPoints {
     BasisPoints::new(weight.basis_points()).unwrap_or(BasisPoints::ALL)
 }
 
+fn transport(passing: &Passing) -> Transport {
+    Transport {
+        protocol: match passing.protocol {
+            TaskProtocol::Http1 => Protocol::Http1,
+            TaskProtocol::H2 => Protocol::H2,
+        },
+        tls: passing.tls.clone().map(|tls| UpstreamTls {
+            server_name: tls.server_name,
+            ca_file: tls.ca_file,
+            certificate_file: tls.certificate_file,
+            key_file: tls.key_file,
+        }),
+    }
+}
+
+fn milliseconds(wait: Duration) -> u64 {
+    u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The route of one service: its running rollout's, if there is one.
 #[must_use]
 pub fn route(spec: &Spec, state: &ServiceState, rollout: Option<&Rollout>) -> Route {
@@ -115,9 +136,12 @@ pub fn route(spec: &Spec, state: &ServiceState, rollout: Option<&Rollout>) -> Ro
         },
         stable,
         canary,
-        mirror_bp: BasisPoints::NONE,
-        transport: Transport::default(),
+        mirror_bp: basis_points(spec.proxy.mirror),
+        transport: transport(&spec.proxy),
         limits: Limits::default(),
-        timeouts: Timeouts::default(),
+        timeouts: Timeouts {
+            connect_ms: milliseconds(spec.proxy.connect),
+            response_ms: milliseconds(spec.proxy.answer),
+        },
     }
 }

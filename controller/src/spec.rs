@@ -5,6 +5,7 @@
 //! same to editors.
 
 mod guard;
+mod passing;
 mod plans;
 mod schema;
 mod tuning;
@@ -14,6 +15,7 @@ use rollout::{Bake, Deadlines, Duration, Guard, ServiceName, Spec, Weight};
 
 use crate::yaml::{Fields, Findings, Setting, Tree, Value};
 use guard::{guard, guard_for};
+use passing::passing;
 use plans::{Steps, plans, weight_of};
 
 pub use crate::yaml::Finding;
@@ -151,6 +153,7 @@ fn file(
             _ => None,
         })
     });
+    let proxy = fields.take("proxy").map(|value| passing(value, findings));
     let plan = plans(&mut fields, options, findings);
     let bake = bake(fields.take("bake"), findings);
     let keep_warm = fields.duration("keep_warm", KEEP_WARM, findings);
@@ -204,6 +207,7 @@ fn file(
         })?,
         sticky: sticky.unwrap_or(Some(STICKY))?,
         shield: shield.unwrap_or(Some(SHIELD))?,
+        proxy: proxy.unwrap_or_default(),
         plan: plan.chosen()?,
         bake: Bake {
             weight: bake.weight.value,

@@ -12,6 +12,7 @@
 pub mod release;
 pub mod weight;
 
+pub mod passing;
 pub mod plan;
 
 pub mod desired;

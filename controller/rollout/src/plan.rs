@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Duration;
+use crate::passing::Passing;
 use crate::release::ServiceName;
 use crate::serial::millis;
 use crate::weight::Weight;
@@ -480,6 +481,9 @@ pub struct Spec {
     pub sticky: Sticky,
     /// Whether a canary's failure is replayed on stable where that is safe.
     pub shield: bool,
+    /// How the proxy passes requests on.
+    #[serde(default)]
+    pub proxy: Passing,
     /// The steps.
     pub plan: Plan,
     /// The last comparison.

@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use rollout::passing::{Passing, TaskProtocol};
 use rollout::{Bound, Check, Hold, Step};
 use serde_json::Value as Json;
 
@@ -139,6 +140,10 @@ fn says_where_what_and_how_to_mend_it() {
         &with("sticky: { name: x }"),
         &with("sticky: header a b"),
         &with("shield: on"),
+        // What the proxy does with requests.
+        &with("proxy: h2"),
+        &with("proxy: { miror: 1%, mirror: 101%, protocol: h3, connect: 0s, answer: 2h }"),
+        &with("proxy: { tls: { ca_file: ca.pem, key_file: /key } }"),
         // Plans.
         &with("plan: []"),
         &with("plan:"),
@@ -284,6 +289,14 @@ fn accepts_every_way_to_write_a_value() {
         Sticky::Header("X-User".into())
     );
     assert!(!spec(&with("shield: off")).shield);
+    let read = spec(&with(
+        "proxy: { mirror: 0.5%, protocol: h2, answer: 30s, tls: { server_name: a, ca_file: /a } }",
+    ));
+    assert_eq!(read.proxy.mirror.basis_points(), 50);
+    assert_eq!(read.proxy.protocol, TaskProtocol::H2);
+    assert_eq!(read.proxy.answer, Duration::from_secs(30));
+    assert_eq!(read.proxy.connect, Passing::default().connect);
+    assert_eq!(read.proxy.tls.unwrap().ca_file, "/a");
     assert!(
         !spec(&with("guard: { ratio_check: false }"))
             .guard

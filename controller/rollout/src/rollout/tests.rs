@@ -35,6 +35,7 @@ fn spec() -> Spec {
         },
         sticky: Sticky::None,
         shield: true,
+        proxy: crate::passing::Passing::default(),
         plan: Plan::new(vec![
             Step::Weight {
                 weight: percent(10),

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
-use crate::bus::BusConfig;
+use crate::bus::BusArgs;
 use crate::demo::{self, DemoArgs};
 use crate::feeder::{self, FeederConfig, Pin};
 use crate::producer::{self, ProducerConfig};
@@ -65,25 +65,6 @@ enum Command {
     Serve(friday::app::ServeArgs),
     /// Run the proxy, as `friday-proxy` does
     Proxy(friday_proxy::config::Args),
-}
-
-#[derive(Debug, Args)]
-struct Bus {
-    /// Directory of the local log, created if missing
-    #[arg(long, value_name = "DIR", required_unless_present = "kafka")]
-    bus: Option<PathBuf>,
-    /// Kafka brokers to use instead of the local log
-    #[arg(long, value_name = "HOST:PORT", conflicts_with = "bus")]
-    kafka: Option<String>,
-}
-
-impl From<Bus> for BusConfig {
-    fn from(Bus { bus, kafka }: Bus) -> Self {
-        match (kafka, bus) {
-            (Some(brokers), _) => Self::Kafka(brokers),
-            (None, directory) => Self::Local(directory.unwrap_or_default()),
-        }
-    }
 }
 
 #[derive(Debug, Args)]
@@ -143,7 +124,7 @@ impl From<Labels> for Identity {
 #[derive(Debug, Args)]
 struct Produce {
     #[command(flatten)]
-    bus: Bus,
+    bus: BusArgs,
     /// File of tweets, one JSON object a line, looped; without it, tweets are made up
     #[arg(long, value_name = "FILE.jsonl")]
     input: Option<PathBuf>,
@@ -171,7 +152,7 @@ struct Produce {
 #[derive(Debug, Args)]
 struct Feed {
     #[command(flatten)]
-    bus: Bus,
+    bus: BusArgs,
     /// The proxy; tasks go to its /tasks
     #[arg(long, value_name = "URL")]
     proxy: String,
@@ -211,7 +192,7 @@ struct Work {
 #[derive(Debug, Args)]
 struct SinkArgs {
     #[command(flatten)]
-    bus: Bus,
+    bus: BusArgs,
     /// SQLite file to store in, created if missing
     #[arg(long, value_name = "FILE")]
     db: PathBuf,

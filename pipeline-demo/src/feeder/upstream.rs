@@ -92,14 +92,14 @@ impl AttemptError {
 
 /// The proxy, as the feeder sees it.
 #[derive(Debug, Clone)]
-pub(super) struct Upstream {
+pub(crate) struct Upstream {
     client: Client,
     tasks: Url,
     pin: Option<HeaderValue>,
 }
 
 impl Upstream {
-    pub(super) fn new(
+    pub(crate) fn new(
         proxy: &str,
         attempt_wait_max: Duration,
         pin: Option<Pin>,

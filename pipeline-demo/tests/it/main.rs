@@ -8,5 +8,7 @@
 mod bus_contract;
 mod commands;
 mod failures;
+mod handover;
+mod real_broker;
 mod real_tweets;
 mod support;

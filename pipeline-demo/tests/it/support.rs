@@ -1,13 +1,20 @@
 //! What several tests need: conditions to wait for, records, workers.
 
+#[path = "../../../tests/src/broker.rs"]
+mod broker;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use broker::Broker;
+
 use bytes::Bytes;
-use pipeline_demo::bus::{Bus, BusConfig, LocalLog, MALFORMED, NewRecord, RESULTS, TWEETS};
+use pipeline_demo::bus::{
+    Bus, BusConfig, KafkaConfig, LocalLog, MALFORMED, NewRecord, RESULTS, TWEETS,
+};
 use pipeline_demo::feeder::{ATTEMPT_WAIT_DEFAULT, FeederConfig};
 use pipeline_demo::server::ServerConfig;
 use pipeline_demo::telemetry::Identity;
@@ -40,6 +47,12 @@ pub(crate) async fn local_bus(directory: &Path) -> Arc<dyn Bus> {
         log.ensure_topic(topic).await.unwrap();
     }
     log
+}
+
+/// The broker's bus, with the pipeline's topics.
+pub(crate) async fn kafka_bus(broker: &Broker) -> Arc<dyn Bus> {
+    let config = KafkaConfig::plaintext(&broker.address());
+    BusConfig::Kafka(Box::new(config)).open().await.unwrap()
 }
 
 pub(crate) fn record(value: impl Into<Bytes>) -> NewRecord {

@@ -18,6 +18,7 @@ use crate::bus::BusArgs;
 use crate::demo::{self, DemoArgs};
 use crate::feeder::{self, FeederConfig, Pin};
 use crate::producer::{self, ProducerConfig};
+use crate::replay::{self, ReplayArgs};
 use crate::server::ServerConfig;
 use crate::sink::{self, SinkConfig, SqliteStorage, Storage};
 use crate::source::SourceConfig;
@@ -42,6 +43,8 @@ enum Command {
     Produce(Produce),
     /// Send each tweet of the bus to the proxy and keep the answers; prints what it did
     Feed(Feed),
+    /// Send a part of the tweets again, by time or by place; prints what it did
+    Replay(ReplayArgs),
     /// Serve tasks: the service that is released
     Work(Work),
     /// Store results and dead letters; prints how many there are
@@ -131,8 +134,8 @@ struct Produce {
     /// End with the file instead of looping it
     #[arg(long, requires = "input")]
     once: bool,
-    /// Records a second
-    #[arg(long, default_value = "200", value_parser = positive)]
+    /// Records a second; max for as many as the bus takes (-1 is understood as well)
+    #[arg(long, visible_alias = "throughput", default_value = "200", value_parser = rate, allow_negative_numbers = true)]
     rate: f64,
     /// End after this many seconds
     #[arg(long, value_name = "N", value_parser = seconds)]
@@ -232,6 +235,13 @@ impl Cli {
         let record = match self.command {
             Command::Produce(args) => produce(args, told_to_stop()?).await?,
             Command::Feed(args) => feed(args, told_to_stop()?).await?,
+            Command::Replay(args) => {
+                let config = args.try_into().map_err(anyhow::Error::msg)?;
+                let replayed = replay::run(config, told_to_stop()?).await?;
+                println!("{}", json!(replayed));
+                // A part that failed is not for a script to overlook.
+                return Ok(ExitCode::from(u8::from(!replayed.is_whole())));
+            }
             Command::Work(args) => work(args, told_to_stop()?).await?,
             Command::Sink(args) => sink(args, told_to_stop()?).await?,
             Command::Query(args) => query(args).await?,
@@ -336,6 +346,14 @@ pub(crate) fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A rate, or none: without a limit it is infinite.
+fn rate(text: &str) -> Result<f64, String> {
+    match text {
+        "max" | "-1" => Ok(f64::INFINITY),
+        text => positive(text).map_err(|expected| format!("{expected}, or max")),
+    }
+}
+
 fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..=0.9).contains(&share) => Ok(share),
@@ -343,7 +361,7 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     positive(text).map(Duration::from_secs_f64)
 }
 
@@ -365,5 +383,19 @@ mod tests {
         assert!(parse(&["produce", "--bus", "a", "--kafka", "b:1"]).is_err());
         assert!(parse(&["produce", "--kafka", "b:1"]).is_ok());
         assert!(parse(&["produce", "--bus", "a", "--rate", "0"]).is_err());
+        assert!(parse(&["produce", "--bus", "a", "--rate", "max"]).is_ok());
+        assert!(parse(&["produce", "--bus", "a", "--throughput", "-1"]).is_ok());
+        assert!(
+            parse(&[
+                "feed",
+                "--bus",
+                "a",
+                "--proxy",
+                "http://b",
+                "--partitions",
+                "8"
+            ])
+            .is_err()
+        );
     }
 }

@@ -22,6 +22,7 @@ pub mod bus;
 pub mod producer;
 
 pub mod feeder;
+pub mod replay;
 
 pub mod features;
 pub mod worker;

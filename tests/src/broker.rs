@@ -47,15 +47,6 @@ impl Broker {
         self.address.to_string()
     }
 
-    /// Its process.
-    ///
-    /// # Panics
-    /// It does not run.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.child.as_ref().expect("the broker runs").id()
-    }
-
     /// SIGKILL: as if its machine had lost power.
     ///
     /// # Panics

@@ -16,23 +16,23 @@ pub struct BusArgs {
     #[arg(long, value_name = "HOST:PORT,…", conflicts_with = "bus")]
     kafka: Option<String>,
     /// Partitions of topics that do not exist yet: as many feeders as that can share the work
-    #[arg(long, value_name = "N", default_value_t = PARTITIONS, requires = "kafka",
+    #[arg(long, value_name = "N", default_value_t = PARTITIONS, conflicts_with = "bus",
         value_parser = clap::value_parser!(u32).range(1..=1_000))]
     partitions: u32,
     /// How to speak with the brokers
-    #[arg(long, value_enum, default_value = "plaintext", requires = "kafka")]
+    #[arg(long, value_enum, default_value = "plaintext", conflicts_with = "bus")]
     kafka_security: Security,
     /// File of the certificates (PEM) that the brokers' are checked against, instead of the system's
-    #[arg(long, value_name = "FILE", requires = "kafka")]
+    #[arg(long, value_name = "FILE", conflicts_with = "bus")]
     kafka_ca: Option<PathBuf>,
     /// Name to sign in with, for sasl-plaintext and sasl-ssl
-    #[arg(long, value_name = "NAME", requires = "kafka")]
+    #[arg(long, value_name = "NAME", conflicts_with = "bus")]
     kafka_user: Option<String>,
     /// File with the password, one line
-    #[arg(long, value_name = "FILE", requires = "kafka")]
+    #[arg(long, value_name = "FILE", conflicts_with = "bus")]
     kafka_password_file: Option<PathBuf>,
     /// How the password is proven
-    #[arg(long, value_enum, default_value = "plain", requires = "kafka")]
+    #[arg(long, value_enum, default_value = "plain", conflicts_with = "bus")]
     kafka_mechanism: Mechanism,
 }
 

@@ -283,22 +283,61 @@ impl Bus for Kafka {
         let ends = self.ends(topic).await?;
         let consumer = self.asker(READER_GROUP)?;
         let owned = topic.to_owned();
-        self.ask("read", topic, move |_| {
+        let partitions = ends.len() as i32;
+        let found = self.ask("read", topic, move |_| {
             let mut asked = TopicPartitionList::new();
-            for partition in 0..ends.len() {
+            for partition in 0..partitions {
                 let time = Offset::Offset(time.as_millisecond());
-                asked.add_partition_offset(&owned, partition as i32, time)?;
+                asked.add_partition_offset(&owned, partition, time)?;
             }
             let found = consumer.offsets_for_times(asked, ANSWER_WAIT_MAX)?;
-            let mut offsets: Vec<i64> = ends.iter().map(|(_, high)| *high).collect();
-            for element in found.elements() {
-                if let Offset::Offset(offset) = element.offset() {
-                    offsets[element.partition().cast_unsigned() as usize] = offset;
+            let elements = found.elements().into_iter();
+            let offset = |offset| match offset {
+                Offset::Offset(offset) => Some(offset),
+                Offset::Beginning
+                | Offset::End
+                | Offset::Stored
+                | Offset::Invalid
+                | Offset::OffsetTail(_) => None,
+            };
+            Ok(elements
+                .map(|e| (e.partition(), offset(e.offset())))
+                .collect::<Vec<_>>())
+        });
+        let mut offsets: Vec<i64> = ends.iter().map(|(_, high)| *high).collect();
+        let mut doubtful = Vec::new();
+        for (partition, offset) in found.await? {
+            let (at, partition) = (
+                partition.cast_unsigned() as usize,
+                partition.cast_unsigned(),
+            );
+            let (Some((low, high)), Some(from)) = (ends.get(at).copied(), offset) else {
+                continue;
+            };
+            if from <= low && low < high {
+                let (from, to) = (low, low + 1);
+                doubtful.push(Span {
+                    partition,
+                    from,
+                    to,
+                });
+            } else {
+                offsets[at] = from.min(high);
+            }
+        }
+        // Not every broker says that there is no such record in the same way: tansu 0.6 answers with the oldest one.
+        let mut reader = self.reader(topic, &doubtful).await?;
+        loop {
+            let oldest = reader.read(doubtful.len().max(1)).await?;
+            if oldest.is_empty() {
+                return Ok(offsets);
+            }
+            for record in oldest {
+                if record.produced_at.is_none_or(|produced| produced >= time) {
+                    offsets[record.position.partition as usize] = record.position.offset;
                 }
             }
-            Ok(offsets)
-        })
-        .await
+        }
     }
 
     async fn reader(&self, topic: &str, spans: &[Span]) -> Result<Box<dyn Reader>, BusError> {

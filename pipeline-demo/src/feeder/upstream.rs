@@ -30,6 +30,16 @@ pub enum Pin {
     Canary,
 }
 
+impl Pin {
+    /// The word in [`RELEASE_HEADER`].
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Stable => "stable",
+            Self::Canary => "canary",
+        }
+    }
+}
+
 /// Why no client could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
@@ -118,10 +128,7 @@ impl Upstream {
             .no_proxy()
             .build()
             .map_err(UpstreamError::Client)?;
-        let pin = pin.map(|pin| match pin {
-            Pin::Stable => HeaderValue::from_static("stable"),
-            Pin::Canary => HeaderValue::from_static("canary"),
-        });
+        let pin = pin.map(|pin| HeaderValue::from_static(pin.name()));
         Ok(Self {
             client,
             tasks: base.join("/tasks").map_err(|_| address())?,

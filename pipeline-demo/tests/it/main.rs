@@ -11,4 +11,5 @@ mod failures;
 mod handover;
 mod real_broker;
 mod real_tweets;
+mod replay;
 mod support;

@@ -1,6 +1,7 @@
 //! What several tests need: conditions to wait for, records, workers.
 
 #[path = "../../../tests/src/broker.rs"]
+#[expect(unreachable_pub, reason = "the system tests' crate shows it to others")]
 mod broker;
 
 use std::net::SocketAddr;

@@ -28,8 +28,9 @@ const TICK: Duration = Duration::from_millis(5);
 /// before, because a burst would be a load that nobody asked for.
 const CATCH_UP_MAX: Duration = Duration::from_secs(1);
 
-/// Records that may wait for the bus at once. At 5,000 a second this is 0.8 s of a bus that does not answer.
-const UNACKNOWLEDGED_MAX: usize = 4_096;
+/// Records that may wait for the bus at once: at 5,000 a second 6 s of a bus that does not answer, 13 MB at 400 bytes a
+/// record. Without a rate it is what makes batches large, and a broker writes a batch at once.
+const UNACKNOWLEDGED_MAX: usize = 32_768;
 
 /// How long the records on their way may take once the producer is told to stop.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);

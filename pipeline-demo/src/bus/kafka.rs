@@ -3,6 +3,7 @@
 mod config;
 mod member;
 mod reader;
+mod supply;
 
 use std::collections::BTreeMap;
 use std::error::Error;

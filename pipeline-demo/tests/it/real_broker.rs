@@ -228,6 +228,48 @@ async fn real_broker_a_second_feeder_joins_and_leaves_under_load_and_each_key_ke
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn f41_real_broker_a_feeder_killed_another_takes_its_partitions_and_all_is_stored_once() {
+    const TWEETS_MADE: u64 = 3_000;
+    let directory = tempfile::tempdir().unwrap();
+    let broker = Broker::start(directory.path());
+    let bus = kafka_bus(&broker).await;
+    let (proxy, seen) = watching().await;
+    let made = (1..=TWEETS_MADE).map(|id| bus.produce(TWEETS, by_author(id, id % 100)));
+    futures::future::try_join_all(made).await.unwrap();
+    let (kafka, url) = (broker.address(), format!("http://{proxy}"));
+    let args = [
+        "feed",
+        "--kafka",
+        &kafka,
+        "--proxy",
+        &url,
+        "--in-flight",
+        "4",
+    ];
+    let mut killed = Process::start(directory.path(), "feed", &args).await;
+    until("some tasks are done", async || {
+        let tasks = seen.lock().unwrap().tasks;
+        if tasks > 100 { Ok(()) } else { Err(tasks) }
+    })
+    .await;
+    killed.child.kill().await.unwrap();
+    let feeding = Feeding::start(&bus, proxy);
+    // The group notices the death after 10 s, and gives what was the dead one's to the other.
+    until("the other one works", async || {
+        let fed = feeding.feeder.fed();
+        if fed.tasks_completed > 0 {
+            Ok(())
+        } else {
+            Err(fed)
+        }
+    })
+    .await;
+    drained(&bus, TWEETS, "feeder").await;
+    feeding.stop().await;
+    assert_eq!(store(&bus, directory.path()).await.results, TWEETS_MADE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn real_broker_an_owner_who_is_busy_for_long_gets_everything_once() {
     const RECORDS: usize = 3_000;
     let directory = tempfile::tempdir().unwrap();

@@ -24,7 +24,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
 /// How long a condition may take to come true, on a machine that does other work as well.
-const WAIT_MAX: Duration = Duration::from_secs(30);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Waits until `look` finds something, and panics with what it saw last.
 pub(crate) async fn until<T, Seen: std::fmt::Debug>(

@@ -8,9 +8,8 @@
 //! first taken out of the supply; then its owner is told, finishes or leaves what it took, commits, and gives it up; only
 //! then does the group hear that it is free. All this has a time limit.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,20 +22,14 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::supply::Shared;
 use super::unavailable;
 use crate::bus::{BusError, Consumer, Offsets, Polled, Position, Record};
-
-/// Records kept for the owner at most: a tenth of a second at 5,000 a second, while librdkafka has more behind them.
-const SUPPLY_RECORDS_MAX: usize = 512;
-
-/// Bytes of those records at most. One record above it is kept all the same, or nothing would ever come.
-const SUPPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// How long librdkafka is not polled while the supply is full. Below this a pause would cost more than it saves: what was
 /// fetched ahead is thrown away by it. Far below `max.poll.interval.ms`, which is 5 minutes.
@@ -45,6 +38,14 @@ const UNPOLLED_MAX: Duration = Duration::from_secs(2);
 /// How long an owner may take to give up a partition that the group wants back. Longer than a feeder waits for its tasks;
 /// shorter than the others would wait for this member.
 const RELEASE_WAIT_MAX: Duration = Duration::from_secs(20);
+
+/// After how long with no partition a member leaves the group and joins it again; twice as long each time, up to
+/// [`REJOIN_MAX`]. A broker may count a member that died among those who share, and forget to share anew when it finds out
+/// (tansu 0.6 does). Where there are more members than partitions it moves nothing.
+const REJOIN_FIRST: Duration = Duration::from_secs(15);
+
+/// Longest time between two such attempts.
+const REJOIN_MAX: Duration = Duration::from_secs(600);
 
 /// How long leaving the group may take. The broker need not be there; then the group notices by itself.
 const LEAVE_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -139,120 +140,6 @@ impl Drop for Member {
     }
 }
 
-/// What the poller, the owner and the group's callbacks share.
-#[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
-    /// There is something for the owner.
-    supplied: Notify,
-    /// There is room for more, or a partition was given up.
-    wanted: Notify,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// Partitions whose records are given out, and the next offset of each, once one came.
-    owned: BTreeMap<u32, Option<i64>>,
-    /// Partitions that the group wants back, and what it still waits for: those not given up yet.
-    leaving: BTreeSet<u32>,
-    unreleased: BTreeSet<u32>,
-    release_until: Option<Instant>,
-    /// Commits on their way; a partition is not given up while one may be about it.
-    commits: usize,
-    supply: VecDeque<Record>,
-    supply_bytes: usize,
-    news: VecDeque<Polled>,
-    error: Option<KafkaError>,
-    /// The assignment changed since the partitions were paused.
-    changed: bool,
-    closing: bool,
-}
-
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nothing here panics")
-    }
-
-    fn take(&self, records_max: usize) -> Option<Result<Polled, KafkaError>> {
-        let mut state = self.state();
-        if let Some(news) = state.news.pop_front() {
-            return Some(Ok(news));
-        }
-        if records_max > 0 && !state.supply.is_empty() {
-            let taken = records_max.min(state.supply.len());
-            let records: Vec<Record> = state.supply.drain(..taken).collect();
-            let bytes: usize = records.iter().map(bytes_of).sum();
-            state.supply_bytes -= bytes;
-            if state.has_room() {
-                self.wanted.notify_one();
-            }
-            return Some(Ok(Polled::Records(records)));
-        }
-        state.error.take().map(Err)
-    }
-}
-
-impl State {
-    fn has_room(&self) -> bool {
-        self.supply.len() < SUPPLY_RECORDS_MAX && self.supply_bytes < SUPPLY_BYTES_MAX
-    }
-
-    fn add(&mut self, record: Record) {
-        let Position { partition, offset } = record.position;
-        let Some(next) = self.owned.get_mut(&partition) else {
-            return;
-        };
-        // What a pause threw away is fetched again; nothing is given out twice.
-        if next.is_some_and(|next| offset < next) {
-            return;
-        }
-        *next = Some(offset + 1);
-        self.supply_bytes += bytes_of(&record);
-        self.supply.push_back(record);
-    }
-
-    fn assigned(&mut self, partitions: &[u32]) {
-        self.owned.extend(partitions.iter().map(|p| (*p, None)));
-        self.changed = true;
-    }
-
-    /// Nothing of these partitions is given out from now on.
-    fn withdraw(&mut self, partitions: &[u32]) {
-        for partition in partitions {
-            self.owned.remove(partition);
-        }
-        let owned = &self.owned;
-        self.supply
-            .retain(|record| owned.contains_key(&record.position.partition));
-        self.supply_bytes = self.supply.iter().map(bytes_of).sum();
-    }
-
-    fn release(&mut self, partitions: &[u32]) {
-        for partition in partitions {
-            self.unreleased.remove(partition);
-        }
-    }
-
-    /// The partitions that the group may have now, if the group waits for any.
-    fn given_up(&mut self, now: Instant) -> Option<Vec<u32>> {
-        let until = self.release_until?;
-        let free = self.unreleased.is_empty() && self.commits == 0;
-        if !free && now < until {
-            return None;
-        }
-        if !free {
-            warn!(partitions = ?self.unreleased, "kafka: taken away before their owner was done; some records are done again");
-        }
-        self.release_until = None;
-        self.unreleased.clear();
-        Some(std::mem::take(&mut self.leaving).into_iter().collect())
-    }
-}
-
-fn bytes_of(record: &Record) -> usize {
-    record.value.len() + record.key.as_ref().map_or(0, Bytes::len)
-}
-
 /// The group's callbacks; they run on the poller's task, inside a poll.
 struct Context(Arc<Shared>);
 
@@ -330,16 +217,21 @@ impl Poller {
 
     async fn poll_until_stopped(&self) {
         let mut messages = self.consumer.stream();
+        let mut rejoin = Rejoin::new();
         let mut paused = false;
         let mut full_since: Option<Instant> = None;
         while !self.stop.is_cancelled() {
             let wanted = self.shared.wanted.notified();
             self.settle();
-            let (room, changed, release_until) = {
+            let (room, changed, release_until, idle) = {
                 let mut state = self.shared.state();
                 let changed = std::mem::take(&mut state.changed);
-                (state.has_room(), changed, state.release_until)
+                let idle = state.owned.is_empty() && state.leaving.is_empty();
+                (state.has_room(), changed, state.release_until, idle)
             };
+            if rejoin.is_due(idle, Instant::now()) {
+                self.rejoin();
+            }
             if room {
                 full_since = None;
                 if paused {
@@ -364,6 +256,7 @@ impl Poller {
                 () = self.stop.cancelled() => {}
                 () = wanted => {}
                 () = release => {}
+                () = sleep_until(rejoin.at), if idle => {}
                 message = messages.next(), if room || paused => self.keep(message),
                 () = sleep(UNPOLLED_MAX), if !room && !paused => {}
             }
@@ -392,6 +285,17 @@ impl Poller {
         }
     }
 
+    fn rejoin(&self) {
+        info!(
+            topic = self.topic,
+            "kafka: no partitions so far, the group is joined again"
+        );
+        self.consumer.unsubscribe();
+        if let Err(error) = self.consumer.subscribe(&[&self.topic]) {
+            warn!(%error, "kafka: the topic could not be subscribed to");
+        }
+    }
+
     fn set_paused(&self, paused: bool) {
         let partitions: Vec<u32> = self.shared.state().owned.keys().copied().collect();
         let list = self.list(&partitions);
@@ -412,6 +316,37 @@ impl Poller {
             list.add_partition(&self.topic, partition.cast_signed());
         }
         list
+    }
+}
+
+/// When a member that has nothing joins its group again. Pure.
+#[derive(Debug)]
+struct Rejoin {
+    at: Instant,
+    wait: Duration,
+}
+
+impl Rejoin {
+    fn new() -> Self {
+        Self {
+            at: Instant::now() + REJOIN_FIRST,
+            wait: REJOIN_FIRST,
+        }
+    }
+
+    /// `idle`: the member has no partition.
+    fn is_due(&mut self, idle: bool, now: Instant) -> bool {
+        if !idle {
+            self.wait = REJOIN_FIRST;
+            self.at = now + self.wait;
+            return false;
+        }
+        if now < self.at {
+            return false;
+        }
+        self.wait = (self.wait * 2).min(REJOIN_MAX);
+        self.at = now + self.wait;
+        true
     }
 }
 
@@ -487,5 +422,29 @@ pub(super) fn record(message: &BorrowedMessage<'_>) -> Record {
             .payload()
             .map_or_else(Bytes::new, Bytes::copy_from_slice),
         produced_at: produced_at.and_then(|ms| Timestamp::from_millisecond(ms).ok()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_without_partitions_joins_again_ever_more_rarely() {
+        let mut rejoin = Rejoin::new();
+        let start = Instant::now();
+        let mut due = Vec::new();
+        for second in 0..200 {
+            if rejoin.is_due(true, start + Duration::from_secs(second)) {
+                due.push(second);
+            }
+        }
+        assert!(due[0].abs_diff(15) <= 1, "{due:?}");
+        assert_eq!(due[1] - due[0], 30, "{due:?}");
+        assert_eq!(due[2] - due[1], 60, "{due:?}");
+        let later = start + Duration::from_secs(1_000);
+        assert!(!rejoin.is_due(false, later));
+        assert!(!rejoin.is_due(true, later + Duration::from_secs(14)));
+        assert!(rejoin.is_due(true, later + Duration::from_secs(15)));
     }
 }

@@ -14,12 +14,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
-use crate::bus::BusConfig;
+use crate::bus::BusArgs;
 use crate::demo::{self, DemoArgs};
 use crate::feeder::{self, FeederConfig, Pin};
 use crate::ingest::{self, IngestArgs, IngestConfig};
 use crate::jobs::{self, JobsArgs};
 use crate::producer::{self, ProducerConfig};
+use crate::replay::{self, ReplayArgs};
 use crate::server::ServerConfig;
 use crate::sink::{self, DatabaseArgs, DatabaseConfig, SinkArgs, SinkConfig};
 use crate::source::SourceConfig;
@@ -51,6 +52,8 @@ enum Command {
     Ingest(Ingest),
     /// Send each tweet of the bus to the proxy and keep the answers; prints what it did
     Feed(Feed),
+    /// Send a part of the tweets again, by time or by place; prints what it did
+    Replay(ReplayArgs),
     /// Serve tasks: the service that is released
     Work(Work),
     /// Check a pipeline.yml
@@ -80,25 +83,6 @@ enum Command {
     Serve(friday::app::ServeArgs),
     /// Run the proxy, as `friday-proxy` does
     Proxy(friday_proxy::config::Args),
-}
-
-#[derive(Debug, Args)]
-struct Bus {
-    /// Directory of the local log, created if missing
-    #[arg(long, value_name = "DIR", required_unless_present = "kafka")]
-    bus: Option<PathBuf>,
-    /// Kafka brokers to use instead of the local log
-    #[arg(long, value_name = "HOST:PORT", conflicts_with = "bus")]
-    kafka: Option<String>,
-}
-
-impl From<Bus> for BusConfig {
-    fn from(Bus { bus, kafka }: Bus) -> Self {
-        match (kafka, bus) {
-            (Some(brokers), _) => Self::Kafka(brokers),
-            (None, directory) => Self::Local(directory.unwrap_or_default()),
-        }
-    }
 }
 
 #[derive(Debug, Args)]
@@ -158,15 +142,15 @@ impl From<Labels> for Identity {
 #[derive(Debug, Args)]
 struct Produce {
     #[command(flatten)]
-    bus: Bus,
+    bus: BusArgs,
     /// File of tweets, one JSON object a line, looped; without it, tweets are made up
     #[arg(long, value_name = "FILE.jsonl")]
     input: Option<PathBuf>,
     /// End with the file instead of looping it
     #[arg(long, requires = "input")]
     once: bool,
-    /// Records a second
-    #[arg(long, default_value = "200", value_parser = positive)]
+    /// Records a second; max for as many as the bus takes (-1 is understood as well)
+    #[arg(long, visible_alias = "throughput", default_value = "200", value_parser = rate, allow_negative_numbers = true)]
     rate: f64,
     /// End after this many seconds
     #[arg(long, value_name = "N", value_parser = seconds)]
@@ -186,7 +170,7 @@ struct Produce {
 #[derive(Debug, Args)]
 struct Subscribe {
     #[command(flatten)]
-    bus: Bus,
+    bus: BusArgs,
     #[command(flatten)]
     stream: StreamArgs,
     #[command(flatten)]
@@ -198,7 +182,7 @@ struct Subscribe {
 #[derive(Debug, Args)]
 struct Ingest {
     #[command(flatten)]
-    bus: Bus,
+    bus: BusArgs,
     #[command(flatten)]
     uploads: IngestArgs,
     #[command(flatten)]
@@ -210,7 +194,7 @@ struct Ingest {
 #[derive(Debug, Args)]
 struct Feed {
     #[command(flatten)]
-    bus: Bus,
+    bus: BusArgs,
     /// The proxy; tasks go to its /tasks
     #[arg(long, value_name = "URL")]
     proxy: String,
@@ -253,7 +237,7 @@ struct Work {
 #[derive(Debug, Args)]
 struct SinkCommand {
     #[command(flatten)]
-    bus: Bus,
+    bus: BusArgs,
     #[command(flatten)]
     sink: SinkArgs,
     #[command(flatten)]
@@ -275,7 +259,7 @@ struct StatsCommand {
 #[derive(Debug, Args)]
 struct JobsCommand {
     #[command(flatten)]
-    bus: Bus,
+    bus: BusArgs,
     #[command(flatten)]
     jobs: JobsArgs,
     #[command(flatten)]
@@ -315,6 +299,13 @@ impl Cli {
             Command::Subscribe(args) => subscribe(args, told_to_stop()?).await?,
             Command::Ingest(args) => ingest(args, told_to_stop()?).await?,
             Command::Feed(args) => feed(args, told_to_stop()?).await?,
+            Command::Replay(args) => {
+                let config = args.try_into().map_err(anyhow::Error::msg)?;
+                let replayed = replay::run(config, told_to_stop()?).await?;
+                println!("{}", json!(replayed));
+                // A part that failed is not for a script to overlook.
+                return Ok(ExitCode::from(u8::from(!replayed.is_whole())));
+            }
             Command::Work(args) => work(args, told_to_stop()?).await?,
             Command::Lint(args) => return Ok(workflow::lint(&args)),
             Command::Sink(args) => sink(args, told_to_stop()?).await?,
@@ -455,6 +446,14 @@ pub(crate) fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A rate, or none: without a limit it is infinite.
+fn rate(text: &str) -> Result<f64, String> {
+    match text {
+        "max" | "-1" => Ok(f64::INFINITY),
+        text => positive(text).map_err(|expected| format!("{expected}, or max")),
+    }
+}
+
 fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..=0.9).contains(&share) => Ok(share),
@@ -484,5 +483,19 @@ mod tests {
         assert!(parse(&["produce", "--bus", "a", "--kafka", "b:1"]).is_err());
         assert!(parse(&["produce", "--kafka", "b:1"]).is_ok());
         assert!(parse(&["produce", "--bus", "a", "--rate", "0"]).is_err());
+        assert!(parse(&["produce", "--bus", "a", "--rate", "max"]).is_ok());
+        assert!(parse(&["produce", "--bus", "a", "--throughput", "-1"]).is_ok());
+        assert!(
+            parse(&[
+                "feed",
+                "--bus",
+                "a",
+                "--proxy",
+                "http://b",
+                "--partitions",
+                "8"
+            ])
+            .is_err()
+        );
     }
 }

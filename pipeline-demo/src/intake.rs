@@ -85,7 +85,8 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
-    use crate::bus::{Consumer, Position};
+    use crate::bus::{Consumer, Position, Reader, Span, Standing};
+    use jiff::Timestamp;
 
     /// A log in memory that refuses the values it is told to, once each.
     #[derive(Debug, Default)]
@@ -123,8 +124,24 @@ mod tests {
             Err(BusError::Closed)
         }
 
+        async fn ends(&self, _: &str) -> Result<Vec<(i64, i64)>, BusError> {
+            Err(BusError::Closed)
+        }
+
+        async fn offsets_at(&self, _: &str, _: Timestamp) -> Result<Vec<i64>, BusError> {
+            Err(BusError::Closed)
+        }
+
+        async fn reader(&self, _: &str, _: &[Span]) -> Result<Box<dyn Reader>, BusError> {
+            Err(BusError::Closed)
+        }
+
         async fn lag(&self, _: &str, _: &str) -> Result<u64, BusError> {
-            Ok(0)
+            Err(BusError::Closed)
+        }
+
+        async fn standing(&self, _: &str, _: &str) -> Result<Vec<Standing>, BusError> {
+            Err(BusError::Closed)
         }
     }
 

@@ -25,6 +25,7 @@ pub mod ingest;
 pub mod subscriber;
 
 pub mod feeder;
+pub mod replay;
 
 pub mod features;
 pub mod worker;

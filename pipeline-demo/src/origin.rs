@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::bus::Position;
+use crate::bus::{Position, Record};
 
 /// The result's key for it.
 const KEY: &str = "origin";
@@ -30,6 +30,17 @@ impl From<Position> for Origin {
             partition,
             offset,
             appended_ms: None,
+        }
+    }
+}
+
+impl Origin {
+    /// The place of that record.
+    #[must_use]
+    pub fn of(record: &Record) -> Self {
+        Self {
+            appended_ms: record.produced_at.map(|time| time.as_millisecond()),
+            ..Self::from(record.position)
         }
     }
 }

@@ -28,8 +28,9 @@ const TICK: Duration = Duration::from_millis(5);
 /// before, because a burst would be a load that nobody asked for.
 const CATCH_UP_MAX: Duration = Duration::from_secs(1);
 
-/// Records that may wait for the bus at once. At 5,000 a second this is 0.8 s of a bus that does not answer.
-const UNACKNOWLEDGED_MAX: usize = 4_096;
+/// Records that may wait for the bus at once: at 5,000 a second 6 s of a bus that does not answer, 13 MB at 400 bytes a
+/// record. Without a rate it is what makes batches large, and a broker writes a batch at once.
+const UNACKNOWLEDGED_MAX: usize = 32_768;
 
 /// How long the records on their way may take once the producer is told to stop.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -41,7 +42,7 @@ pub struct ProducerConfig {
     pub bus: BusConfig,
     /// Where from.
     pub source: SourceConfig,
-    /// Records a second, above 0.
+    /// Records a second, above 0; infinite for as many as the bus takes.
     pub rate: f64,
     /// When to end; without it, with the source.
     pub duration: Option<Duration>,
@@ -82,7 +83,10 @@ pub async fn run(
     config: ProducerConfig,
     shutdown: CancellationToken,
 ) -> Result<Produced, ProducerError> {
-    let bus = config.bus.open().await?;
+    let bus = tokio::select! {
+        bus = config.bus.open() => bus?,
+        () = shutdown.cancelled() => return Ok(Produced::default()),
+    };
     let source = config.source.open().await?;
     let server = Server::bind(&config.server).await?;
     let producer = Producer::new(bus, &config);
@@ -282,6 +286,9 @@ impl Pace {
 
     /// Records due after `elapsed`: the n-th record is due at n / rate, the first at once.
     fn due(&mut self, elapsed: Duration) -> u64 {
+        if self.rate.is_infinite() {
+            return u64::MAX;
+        }
         let worked = elapsed.saturating_sub(self.forgiven);
         let behind = worked.as_secs_f64() - self.sent as f64 / self.rate;
         let too_late = behind - CATCH_UP_MAX.as_secs_f64() - 1.0 / self.rate;
@@ -315,6 +322,14 @@ mod tests {
         assert!((200..=202).contains(&after_an_hour), "{after_an_hour}");
         pace.sent += after_an_hour;
         assert!(pace.due(Duration::from_secs(3_601)).abs_diff(200) <= 1);
+    }
+
+    #[test]
+    fn without_a_rate_there_is_always_something_due() {
+        let mut pace = Pace::new(f64::INFINITY);
+        pace.sent = 1_000_000;
+        assert_eq!(pace.due(Duration::ZERO), u64::MAX);
+        assert_eq!(pace.due(Duration::from_secs(3_600)), u64::MAX);
     }
 
     #[test]

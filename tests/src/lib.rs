@@ -3,12 +3,14 @@
 //! Every [`Scene`] has a folder and ports of its own, so any number of them run at once. Whatever a scene started ends
 //! with it, also when its test panics; then the last lines of every part's log are shown.
 
+mod broker;
 mod load;
 mod machine;
 mod part;
 mod programs;
 mod scene;
 
+pub use broker::{Broker, TANSU_VERSION};
 pub use load::{Load, Outcome};
 pub use machine::{Running, is_alive, listening, running_of};
 pub use part::{Ended, Part, run};

@@ -1,31 +1,36 @@
 //! Apache Kafka, or whatever speaks its protocol, by librdkafka.
-//!
-//! The consumer assigns itself all partitions of its topic and uses the group only to keep the offsets. Sharing the
-//! partitions among the members of a group comes with the pipeline's scaling.
+
+mod config;
+mod member;
+mod reader;
+mod supply;
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use futures::FutureExt;
+use jiff::Timestamp;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::config::FromClientConfig;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, StreamConsumer};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use rdkafka::util::Timeout;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
+use tracing::warn;
+
 use super::{
-    BUS_RECORD_BYTES_MAX, Bus, BusError, Consumer, NewRecord, PARTITIONS, Position, Record,
-    Standing, check_size,
+    BUS_RECORD_BYTES_MAX, Bus, BusError, Consumer, NewRecord, Position, Reader, Span, Standing,
+    check_size,
 };
+use member::Member;
+use reader::SpanReader;
+
+pub use config::{KafkaConfig, Mechanism, Security};
 
 /// How long a question to the brokers (metadata, offsets, commits) may take.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -39,10 +44,23 @@ const LINGER_MS: &str = "2";
 /// What a consumer fetches ahead, in KiB; librdkafka's default of 64 MiB is much for one small process.
 const FETCHED_AHEAD_KIB: &str = "16384";
 
+/// After how long a silence the group takes a member for dead and gives its partitions to the others. Kafka's default of
+/// 45 s is for machines that pause; brokers refuse less than 6 s.
+const SESSION_MS: &str = "10000";
+
+/// How often a member shows that it lives: three times in [`SESSION_MS`].
+const HEARTBEAT_MS: &str = "3000";
+
+/// The group of readers, which never join or commit: librdkafka wants a name for every consumer.
+const READER_GROUP: &str = "pipeline-demo-reader";
+
 /// Kafka's brokers.
 pub struct Kafka {
     brokers: String,
-    producer: FutureProducer,
+    partitions: u32,
+    /// What all clients have in common; it may hold a password.
+    client: ClientConfig,
+    producer: RwLock<FutureProducer>,
     /// Clients that only ask for the offsets of a group, by group; they never consume.
     askers: Mutex<BTreeMap<String, Arc<BaseConsumer>>>,
 }
@@ -50,39 +68,46 @@ pub struct Kafka {
 impl fmt::Debug for Kafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { brokers, .. } = self;
-        f.debug_struct("Kafka").field("brokers", brokers).finish()
+        f.debug_struct("Kafka")
+            .field("brokers", brokers)
+            .finish_non_exhaustive()
     }
 }
 
 impl Kafka {
-    /// A client of the brokers at `HOST:PORT[,HOST:PORT…]`. Connections are made when they are needed, and again when
-    /// they break.
+    /// A client of these brokers. Connections are made when they are needed, and again when they break.
     ///
     /// # Errors
-    /// When librdkafka refuses the configuration.
-    pub fn connect(brokers: &str) -> Result<Self, BusError> {
-        let producer = config(brokers)
-            // Each record once and in order in the log, also when a broker's answer is lost.
-            .set("enable.idempotence", "true")
-            .set("linger.ms", LINGER_MS)
-            .set("compression.type", "zstd")
-            .set("message.max.bytes", (2 * BUS_RECORD_BYTES_MAX).to_string())
-            .set(
-                "delivery.timeout.ms",
-                DELIVERY_WAIT_MAX.as_millis().to_string(),
-            )
-            // The hash that Java's clients use, so that a key has one partition whoever produces.
-            .set("partitioner", "murmur2_random")
-            .create()
-            .map_err(|source| BusError::Client {
-                brokers: brokers.to_owned(),
-                source: source.into(),
-            })?;
+    /// When the options do not go together, or librdkafka refuses them.
+    pub fn connect(config: &KafkaConfig) -> Result<Self, BusError> {
+        let client = config.client()?;
         Ok(Self {
-            brokers: brokers.to_owned(),
-            producer,
+            producer: RwLock::new(producer(&client, &config.brokers)?),
+            brokers: config.brokers.clone(),
+            partitions: config.partitions,
+            client,
             askers: Mutex::default(),
         })
+    }
+
+    fn producer(&self) -> FutureProducer {
+        let producer = self.producer.read();
+        producer.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces a producer that will never send again: an idempotent one gives up for good where it cannot tell any more
+    /// whether a record stands once, as after a broker that lost some. What it was given is tried again by the new one,
+    /// so there it may stand twice.
+    fn mend_producer(&self) -> Result<(), BusError> {
+        let mut current = self
+            .producer
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some((code, why)) = current.client().fatal_error() {
+            warn!(%code, why, "kafka: the producer gave up for good, a new one takes its place");
+            *current = producer(&self.client, &self.brokers)?;
+        }
+        Ok(())
     }
 
     /// Runs a blocking question on a thread of its own.
@@ -92,7 +117,7 @@ impl Kafka {
         topic: &str,
         question: impl FnOnce(&FutureProducer) -> Result<T, KafkaError> + Send + 'static,
     ) -> Result<T, BusError> {
-        let producer = self.producer.clone();
+        let producer = self.producer();
         let answer = tokio::task::spawn_blocking(move || question(&producer));
         let answer = answer.await.map_err(|_| BusError::Closed)?;
         answer.map_err(unavailable(action, topic))
@@ -103,34 +128,53 @@ impl Kafka {
         if let Some(asker) = askers.get(group) {
             return Ok(asker.clone());
         }
-        let asker: Arc<BaseConsumer> = Arc::new(self.new_consumer(group)?);
+        let asker: Arc<BaseConsumer> = Arc::new(self.made(self.consuming(group).create())?);
         askers.insert(group.to_owned(), asker.clone());
         Ok(asker)
     }
 
-    fn new_consumer<C: FromClientConfig>(&self, group: &str) -> Result<C, BusError> {
-        config(&self.brokers)
+    /// The configuration of a consumer.
+    fn consuming(&self, group: &str) -> ClientConfig {
+        let mut config = self.client.clone();
+        config
             .set("group.id", group)
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", SESSION_MS)
+            .set("heartbeat.interval.ms", HEARTBEAT_MS)
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "earliest")
-            .set("queued.max.messages.kbytes", FETCHED_AHEAD_KIB)
-            .create()
-            .map_err(|source| BusError::Client {
-                brokers: self.brokers.clone(),
-                source: source.into(),
-            })
+            .set("queued.max.messages.kbytes", FETCHED_AHEAD_KIB);
+        config
+    }
+
+    fn made<T>(&self, made: Result<T, KafkaError>) -> Result<T, BusError> {
+        made.map_err(|source| BusError::Client {
+            brokers: self.brokers.clone(),
+            source: source.into(),
+        })
     }
 }
 
-fn config(brokers: &str) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config
-        .set("bootstrap.servers", brokers)
-        .set("client.id", "pipeline-demo")
-        // A broker that comes back should be found quickly; the default waits up to 10 s.
-        .set("reconnect.backoff.max.ms", "1000");
-    config
+fn producer(client: &ClientConfig, brokers: &str) -> Result<FutureProducer, BusError> {
+    let made = client
+        .clone()
+        // Each record once and in order in the log, also when a broker's answer is lost.
+        .set("enable.idempotence", "true")
+        .set("linger.ms", LINGER_MS)
+        .set("compression.type", "zstd")
+        .set("message.max.bytes", (2 * BUS_RECORD_BYTES_MAX).to_string())
+        .set(
+            "delivery.timeout.ms",
+            DELIVERY_WAIT_MAX.as_millis().to_string(),
+        )
+        // The hash that Java's clients use, so that a key has one partition whoever produces.
+        .set("partitioner", "murmur2_random")
+        .create();
+    made.map_err(|source| BusError::Client {
+        brokers: brokers.to_owned(),
+        source: source.into(),
+    })
 }
 
 fn unavailable<E: Into<Box<dyn Error + Send + Sync>>>(
@@ -148,15 +192,27 @@ fn unavailable<E: Into<Box<dyn Error + Send + Sync>>>(
 impl Bus for Kafka {
     async fn ensure_topic(&self, topic: &str) -> Result<(), BusError> {
         match self.partitions(topic).await {
-            Ok(_) => return Ok(()),
+            Ok(found) => {
+                if found < self.partitions {
+                    warn!(
+                        topic,
+                        partitions = found,
+                        wished = self.partitions,
+                        "kafka: the topic has fewer partitions than wished; adding some would move keys, so it is left as it is"
+                    );
+                }
+                return Ok(());
+            }
             Err(BusError::UnknownTopic { .. }) => {}
             Err(error) => return Err(error),
         }
-        let admin: AdminClient<DefaultClientContext> = config(&self.brokers)
-            .create()
-            .map_err(unavailable("create", topic))?;
+        let admin: AdminClient<DefaultClientContext> = self.made(self.client.create())?;
         // -1: as many copies as the brokers' own default says.
-        let wanted = NewTopic::new(topic, PARTITIONS.cast_signed(), TopicReplication::Fixed(-1));
+        let wanted = NewTopic::new(
+            topic,
+            self.partitions.cast_signed(),
+            TopicReplication::Fixed(-1),
+        );
         let options = AdminOptions::new().request_timeout(Some(ANSWER_WAIT_MAX));
         let answers = admin.create_topics([&wanted], &options).await;
         for answer in answers.map_err(unavailable("create", topic))? {
@@ -192,8 +248,14 @@ impl Bus for Kafka {
             sent = sent.key(key);
         }
         let queue_wait_max = Timeout::After(DELIVERY_WAIT_MAX);
-        let delivered = self.producer.send(sent, queue_wait_max).await;
-        let delivered = delivered.map_err(|(error, _)| unavailable("append to", topic)(error))?;
+        let delivered = self.producer().send(sent, queue_wait_max).await;
+        let delivered = match delivered {
+            Ok(delivered) => delivered,
+            Err((error, _)) => {
+                self.mend_producer()?;
+                return Err(unavailable("append to", topic)(error));
+            }
+        };
         Ok(Position {
             partition: delivered.partition.cast_unsigned(),
             offset: delivered.offset,
@@ -201,21 +263,89 @@ impl Bus for Kafka {
     }
 
     async fn consumer(&self, topic: &str, group: &str) -> Result<Box<dyn Consumer>, BusError> {
+        self.partitions(topic).await?;
+        let member = Member::join(&self.consuming(group), topic);
+        Ok(Box::new(self.made(member)?))
+    }
+
+    async fn ends(&self, topic: &str) -> Result<Vec<(i64, i64)>, BusError> {
         let partitions = self.partitions(topic).await?;
-        let consumer: StreamConsumer = self.new_consumer(group)?;
-        let mut assigned = TopicPartitionList::new();
-        for partition in 0..partitions {
-            assigned
-                .add_partition_offset(topic, partition.cast_signed(), Offset::Stored)
-                .map_err(unavailable("consume", topic))?;
+        let owned = topic.to_owned();
+        self.ask("read", topic, move |producer| {
+            let ends = (0..partitions.cast_signed()).map(|partition| {
+                let client = producer.client();
+                client.fetch_watermarks(&owned, partition, ANSWER_WAIT_MAX)
+            });
+            ends.collect()
+        })
+        .await
+    }
+
+    async fn offsets_at(&self, topic: &str, time: Timestamp) -> Result<Vec<i64>, BusError> {
+        let ends = self.ends(topic).await?;
+        let consumer = self.asker(READER_GROUP)?;
+        let owned = topic.to_owned();
+        let partitions = ends.len() as i32;
+        let found = self.ask("read", topic, move |_| {
+            let mut asked = TopicPartitionList::new();
+            for partition in 0..partitions {
+                let time = Offset::Offset(time.as_millisecond());
+                asked.add_partition_offset(&owned, partition, time)?;
+            }
+            let found = consumer.offsets_for_times(asked, ANSWER_WAIT_MAX)?;
+            let elements = found.elements().into_iter();
+            let offset = |offset| match offset {
+                Offset::Offset(offset) => Some(offset),
+                Offset::Beginning
+                | Offset::End
+                | Offset::Stored
+                | Offset::Invalid
+                | Offset::OffsetTail(_) => None,
+            };
+            Ok(elements
+                .map(|e| (e.partition(), offset(e.offset())))
+                .collect::<Vec<_>>())
+        });
+        let mut offsets: Vec<i64> = ends.iter().map(|(_, high)| *high).collect();
+        let mut doubtful = Vec::new();
+        for (partition, offset) in found.await? {
+            let (at, partition) = (
+                partition.cast_unsigned() as usize,
+                partition.cast_unsigned(),
+            );
+            let (Some((low, high)), Some(from)) = (ends.get(at).copied(), offset) else {
+                continue;
+            };
+            if from <= low && low < high {
+                let (from, to) = (low, low + 1);
+                doubtful.push(Span {
+                    partition,
+                    from,
+                    to,
+                });
+            } else {
+                offsets[at] = from.min(high);
+            }
         }
-        consumer
-            .assign(&assigned)
-            .map_err(unavailable("consume", topic))?;
-        Ok(Box::new(KafkaConsumer {
-            consumer: Arc::new(consumer),
-            topic: topic.to_owned(),
-        }))
+        // Not every broker says that there is no such record in the same way: tansu 0.6 answers with the oldest one.
+        let mut reader = self.reader(topic, &doubtful).await?;
+        loop {
+            let oldest = reader.read(doubtful.len().max(1)).await?;
+            if oldest.is_empty() {
+                return Ok(offsets);
+            }
+            for record in oldest {
+                if record.produced_at.is_none_or(|produced| produced >= time) {
+                    offsets[record.position.partition as usize] = record.position.offset;
+                }
+            }
+        }
+    }
+
+    async fn reader(&self, topic: &str, spans: &[Span]) -> Result<Box<dyn Reader>, BusError> {
+        let ends = self.ends(topic).await?;
+        let reader = SpanReader::new(&self.consuming(READER_GROUP), topic, spans, &ends);
+        Ok(Box::new(self.made(reader)?))
     }
 
     async fn lag(&self, topic: &str, group: &str) -> Result<u64, BusError> {
@@ -279,70 +409,5 @@ impl Bus for Kafka {
             Ok(standing)
         })
         .await
-    }
-}
-
-struct KafkaConsumer {
-    consumer: Arc<StreamConsumer>,
-    topic: String,
-}
-
-impl fmt::Debug for KafkaConsumer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { topic, .. } = self;
-        f.debug_struct("KafkaConsumer")
-            .field("topic", topic)
-            .finish_non_exhaustive()
-    }
-}
-
-#[async_trait]
-impl Consumer for KafkaConsumer {
-    async fn next(&mut self, records_max: usize) -> Result<Vec<Record>, BusError> {
-        let received = self.consumer.recv().await;
-        // Nothing is awaited from here on: a call that is dropped took nothing.
-        let mut records = vec![record(&received.map_err(unavailable("read", &self.topic))?)];
-        while records.len() < records_max {
-            match self.consumer.recv().now_or_never() {
-                Some(Ok(message)) => records.push(record(&message)),
-                // An error that lasts shows again in the next call.
-                Some(Err(_)) | None => break,
-            }
-        }
-        Ok(records)
-    }
-
-    async fn commit(&mut self, next: &[Position]) -> Result<(), BusError> {
-        if next.is_empty() {
-            return Ok(());
-        }
-        let mut offsets = TopicPartitionList::new();
-        for Position { partition, offset } in next {
-            offsets
-                .add_partition_offset(
-                    &self.topic,
-                    partition.cast_signed(),
-                    Offset::Offset(*offset),
-                )
-                .map_err(unavailable("commit", &self.topic))?;
-        }
-        let consumer = self.consumer.clone();
-        let committed =
-            tokio::task::spawn_blocking(move || consumer.commit(&offsets, CommitMode::Sync));
-        let committed = committed.await.map_err(|_| BusError::Closed)?;
-        committed.map_err(unavailable("commit", &self.topic))
-    }
-}
-
-fn record(message: &rdkafka::message::BorrowedMessage<'_>) -> Record {
-    Record {
-        position: Position {
-            partition: message.partition().cast_unsigned(),
-            offset: message.offset(),
-        },
-        key: message.key().map(Bytes::copy_from_slice),
-        value: message
-            .payload()
-            .map_or_else(Bytes::new, Bytes::copy_from_slice),
     }
 }

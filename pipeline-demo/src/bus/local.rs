@@ -6,9 +6,9 @@
 //! many records. Records below what every group has committed are deleted as time passes, and SQLite uses their pages
 //! again, so a demo that runs for days stays small.
 
+mod consumer;
 mod writer;
 
-use std::collections::VecDeque;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,23 +16,27 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use friday::clock::SystemClock;
+use jiff::Timestamp;
 use sqlx::Row;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 
 use super::{
-    Bus, BusError, Consumer, NewRecord, PARTITIONS, Position, Record, Standing, check_size,
+    Bus, BusError, Consumer, NewRecord, PARTITIONS, Position, Reader, Record, Span, Standing,
+    check_size,
 };
+use consumer::{LocalConsumer, LocalReader};
 use writer::Write;
 
 /// The log's file in its directory.
 const FILE: &str = "log.sqlite";
 
 /// Version of the tables, kept in the file's `user_version`.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 const SCHEMA: &str = "
     CREATE TABLE topics (
@@ -44,14 +48,18 @@ const SCHEMA: &str = "
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE records (
         topic INTEGER NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL,
-        key BLOB, value BLOB NOT NULL,
+        key BLOB, value BLOB NOT NULL, appended_ms INTEGER,
         PRIMARY KEY (topic, partition, offset)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE groups (
         topic INTEGER NOT NULL, name TEXT NOT NULL, partition INTEGER NOT NULL, committed INTEGER NOT NULL,
         PRIMARY KEY (topic, name, partition)
     ) STRICT, WITHOUT ROWID;
-    PRAGMA user_version = 1;";
+    PRAGMA user_version = 2;";
+
+/// From version 1, whose records do not say when they were appended.
+const UPGRADE_1: &str =
+    "ALTER TABLE records ADD COLUMN appended_ms INTEGER; PRAGMA user_version = 2;";
 
 /// How long SQLite waits for another process's transaction. Ours take milliseconds; a machine under load, or a disk that
 /// is slow to synchronise, may take seconds.
@@ -60,9 +68,6 @@ const BUSY_WAIT_MAX: Duration = Duration::from_secs(10);
 /// How often an idle consumer looks whether another process produced something: what a record may wait at most, at a
 /// price of 50 tiny queries a second. Records of the same process wake it at once.
 const POLL: Duration = Duration::from_millis(20);
-
-/// Records a consumer reads ahead at most: 100 KB of tweets, 46 MB if each were as large as a record may be.
-const READ_AHEAD_MAX: usize = 128;
 
 /// How long a new consumer waits for the one before it to end, as when a process is replaced.
 const GROUP_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -118,9 +123,10 @@ impl LocalLog {
             .map_err(|e| failed(e.into()))?;
         match version {
             SCHEMA_VERSION => {}
-            0 => {
-                let created = sqlx::raw_sql(SCHEMA).execute(&writers).await;
-                created.map_err(|e| failed(e.into()))?;
+            older @ (0 | 1) => {
+                let script = if older == 0 { SCHEMA } else { UPGRADE_1 };
+                let made = sqlx::raw_sql(script).execute(&writers).await;
+                made.map_err(|e| failed(e.into()))?;
             }
             newer => {
                 let text = format!("its tables are of version {newer}, not {SCHEMA_VERSION}");
@@ -136,7 +142,8 @@ impl LocalLog {
         });
         let (writes, waiting) = mpsc::channel(WRITES_WAITING_MAX);
         // Ends by itself when the log and all its consumers are dropped and what they wrote is saved.
-        tokio::spawn(writer::run(writers, shared.clone(), waiting));
+        let clock = SystemClock::new();
+        tokio::spawn(writer::run(writers, shared.clone(), clock, waiting));
         Ok(Self { shared, writes })
     }
 }
@@ -179,20 +186,49 @@ impl Bus for LocalLog {
             done,
         })
         .await?;
-        Ok(Box::new(LocalConsumer {
-            shared: self.shared.clone(),
-            writes: self.writes.clone(),
-            topic: topic.to_owned(),
-            topic_id: id,
-            group: group.to_owned(),
-            ahead: VecDeque::new(),
+        let consumer = LocalConsumer::new(
+            self.shared.clone(),
+            self.writes.clone(),
+            (topic, id),
+            group,
             next,
-            first: 0,
-            heads_read: None,
-            idle_until: None,
-            appended: self.shared.appended.subscribe(),
-            _lock: lock,
-        }))
+            lock,
+        );
+        Ok(Box::new(consumer))
+    }
+
+    async fn ends(&self, topic: &str) -> Result<Vec<(i64, i64)>, BusError> {
+        let Topic { id, .. } = self.shared.known_topic(topic).await?;
+        sqlx::query_as(
+            "SELECT coalesce((SELECT min(offset) FROM records
+                WHERE records.topic = heads.topic AND records.partition = heads.partition), next), next
+             FROM heads WHERE topic = ? ORDER BY partition",
+        )
+        .bind(id)
+        .fetch_all(&self.shared.readers)
+        .await
+        .map_err(unavailable("read", topic))
+    }
+
+    async fn offsets_at(&self, topic: &str, time: Timestamp) -> Result<Vec<i64>, BusError> {
+        let Topic { id, .. } = self.shared.known_topic(topic).await?;
+        sqlx::query_scalar(
+            "SELECT coalesce((SELECT min(offset) FROM records
+                WHERE records.topic = heads.topic AND records.partition = heads.partition
+                AND appended_ms >= ?2), next)
+             FROM heads WHERE topic = ?1 ORDER BY partition",
+        )
+        .bind(id)
+        .bind(time.as_millisecond())
+        .fetch_all(&self.shared.readers)
+        .await
+        .map_err(unavailable("read", topic))
+    }
+
+    async fn reader(&self, topic: &str, spans: &[Span]) -> Result<Box<dyn Reader>, BusError> {
+        let Topic { id, .. } = self.shared.known_topic(topic).await?;
+        let reader = LocalReader::new(self.shared.clone(), (topic, id), spans);
+        Ok(Box::new(reader))
     }
 
     async fn lag(&self, topic: &str, group: &str) -> Result<u64, BusError> {
@@ -266,6 +302,39 @@ impl Shared {
         })
     }
 
+    /// Records of one partition from an offset on, and before another.
+    async fn records(
+        &self,
+        (topic, id): (&str, i64),
+        span: Span,
+        records_max: usize,
+    ) -> Result<Vec<Record>, BusError> {
+        let rows = sqlx::query(
+            "SELECT offset, key, value, appended_ms FROM records
+             WHERE topic = ? AND partition = ? AND offset >= ? AND offset < ? ORDER BY offset LIMIT ?",
+        )
+        .bind(id)
+        .bind(span.partition)
+        .bind(span.from)
+        .bind(span.to)
+        .bind(records_max as i64)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(unavailable("read", topic))?;
+        let records = rows.into_iter().map(|row| Record {
+            position: Position {
+                partition: span.partition,
+                offset: row.get(0),
+            },
+            key: row.get::<Option<Vec<u8>>, _>(1).map(Bytes::from),
+            value: row.get::<Vec<u8>, _>(2).into(),
+            produced_at: row
+                .get::<Option<i64>, _>(3)
+                .and_then(|ms| Timestamp::from_millisecond(ms).ok()),
+        });
+        Ok(records.collect())
+    }
+
     /// A file lock that the system frees when its holder ends, however it ends.
     async fn lock_group(&self, topic: &str, group: &str) -> Result<File, BusError> {
         let path = self.directory.join(format!("{topic}.{group}.lock"));
@@ -313,119 +382,5 @@ fn unavailable(action: &'static str, topic: &str) -> impl FnOnce(sqlx::Error) ->
         action,
         topic: topic.to_owned(),
         source: source.into(),
-    }
-}
-
-#[derive(Debug)]
-struct LocalConsumer {
-    shared: Arc<Shared>,
-    writes: mpsc::Sender<Write>,
-    topic: String,
-    topic_id: i64,
-    group: String,
-    /// Read and not taken yet.
-    ahead: VecDeque<Record>,
-    /// The next offset to read, by partition.
-    next: Vec<i64>,
-    /// The partition to look at first, so that a busy one cannot starve the others.
-    first: usize,
-    /// The sum of the heads when all was read.
-    heads_read: Option<i64>,
-    /// Until when there is no need to look, unless this process appends.
-    idle_until: Option<Instant>,
-    appended: watch::Receiver<u64>,
-    /// Held while this consumer lives: a group has one.
-    _lock: File,
-}
-
-#[async_trait]
-impl Consumer for LocalConsumer {
-    async fn next(&mut self, records_max: usize) -> Result<Vec<Record>, BusError> {
-        while self.ahead.is_empty() {
-            if let Some(until) = self.idle_until {
-                // Whether it was woken or the time is over: it looks again.
-                timeout_at(until, self.appended.changed()).await.ok();
-                self.idle_until = None;
-            }
-            self.look().await?;
-        }
-        // Nothing is awaited from here on: a call that is dropped took nothing.
-        let taken = records_max.clamp(1, self.ahead.len().max(1));
-        Ok(self.ahead.drain(..taken).collect())
-    }
-
-    async fn commit(&mut self, next: &[Position]) -> Result<(), BusError> {
-        if next.is_empty() {
-            return Ok(());
-        }
-        ask(&self.writes, |done| Write::Commit {
-            topic: self.topic_id,
-            group: self.group.clone(),
-            next: next.to_vec(),
-            done,
-        })
-        .await
-    }
-}
-
-impl LocalConsumer {
-    /// Reads ahead what there is; nothing is changed before all of it is read.
-    async fn look(&mut self) -> Result<(), BusError> {
-        let heads = self.heads().await?;
-        let records = match self.heads_read {
-            Some(read) if read == heads => Vec::new(),
-            Some(_) | None => self.read().await?,
-        };
-        if records.is_empty() {
-            self.heads_read = Some(heads);
-            self.idle_until = Some(Instant::now() + POLL);
-            return Ok(());
-        }
-        for Record { position, .. } in &records {
-            self.next[position.partition as usize] = position.offset + 1;
-        }
-        self.first = (self.first + 1) % self.next.len().max(1);
-        self.heads_read = None;
-        self.ahead.extend(records);
-        Ok(())
-    }
-
-    async fn heads(&self) -> Result<i64, BusError> {
-        sqlx::query_scalar("SELECT coalesce(sum(next), 0) FROM heads WHERE topic = ?")
-            .bind(self.topic_id)
-            .fetch_one(&self.shared.readers)
-            .await
-            .map_err(unavailable("read", &self.topic))
-    }
-
-    async fn read(&self) -> Result<Vec<Record>, BusError> {
-        let mut records = Vec::new();
-        for turn in 0..self.next.len() {
-            let partition = (self.first + turn) % self.next.len();
-            let wanted = READ_AHEAD_MAX.saturating_sub(records.len());
-            if wanted == 0 {
-                break;
-            }
-            let rows = sqlx::query(
-                "SELECT offset, key, value FROM records
-                 WHERE topic = ? AND partition = ? AND offset >= ? ORDER BY offset LIMIT ?",
-            )
-            .bind(self.topic_id)
-            .bind(partition as i64)
-            .bind(self.next[partition])
-            .bind(wanted as i64)
-            .fetch_all(&self.shared.readers)
-            .await
-            .map_err(unavailable("read", &self.topic))?;
-            records.extend(rows.into_iter().map(|row| Record {
-                position: Position {
-                    partition: partition as u32,
-                    offset: row.get(0),
-                },
-                key: row.get::<Option<Vec<u8>>, _>(1).map(Bytes::from),
-                value: row.get::<Vec<u8>, _>(2).into(),
-            }));
-        }
-        Ok(records)
     }
 }

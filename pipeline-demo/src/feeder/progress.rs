@@ -85,6 +85,14 @@ impl Progress {
         moved.collect()
     }
 
+    /// A partition is another's: what was taken from it is not ours to commit.
+    pub(super) fn forget(&mut self, partition: u32) {
+        if let Some(state) = self.partitions.remove(&partition) {
+            self.taken -= state.taken.len();
+            self.unfinished -= state.taken.iter().filter(|taken| !taken.done).count();
+        }
+    }
+
     /// These offsets are committed.
     pub(super) fn committed(&mut self, next: &[Position]) {
         for Position { partition, offset } in next {
@@ -122,6 +130,23 @@ mod tests {
         assert_eq!((progress.taken(), progress.unfinished()), (1, 1));
         progress.done(at(0, 9));
         assert_eq!(progress.to_commit(), [at(0, 10)]);
+    }
+
+    #[test]
+    fn a_partition_that_comes_back_begins_anew() {
+        let mut progress = Progress::default();
+        for offset in [5, 6, 7] {
+            progress.take(at(0, offset));
+        }
+        progress.take(at(1, 0));
+        progress.done(at(0, 6));
+        progress.forget(0);
+        assert_eq!((progress.taken(), progress.unfinished()), (1, 1));
+        progress.done(at(0, 5));
+        assert_eq!(progress.to_commit(), []);
+        progress.take(at(0, 3));
+        progress.done(at(0, 3));
+        assert_eq!(progress.to_commit(), [at(0, 4)]);
     }
 
     proptest! {

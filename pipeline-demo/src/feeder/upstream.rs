@@ -33,6 +33,16 @@ pub enum Pin {
     Canary,
 }
 
+impl Pin {
+    /// The word in [`RELEASE_HEADER`].
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Stable => "stable",
+            Self::Canary => "canary",
+        }
+    }
+}
+
 /// Why no client could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
@@ -100,14 +110,14 @@ impl AttemptError {
 
 /// The proxy, as the feeder sees it.
 #[derive(Debug, Clone)]
-pub(super) struct Upstream {
+pub(crate) struct Upstream {
     client: Client,
     tasks: Url,
     pin: Option<HeaderValue>,
 }
 
 impl Upstream {
-    pub(super) fn new(
+    pub(crate) fn new(
         proxy: &str,
         attempt_wait_max: Duration,
         pin: Option<Pin>,
@@ -126,10 +136,7 @@ impl Upstream {
             .no_proxy()
             .build()
             .map_err(UpstreamError::Client)?;
-        let pin = pin.map(|pin| match pin {
-            Pin::Stable => HeaderValue::from_static("stable"),
-            Pin::Canary => HeaderValue::from_static("canary"),
-        });
+        let pin = pin.map(|pin| HeaderValue::from_static(pin.name()));
         Ok(Self {
             client,
             tasks: base.join("/tasks").map_err(|_| address())?,

@@ -1,7 +1,7 @@
 //! What every bus promises: one suite, run on the local log and on Kafka's protocol.
 //!
-//! Kafka's side is librdkafka's broker inside this process: real clients, a real protocol, but no groups to speak of and
-//! 5 MB a partition, so the suite is small. A real broker is for the system tests.
+//! Kafka's side is a broker of the test's own, and librdkafka's broker inside this process, which needs nothing installed
+//! but keeps only 5 MB a partition.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use pipeline_demo::bus::{
-    BUS_RECORD_BYTES_MAX, Bus, BusError, Consumer, Kafka, LocalLog, NewRecord, PARTITIONS,
-    Position, Record,
+    BUS_RECORD_BYTES_MAX, Bus, BusError, Consumer, Kafka, KafkaConfig, LocalLog, NewRecord,
+    PARTITIONS, Position, Record,
 };
 use rdkafka::mocking::MockCluster;
 use tokio::time::timeout;
@@ -24,7 +24,7 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 /// The topics that the suite needs: one for each of its parts.
 const TOPICS: [&str; 4] = ["order", "groups", "resume", "limits"];
 
-async fn contract(bus: Arc<dyn Bus>) {
+pub(crate) async fn contract(bus: Arc<dyn Bus>) {
     for topic in TOPICS {
         bus.ensure_topic(topic).await.unwrap();
         // Again: it is there, and stays as it is.
@@ -38,7 +38,7 @@ async fn contract(bus: Arc<dyn Bus>) {
 }
 
 /// Takes exactly `records`, a few at a time.
-async fn take(consumer: &mut dyn Consumer, records: usize) -> Vec<Record> {
+pub(crate) async fn take(consumer: &mut dyn Consumer, records: usize) -> Vec<Record> {
     let mut taken = Vec::new();
     while taken.len() < records {
         let next = timeout(WAIT_MAX, consumer.next(7)).await;
@@ -77,6 +77,7 @@ async fn keeps_keys_together_and_in_order(bus: &Arc<dyn Bus>) {
         position,
         key,
         value,
+        ..
     } in &taken
     {
         let before = last.insert(position.partition, position.offset);
@@ -175,7 +176,7 @@ async fn names_what_it_refuses(bus: &Arc<dyn Bus>) {
     );
 }
 
-fn ends(records: &[Record]) -> Vec<Position> {
+pub(crate) fn ends(records: &[Record]) -> Vec<Position> {
     let mut ends = BTreeMap::new();
     for Record { position, .. } in records {
         let next = position.offset + 1;
@@ -203,7 +204,7 @@ async fn kafka_keeps_the_contract() {
             .create_topic(topic, PARTITIONS.cast_signed(), 1)
             .unwrap();
     }
-    let kafka = Kafka::connect(&cluster.bootstrap_servers()).unwrap();
+    let kafka = Kafka::connect(&KafkaConfig::plaintext(&cluster.bootstrap_servers())).unwrap();
     contract(Arc::new(kafka)).await;
 }
 

@@ -1,6 +1,7 @@
 //! What goes wrong on the way, and must not matter. Numbers are those of the list of failures.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,14 +27,14 @@ use crate::support::{
 };
 
 /// A feeder at work in this process.
-struct Feeding {
-    feeder: Arc<Feeder>,
+pub(crate) struct Feeding {
+    pub(crate) feeder: Arc<Feeder>,
     stop: CancellationToken,
     task: JoinHandle<Fed>,
 }
 
 impl Feeding {
-    fn start(bus: &Arc<dyn Bus>, proxy: SocketAddr) -> Self {
+    pub(crate) fn start(bus: &Arc<dyn Bus>, proxy: SocketAddr) -> Self {
         let feeder = Arc::new(Feeder::new(bus.clone(), &feeder_config(proxy)).unwrap());
         let stop = CancellationToken::new();
         let (running, told) = (feeder.clone(), stop.clone());
@@ -41,13 +42,13 @@ impl Feeding {
         Self { feeder, stop, task }
     }
 
-    async fn stop(self) -> Fed {
+    pub(crate) async fn stop(self) -> Fed {
         self.stop.cancel();
         self.task.await.unwrap()
     }
 }
 
-async fn drained(bus: &Arc<dyn Bus>, topic: &str, group: &str) {
+pub(crate) async fn drained(bus: &Arc<dyn Bus>, topic: &str, group: &str) {
     until("the topic is drained", async || {
         match bus.lag(topic, group).await.unwrap() {
             0 => Ok(()),
@@ -58,7 +59,7 @@ async fn drained(bus: &Arc<dyn Bus>, topic: &str, group: &str) {
 }
 
 /// Runs the sink until it stored all there is.
-async fn store(bus: &Arc<dyn Bus>, directory: &std::path::Path) -> Stored {
+pub(crate) async fn store(bus: &Arc<dyn Bus>, directory: &Path) -> Stored {
     let storage = SqliteStorage::open(&directory.join("store.sqlite"))
         .await
         .unwrap();
@@ -76,7 +77,7 @@ async fn store(bus: &Arc<dyn Bus>, directory: &std::path::Path) -> Stored {
 }
 
 /// A worker in the proxy's place whose answers a test chooses by tweet and attempt.
-async fn upstream(
+pub(crate) async fn upstream(
     answer: impl Fn(&Tweet, u64) -> Response + Clone + Send + Sync + 'static,
 ) -> (SocketAddr, Arc<AtomicU64>) {
     let attempts = Arc::new(AtomicU64::new(0));
@@ -100,19 +101,23 @@ async fn upstream(
     (address, attempts)
 }
 
-fn result_of(tweet: &Tweet) -> Response {
+pub(crate) fn result_of(tweet: &Tweet) -> Response {
     let result = json!({"tweet_id": tweet.id, "release": "a", "features": {}});
     (StatusCode::OK, result.to_string()).into_response()
 }
 
 #[tokio::test]
 async fn f41_a_worker_killed_in_its_task_the_task_is_done_again_and_stored_once() {
-    const TWEETS_MADE: u64 = 200;
     let directory = tempfile::tempdir().unwrap();
     let bus = local_bus(&directory.path().join("bus")).await;
-    produce_tweets(&bus, TWEETS_MADE).await;
-    let mut worker = Process::start(directory.path(), "first", &["work"]).await;
-    let feeding = Feeding::start(&bus, worker.address);
+    a_worker_is_killed(&bus, directory.path()).await;
+}
+
+pub(crate) async fn a_worker_is_killed(bus: &Arc<dyn Bus>, directory: &Path) {
+    const TWEETS_MADE: u64 = 200;
+    produce_tweets(bus, TWEETS_MADE).await;
+    let mut worker = Process::start(directory, "first", &["work"]).await;
+    let feeding = Feeding::start(bus, worker.address);
     // Some are done, and some are taken and not done: that is when it dies.
     until("the worker is in the middle", async || {
         let counts = worker.counts().await;
@@ -137,12 +142,12 @@ async fn f41_a_worker_killed_in_its_task_the_task_is_done_again_and_stored_once(
     );
     let listen = worker.address.to_string();
     let args = ["work", "--listen", &listen];
-    let second = Process::start(directory.path(), "second", &args).await;
-    drained(&bus, TWEETS, "feeder").await;
+    let second = Process::start(directory, "second", &args).await;
+    drained(bus, TWEETS, "feeder").await;
     let fed = feeding.stop().await;
     assert_eq!((fed.tasks_completed, fed.tasks_malformed), (TWEETS_MADE, 0));
     assert!(fed.attempts > TWEETS_MADE, "{fed:?}");
-    let stored = store(&bus, directory.path()).await;
+    let stored = store(bus, directory).await;
     assert_eq!((stored.results, stored.malformed), (TWEETS_MADE, 0));
     second.terminate();
     assert_eq!(second.end().await.0, Some(0));
@@ -182,6 +187,10 @@ async fn f42_a_malformed_record_is_a_dead_letter_with_its_reason_and_bytes_and_t
  {
     let directory = tempfile::tempdir().unwrap();
     let bus = local_bus(&directory.path().join("bus")).await;
+    malformed_records_come(&bus, directory.path()).await;
+}
+
+pub(crate) async fn malformed_records_come(bus: &Arc<dyn Bus>, directory: &Path) {
     let bad: [(&[u8], &str); 5] = [
         (b"\xff\xfe\x00", "not_utf8"),
         (br#"{"data":{"id":"1","#, "not_json"),
@@ -198,9 +207,9 @@ async fn f42_a_malformed_record_is_a_dead_letter_with_its_reason_and_bytes_and_t
             places.push(bus.produce(TWEETS, new).await.unwrap());
         }
     }
-    let worker = Process::start(directory.path(), "worker", &["work"]).await;
-    let feeding = Feeding::start(&bus, worker.address);
-    drained(&bus, TWEETS, "feeder").await;
+    let worker = Process::start(directory, "worker", &["work"]).await;
+    let feeding = Feeding::start(bus, worker.address);
+    drained(bus, TWEETS, "feeder").await;
     let fed = feeding.stop().await;
     assert_eq!((fed.tasks_completed, fed.tasks_malformed), (5, 5));
     assert_eq!(
@@ -239,10 +248,10 @@ async fn f42_a_malformed_record_is_a_dead_letter_with_its_reason_and_bytes_and_t
         assert!(!letter.reason.is_empty());
     }
     drop(consumer);
-    let stored = store(&bus, directory.path()).await;
+    let stored = store(bus, directory).await;
     assert_eq!((stored.results, stored.malformed), (5, 5));
     let options =
-        sqlx::sqlite::SqliteConnectOptions::new().filename(directory.path().join("store.sqlite"));
+        sqlx::sqlite::SqliteConnectOptions::new().filename(directory.join("store.sqlite"));
     let reader = sqlx::SqlitePool::connect_with(options).await.unwrap();
     let originals: Vec<Vec<u8>> =
         sqlx::query_scalar("SELECT original FROM malformed ORDER BY partition, offset")

@@ -1,13 +1,21 @@
 //! What several tests need: conditions to wait for, records, workers.
 
+#[path = "../../../tests/src/broker.rs"]
+#[expect(unreachable_pub, reason = "the system tests' crate shows it to others")]
+mod broker;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use broker::Broker;
+
 use bytes::Bytes;
-use pipeline_demo::bus::{Bus, BusConfig, LocalLog, MALFORMED, NewRecord, RESULTS, TWEETS};
+use pipeline_demo::bus::{
+    Bus, BusConfig, KafkaConfig, LocalLog, MALFORMED, NewRecord, RESULTS, TWEETS,
+};
 use pipeline_demo::feeder::{ATTEMPT_WAIT_DEFAULT, FeederConfig};
 use pipeline_demo::server::ServerConfig;
 use pipeline_demo::telemetry::Identity;
@@ -16,7 +24,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
 /// How long a condition may take to come true, on a machine that does other work as well.
-const WAIT_MAX: Duration = Duration::from_secs(30);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// Waits until `look` finds something, and panics with what it saw last.
 pub(crate) async fn until<T, Seen: std::fmt::Debug>(
@@ -40,6 +48,12 @@ pub(crate) async fn local_bus(directory: &Path) -> Arc<dyn Bus> {
         log.ensure_topic(topic).await.unwrap();
     }
     log
+}
+
+/// The broker's bus, with the pipeline's topics.
+pub(crate) async fn kafka_bus(broker: &Broker) -> Arc<dyn Bus> {
+    let config = KafkaConfig::plaintext(&broker.address());
+    BusConfig::Kafka(Box::new(config)).open().await.unwrap()
 }
 
 pub(crate) fn record(value: impl Into<Bytes>) -> NewRecord {

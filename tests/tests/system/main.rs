@@ -10,4 +10,5 @@
 mod bad_input;
 mod demos;
 mod disk_full;
+mod pipeline;
 mod restarts;

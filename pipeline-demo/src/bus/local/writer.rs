@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
+use friday::clock::Clock;
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
@@ -64,7 +65,12 @@ pub(super) enum Write {
 /// An answer that is given once the transaction is committed.
 type Answer = Box<dyn FnOnce(Result<(), &sqlx::Error>) + Send>;
 
-pub(super) async fn run(pool: SqlitePool, shared: Arc<Shared>, mut writes: mpsc::Receiver<Write>) {
+pub(super) async fn run(
+    pool: SqlitePool,
+    shared: Arc<Shared>,
+    clock: Arc<dyn Clock>,
+    mut writes: mpsc::Receiver<Write>,
+) {
     let mut batch = Vec::new();
     let mut turn = 0;
     let mut clean_at = Instant::now() + CLEAN_EVERY;
@@ -79,7 +85,9 @@ pub(super) async fn run(pool: SqlitePool, shared: Arc<Shared>, mut writes: mpsc:
         }
         let clean = Instant::now() >= clean_at;
         let mut answers = Vec::with_capacity(batch.len());
-        let written = transaction(&pool, batch.drain(..), clean, &mut turn, &mut answers).await;
+        let now_ms = clock.now().as_millisecond();
+        let batch = batch.drain(..);
+        let written = transaction(&pool, batch, now_ms, clean, &mut turn, &mut answers).await;
         if let Err(error) = &written {
             warn!(
                 error = chain(error),
@@ -102,6 +110,7 @@ pub(super) async fn run(pool: SqlitePool, shared: Arc<Shared>, mut writes: mpsc:
 async fn transaction(
     pool: &SqlitePool,
     batch: impl Iterator<Item = Write>,
+    now_ms: i64,
     clean: bool,
     turn: &mut usize,
     answers: &mut Vec<Answer>,
@@ -109,7 +118,10 @@ async fn transaction(
     // A transaction that began by reading could not become a writing one while another process writes.
     let mut open = pool.begin_with("BEGIN IMMEDIATE").await;
     let mut failed: Option<sqlx::Error> = None;
-    let mut appends = Appends::default();
+    let mut appends = Appends {
+        now_ms,
+        ..Appends::default()
+    };
     for write in batch {
         let connection = match &mut open {
             Ok(transaction) if failed.is_none() => Some(&mut **transaction),
@@ -210,6 +222,8 @@ fn told(error: &sqlx::Error) -> sqlx::Error {
 /// Where the partitions end, as far as this transaction knows.
 #[derive(Debug, Default)]
 struct Appends {
+    /// When this transaction is written, in milliseconds since 1970.
+    now_ms: i64,
     topics: BTreeMap<String, Option<(i64, u32)>>,
     heads: BTreeMap<(i64, u32), Head>,
 }
@@ -312,13 +326,14 @@ async fn append(
         let offset = head.next;
         head.next += 1;
         sqlx::query(
-            "INSERT INTO records (topic, partition, offset, key, value) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO records (topic, partition, offset, key, value, appended_ms) VALUES (?, ?, ?, ?, ?, ?)",
         )
         .bind(id)
         .bind(partition)
         .bind(offset)
         .bind(record.key.as_deref())
         .bind(&record.value[..])
+        .bind(appends.now_ms)
         .execute(&mut *connection)
         .await?;
         Ok(Ok(Position { partition, offset }))

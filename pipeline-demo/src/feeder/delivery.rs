@@ -1,0 +1,170 @@
+//! One record's way: sent until it is answered, and the answer to the bus until it is durable.
+
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde_json::json;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::DeadLetter;
+use super::counts::Counts;
+use super::upstream::{Answer, Upstream};
+use crate::backoff::{Hush, wait_after};
+use crate::bus::{Bus, BusError, MALFORMED, NewRecord, RESULTS, Record, TWEETS};
+use crate::origin::{Origin, with_origin};
+use crate::telemetry::chain;
+use crate::tweet::{Ids, Malformed, RECORD_BYTES_MAX};
+
+/// What a task in flight needs.
+pub(crate) struct Delivery {
+    /// Where the answers go; without one they are only counted.
+    pub(crate) answers_to: Option<Arc<dyn Bus>>,
+    /// The topic that the records stand in, for dead letters.
+    pub(crate) topic: String,
+    /// Where the tasks go.
+    pub(crate) upstream: Upstream,
+    /// Attempts after which a record is given up; the feeder never does.
+    pub(crate) attempts_max: Option<u32>,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) hush: Hush,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivered {
+    /// Its result is durable.
+    Completed,
+    /// Its dead letter is.
+    Malformed,
+    /// An attempt failed after the stop: it is left to whoever goes on.
+    Left,
+    /// All its attempts failed.
+    GivenUp,
+}
+
+impl Delivery {
+    /// Sends one record until it is answered, and the answer to the bus until it is durable; then the record is done.
+    pub(crate) async fn deliver(
+        &self,
+        record: &Record,
+        stop: &CancellationToken,
+    ) -> Result<Delivered, BusError> {
+        let ids = Ids::of(&record.value);
+        // A record without an id is known by its place, which stays the same however often it is read.
+        let key = ids.tweet.unwrap_or_else(|| record.position.to_string());
+        match self.answer(&key, record, stop).await {
+            Ok(Answer::Done(result)) => {
+                let result = match self.topic.as_str() {
+                    TWEETS => with_origin(result, Origin::of(record)),
+                    _ => result,
+                };
+                self.append(RESULTS, &key, result).await?;
+                self.counts.completed.inc();
+                Ok(Delivered::Completed)
+            }
+            Ok(Answer::Malformed {
+                code,
+                reason,
+                release,
+            }) => {
+                let letter = DeadLetter {
+                    topic: self.topic.clone(),
+                    position: record.position,
+                    code,
+                    reason,
+                    release,
+                    original_base64: STANDARD.encode(original(record)),
+                };
+                let place = record.position.to_string();
+                let letter = Bytes::from(json!(letter).to_string());
+                self.append(MALFORMED, &place, letter).await?;
+                self.counts.malformed.inc();
+                Ok(Delivered::Malformed)
+            }
+            Err(unanswered) => Ok(unanswered),
+        }
+    }
+
+    /// The final answer, or why there is none.
+    async fn answer(
+        &self,
+        key: &str,
+        record: &Record,
+        stop: &CancellationToken,
+    ) -> Result<Answer, Delivered> {
+        if record.value.len() > RECORD_BYTES_MAX {
+            let bytes = record.value.len();
+            return Ok(Answer::Malformed {
+                code: Malformed::TooLarge.code().to_owned(),
+                reason: format!(
+                    "{}: it has {bytes}, of which the first are kept",
+                    Malformed::TooLarge
+                ),
+                // No release was asked.
+                release: None,
+            });
+        }
+        let mut failures = 0;
+        loop {
+            let sent = self.upstream.send(key, record.value.clone()).await;
+            let outcome = sent.as_ref().map_or_else(|e| e.outcome(), Answer::outcome);
+            self.counts.attempts.with_label_values(&[outcome]).inc();
+            match sent {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    failures += 1;
+                    if self.hush.may_speak() {
+                        let error = chain(&error);
+                        warn!(task = key, position = %record.position, failures, error, "feed: a task failed, trying again");
+                    }
+                    if self.attempts_max.is_some_and(|max| failures >= max) {
+                        return Err(Delivered::GivenUp);
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => return Err(Delivered::Left),
+                        () = sleep(wait_after(failures, key)) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn append(&self, topic: &str, key: &str, value: Bytes) -> Result<(), BusError> {
+        let Some(bus) = &self.answers_to else {
+            return Ok(());
+        };
+        let mut failures = 0;
+        loop {
+            let record = NewRecord {
+                key: Some(Bytes::copy_from_slice(key.as_bytes())),
+                value: value.clone(),
+            };
+            match bus.produce(topic, record).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.is_transient() => {
+                    failures += 1;
+                    if self.hush.may_speak() {
+                        warn!(
+                            task = key,
+                            topic,
+                            error = chain(&error),
+                            failures,
+                            "feed: the bus did not take an answer, trying again"
+                        );
+                    }
+                    sleep(wait_after(failures, key)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// The bytes that a dead letter keeps: all, save of a record that another producer made larger than the bus takes here.
+fn original(record: &Record) -> &[u8] {
+    &record.value[..record.value.len().min(RECORD_BYTES_MAX)]
+}

@@ -239,6 +239,18 @@ impl Sink {
             failures: 0,
             resume_at: Instant::now(),
         };
+        let drained = self.drain(&mut fetch, topic, shutdown).await;
+        // Others of the group need not wait for a time-out.
+        fetch.consumer.close().await;
+        drained
+    }
+
+    async fn drain(
+        &self,
+        fetch: &mut Fetch,
+        topic: &'static str,
+        shutdown: &CancellationToken,
+    ) -> Result<(), SinkError> {
         let mut ahead: Vec<Record> = Vec::new();
         loop {
             if ahead.is_empty() {

@@ -85,7 +85,7 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
-    use crate::bus::{Consumer, Position};
+    use crate::bus::{Consumer, Position, Standing};
 
     /// A log in memory that refuses the values it is told to, once each.
     #[derive(Debug, Default)]
@@ -125,6 +125,10 @@ mod tests {
 
         async fn lag(&self, _: &str, _: &str) -> Result<u64, BusError> {
             Ok(0)
+        }
+
+        async fn standing(&self, _: &str, _: &str) -> Result<Vec<Standing>, BusError> {
+            Err(BusError::Closed)
         }
     }
 

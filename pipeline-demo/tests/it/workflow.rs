@@ -25,7 +25,7 @@ async fn lint_tells_by_its_exit_code_and_in_words_or_json_what_is_wrong() {
     write("wrong.yml", "features:\n  language:\n  sentimnt:\n");
     let right = lint(directory.path(), &[]).await;
     assert_eq!(right.status.code(), Some(0));
-    assert_eq!(right.stdout, b"pipeline.yml: ok, 1 stages and 0 jobs\n");
+    assert_eq!(right.stdout, b"pipeline.yml: ok, 1 stages and 3 jobs\n");
     let wrong = lint(directory.path(), &["pipeline.yml", "wrong.yml"]).await;
     assert_eq!(wrong.status.code(), Some(20));
     let text = String::from_utf8(wrong.stdout).unwrap();
@@ -100,18 +100,37 @@ async fn a_worker_does_what_its_release_is_told_to() {
 }
 
 #[tokio::test]
-async fn a_worker_does_not_start_with_a_file_that_is_wrong() {
+async fn nothing_starts_with_a_file_that_is_wrong() {
     let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("pipeline.yml");
-    std::fs::write(&file, "parallel: 0\n").unwrap();
-    let ended = Command::new(env!("CARGO_BIN_EXE_pipeline-demo"))
-        .args(["work", "--pipeline", file.to_str().unwrap()])
-        .output();
-    let ended = ended.await.unwrap();
-    let text = String::from_utf8(ended.stderr).unwrap();
-    assert_eq!(ended.status.code(), Some(1));
-    assert!(
-        text.contains("pipeline.yml:1:11: parallel: 0: expected tasks at once"),
-        "{text}"
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    write(
+        "wrong.yml",
+        "jobs: { fold: { task: agregate, every: 1m } }\n",
     );
+    write("token", "not a token of anybody");
+    let lint = lint(directory.path(), &["wrong.yml"]).await;
+    assert!(
+        lint.stdout
+            .starts_with(b"wrong.yml:1:23: jobs.fold.task: \"agregate\": unknown task")
+    );
+    for step in [
+        &["work"][..],
+        &["subscribe", "--bus", "bus", "--x-token-file", "token"],
+        &["sink", "--bus", "bus", "--db", "db"],
+        &["jobs", "--bus", "bus", "--db", "db"],
+    ] {
+        let start = async |file: &str| {
+            let program = Command::new(env!("CARGO_BIN_EXE_pipeline-demo"))
+                .args(step)
+                .args(["--pipeline", file])
+                .current_dir(directory.path())
+                .output();
+            program.await.unwrap()
+        };
+        let ended = start("wrong.yml").await;
+        assert_eq!(ended.status.code(), Some(20), "{step:?}: {ended:?}");
+        assert_eq!(ended.stdout, lint.stdout, "{step:?}");
+        let missing = start("missing.yml").await;
+        assert_eq!(missing.status.code(), Some(1), "{step:?}: {missing:?}");
+    }
 }

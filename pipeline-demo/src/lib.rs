@@ -43,4 +43,5 @@ pub mod telemetry;
 
 mod backoff;
 mod intake;
+mod request;
 mod seeded;

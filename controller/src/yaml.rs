@@ -14,7 +14,7 @@ use serde::Serialize;
 
 pub use fields::{Fields, Findings, Place, Setting, Value, nearest};
 pub use tree::Tree;
-pub use units::{duration, percent, show_duration};
+pub use units::{duration, long_duration, percent, show_duration};
 
 /// One thing that is wrong with a file, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

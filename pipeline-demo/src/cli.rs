@@ -28,7 +28,7 @@ use crate::stats::{self, StatsArgs};
 use crate::subscriber::{self, StreamArgs, SubscriberConfig};
 use crate::telemetry::Identity;
 use crate::worker::{self, Fault, WorkerConfig};
-use crate::workflow::{self, LintArgs, Pipeline};
+use crate::workflow::{self, LintArgs, Pipeline, ReadFileError};
 
 /// A pipeline of tweets to try releases on.
 #[derive(Debug, Parser)]
@@ -289,11 +289,21 @@ impl Cli {
         }
     }
 
-    /// Runs the subcommand until it ends or the process is told to stop, and prints its record.
+    /// Runs the subcommand until it ends or the process is told to stop, and prints its record. A `pipeline.yml` that is
+    /// wrong is refused as `lint` does it.
     ///
     /// # Errors
     /// What went wrong, with its causes.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
+        self.step()
+            .await
+            .or_else(|error| match error.downcast_ref() {
+                Some(ReadFileError::Refused { findings, .. }) => Ok(workflow::refuse(findings)),
+                Some(ReadFileError::Read { .. }) | None => Err(error),
+            })
+    }
+
+    async fn step(self) -> anyhow::Result<ExitCode> {
         let record = match self.command {
             Command::Produce(args) => produce(args, told_to_stop()?).await?,
             Command::Subscribe(args) => subscribe(args, told_to_stop()?).await?,
@@ -388,10 +398,7 @@ async fn feed(args: Feed, shutdown: CancellationToken) -> anyhow::Result<Value> 
 
 async fn work(args: Work, shutdown: CancellationToken) -> anyhow::Result<Value> {
     let identity: Identity = args.labels.into();
-    let pipeline = match &args.pipeline {
-        Some(path) => workflow::read_file(path)?,
-        None => Pipeline::default(),
-    };
+    let pipeline = Pipeline::of(args.pipeline.as_deref())?;
     let workflow = pipeline.workflow_for(&identity.release, &identity.arm);
     let config = WorkerConfig {
         server: args.served.or(worker::listen_default(args.port)),
@@ -405,11 +412,12 @@ async fn work(args: Work, shutdown: CancellationToken) -> anyhow::Result<Value> 
 }
 
 async fn sink(args: SinkCommand, shutdown: CancellationToken) -> anyhow::Result<Value> {
+    let pipeline = Pipeline::of(args.sink.pipeline.as_deref())?;
     let config = SinkConfig {
         bus: args.bus.into(),
         database: args.sink.database.try_into()?,
         batch_max: args.sink.batch as usize,
-        late_after: args.sink.late_after,
+        late_after: args.sink.late_after.unwrap_or(pipeline.late_after),
         analytics: args.sink.analytics,
         server: args.served.or_any_port(),
         identity: args.labels.into(),

@@ -15,6 +15,6 @@ mod tasks;
 pub use args::{JobsArgs, run};
 pub use runner::Runner;
 pub use schedule::Schedule;
-pub use spec::{JobError, JobSpec, RawJob, Task};
+pub use spec::{JobSpec, Task};
 pub use store::{Begun, JobRun, JobStore, Lock, Outcome};
 pub use tasks::Tasks;

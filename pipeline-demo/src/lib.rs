@@ -44,4 +44,5 @@ pub mod telemetry;
 
 mod backoff;
 mod intake;
+mod request;
 mod seeded;

@@ -23,7 +23,7 @@ use crate::server::{self, Counted, Health, Server, ServerConfig, ServerError};
 use crate::source::x::{BACKFILL_MINUTES_MAX, RULES_MAX, Rule, Schedule, X_URL, XConfig, XStream};
 use crate::source::{Source, SourceError};
 use crate::telemetry::{Identity, Telemetry};
-use crate::workflow::{StreamSpec, read_file};
+use crate::workflow::Pipeline;
 
 /// How long the records on their way may take once the subscriber is told to stop.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -55,10 +55,8 @@ impl StreamArgs {
     /// # Errors
     /// When the pipeline.yml is wrong, or there are no rules or more than X takes: a stream without rules never sends anything.
     pub fn config(self) -> anyhow::Result<XConfig> {
-        let stream = match &self.pipeline {
-            Some(path) => read_file(path)?.stream.unwrap_or_default(),
-            None => StreamSpec::default(),
-        };
+        let pipeline = Pipeline::of(self.pipeline.as_deref())?;
+        let stream = pipeline.stream.unwrap_or_default();
         let mut rules = stream.rules;
         rules.extend(self.x_rules);
         anyhow::ensure!(

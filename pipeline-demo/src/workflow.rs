@@ -16,13 +16,11 @@
 //!   canary: { without: [hashtags], parallel: 256 }
 //! stream: { rules: { rust: "(rust OR cargo) lang:en" }, backfill_minutes: 5 }
 //! jobs:
-//!   clean-up: { task: clean_up, cron: "15 3 * * *", zone: Europe/Berlin }
-//!   aggregate: { task: aggregate, every: 1m, catch_up: true }
-//! retention: { results: 30d, malformed: 7d }
-//! late_after: 5m
+//!   clean-up: { task: clean_up, cron: "15 3 * * *", keep: 30d }     # in UTC
+//!   aggregate: { task: aggregate, every: 1m, catch_up: true, deadline: 30s }
+//! late_after: 60s                 # of the sink: a result stored later than this is late
 //! ```
 
-mod cron;
 mod jobs;
 mod lint;
 mod read;
@@ -35,12 +33,13 @@ mod tests;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use cron::is_cron;
-pub use jobs::{JOB_TASKS, JobSpec, When};
-pub use lint::{LintArgs, ReadFileError, lint, read_file};
+pub use lint::{LintArgs, ReadFileError, lint, refuse};
 pub use read::read;
 pub use stages::{Condition, Stage, Workflow};
 pub use stream::StreamSpec;
+
+use crate::jobs::JobSpec;
+use crate::sink::LATE_AFTER_DEFAULT;
 
 /// Tasks that one worker takes at once where the file does not say. A thousand tasks of 20 ms are 50,000 a second, far
 /// beyond what a worker computes; what waits longer than that is better sent elsewhere.
@@ -48,9 +47,6 @@ pub const PARALLEL_DEFAULT: usize = 1_024;
 
 /// Most tasks at once that can be asked for: with records of the greatest size it is 1 GiB.
 pub const PARALLEL_MAX: usize = 4_096;
-
-/// How long after it was written a tweet's result is late, where the file does not say.
-pub const LATE_AFTER_DEFAULT: Duration = Duration::from_secs(5 * 60);
 
 /// What `pipeline.yml` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,21 +57,10 @@ pub struct Pipeline {
     pub releases: BTreeMap<String, Workflow>,
     /// What is asked of the stream of X, if it says so.
     pub stream: Option<StreamSpec>,
-    /// What runs beside, by time.
+    /// What runs beside, by time; [`JobSpec::defaults`] where the file does not say.
     pub jobs: Vec<JobSpec>,
-    /// How long rows are kept.
-    pub retention: Retention,
-    /// How long after it was written a tweet's result is late.
+    /// How long after its tweet was appended a result is late, for the sink.
     pub late_after: Duration,
-}
-
-/// How long rows are kept; `None` is for ever.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Retention {
-    /// Results of tweets.
-    pub results: Option<Duration>,
-    /// Dead letters.
-    pub malformed: Option<Duration>,
 }
 
 impl Default for Pipeline {
@@ -84,8 +69,7 @@ impl Default for Pipeline {
             workflow: Workflow::default(),
             releases: BTreeMap::new(),
             stream: None,
-            jobs: Vec::new(),
-            retention: Retention::default(),
+            jobs: JobSpec::defaults(),
             late_after: LATE_AFTER_DEFAULT,
         }
     }

@@ -5,6 +5,9 @@ use rollout::Duration;
 /// Longest time that any key takes. It bounds sums; a rollout of a month is a branch.
 const DURATION_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+/// Longest time that something is kept.
+const LONG_DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
 /// The units of a duration, longest first, in nanoseconds.
 const UNITS: [(&str, u64); 6] = [
     ("d", 86_400_000_000_000),
@@ -24,6 +27,16 @@ pub fn duration(text: &str) -> Option<Duration> {
 
 /// The same, also `500us`.
 pub(crate) fn fine_duration(text: &str) -> Option<Duration> {
+    any_duration(text).filter(|duration| *duration <= DURATION_MAX)
+}
+
+/// Reads the same up to a year: how long something is kept.
+#[must_use]
+pub fn long_duration(text: &str) -> Option<Duration> {
+    any_duration(text).filter(|duration| *duration <= LONG_DURATION_MAX)
+}
+
+fn any_duration(text: &str) -> Option<Duration> {
     let mut rest = text.trim();
     if rest == "0" {
         return Some(Duration::ZERO);
@@ -52,7 +65,7 @@ pub(crate) fn fine_duration(text: &str) -> Option<Duration> {
         total = total.checked_add(part)?;
         rest = after;
     }
-    (total <= DURATION_MAX).then_some(total)
+    Some(total)
 }
 
 /// Reads `0.5%` and `14 %` as 0.5 and 14. Without its sign a number could be meant either way, and is none.

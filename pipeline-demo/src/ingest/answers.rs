@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::http::HeaderValue;
 use sqlx::Row;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -17,9 +16,6 @@ pub(super) const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Answers that are kept for one client; the oldest go first.
 const ANSWERS_MAX: i64 = 10_000;
-
-/// Longest key: a UUID has 36 characters.
-const KEY_BYTES_MAX: usize = 255;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS answers (
@@ -142,16 +138,6 @@ impl Answers {
     }
 }
 
-/// Reads the header: a quoted string as the draft has it, or the bare key that most clients send.
-pub(super) fn read_key(value: &HeaderValue) -> Option<String> {
-    let text = value.to_str().ok()?.trim();
-    let quoted = text.strip_prefix('"').and_then(|t| t.strip_suffix('"'));
-    let key = quoted.unwrap_or(text);
-    let fits = (1..=KEY_BYTES_MAX).contains(&key.len());
-    let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
-    (fits && key.bytes().all(plain)).then(|| key.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,15 +170,5 @@ mod tests {
         let old = "UPDATE answers SET at = at - 86400";
         sqlx::raw_sql(old).execute(&answers.pool).await.unwrap();
         assert_eq!(found("acme").await, None);
-    }
-
-    #[test]
-    fn a_key_is_quoted_or_bare_and_not_endless() {
-        let read = |text: &str| read_key(&HeaderValue::from_str(text).unwrap());
-        assert_eq!(read("\"8e03978e\"").as_deref(), Some("8e03978e"));
-        assert_eq!(read("8e03978e").as_deref(), Some("8e03978e"));
-        for wrong in ["", "\"\"", "\"a", "a b", &"x".repeat(256)] {
-            assert_eq!(read(wrong), None, "{wrong}");
-        }
     }
 }

@@ -5,21 +5,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderMap, HeaderValue};
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
+use axum::http::HeaderMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+
+use crate::request::TokenHash;
 
 /// Largest file of clients: 10,000 lines.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Longest name of a client.
 const NAME_BYTES_MAX: usize = 64;
-
-/// Longest token that is looked at.
-const TOKEN_BYTES_MAX: usize = 1024;
 
 /// What one client may do.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,7 +61,7 @@ pub enum ClientsError {
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) name: String,
-    token_hash: [u8; 32],
+    token_hash: TokenHash,
     off: bool,
     at_once: Arc<Semaphore>,
     tokens: Mutex<Bucket>,
@@ -133,11 +129,10 @@ impl Clients {
 
     /// Whose token this is. Takes as long whoever it is, and however much of a token is right.
     pub(super) fn who(&self, headers: &HeaderMap) -> Result<Arc<Client>, Denied> {
-        let token = headers.get(AUTHORIZATION).and_then(bearer);
-        let hash = Sha256::digest(token.ok_or(Denied::Unknown)?);
+        let hash = TokenHash::of_bearer(headers).ok_or(Denied::Unknown)?;
         let mut found = None;
         for client in &self.clients {
-            if bool::from(client.token_hash.ct_eq(&hash[..])) {
+            if client.token_hash.is(&hash) {
                 found = Some(client);
             }
         }
@@ -177,7 +172,8 @@ impl Client {
             return Err("the name is not 1 to 64 letters, digits, '-', '_' or '.'");
         }
         let mut words = rest.split_whitespace();
-        let hash = words.next().and_then(hash).ok_or("there is no SHA-256")?;
+        let hash = words.next().and_then(TokenHash::from_hex);
+        let hash = hash.ok_or("there is no SHA-256")?;
         let off = match words.next() {
             None => false,
             Some("off") => true,
@@ -196,26 +192,10 @@ impl Client {
     }
 }
 
-fn bearer(value: &HeaderValue) -> Option<&[u8]> {
-    let value = value.as_bytes();
-    let (scheme, token) = value.split_at_checked(7)?;
-    let fits = (1..=TOKEN_BYTES_MAX).contains(&token.len());
-    (scheme.eq_ignore_ascii_case(b"bearer ") && fits).then_some(token)
-}
-
-fn hash(hex: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if hex.len() != 64 || !hex.is_ascii() {
-        return None;
-    }
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&hex[2 * index..2 * index + 2], 16).ok()?;
-    }
-    Some(bytes)
-}
-
 #[cfg(test)]
 mod tests {
+    use axum::http::header::AUTHORIZATION;
+
     use super::*;
 
     const LIMITS: ClientLimits = ClientLimits {

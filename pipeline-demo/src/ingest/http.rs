@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::header::{
-    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
-};
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
@@ -14,8 +12,9 @@ use sha2::{Digest, Sha256};
 use tracing::error;
 
 use super::SLOW_RETRY_AFTER;
-use super::answers::{Answer, read_key};
+use super::answers::Answer;
 use super::clients::Denied;
+use crate::request::{idempotency_key, unauthorized};
 use crate::server::problem;
 use crate::source::lines::Packing;
 use crate::telemetry::chain;
@@ -75,14 +74,11 @@ pub(super) fn packing_of(headers: &HeaderMap) -> Result<Packing, Outcome> {
 }
 
 pub(super) fn key_of(headers: &HeaderMap) -> Result<Option<String>, Outcome> {
-    let Some(value) = headers.get("idempotency-key") else {
-        return Ok(None);
-    };
-    let key = read_key(value).ok_or_else(|| {
-        let detail = "expected an Idempotency-Key of 1 to 255 printable characters, such as \"8e03978e-40d5\"";
-        Outcome::new("broken", problem(StatusCode::BAD_REQUEST, "idempotency_key", detail))
+    let key = idempotency_key(headers).map_err(|detail| {
+        let answer = problem(StatusCode::BAD_REQUEST, "idempotency_key", detail);
+        Outcome::new("broken", answer)
     })?;
-    Ok(Some(key))
+    Ok(key.map(str::to_owned))
 }
 
 pub(super) async fn body_of(body: Body, limit: usize) -> Result<Bytes, Outcome> {
@@ -138,10 +134,7 @@ pub(super) fn denied(denied: Denied) -> Outcome {
     match denied {
         Denied::Unknown => {
             let detail = "expected Authorization: Bearer and the token of a client";
-            let mut answer = problem(StatusCode::UNAUTHORIZED, "token", detail);
-            let scheme = HeaderValue::from_static("Bearer");
-            answer.headers_mut().insert(WWW_AUTHENTICATE, scheme);
-            Outcome::new("unauthorized", answer)
+            Outcome::new("unauthorized", unauthorized("token", detail))
         }
         Denied::Off => {
             let detail = "this client is switched off";

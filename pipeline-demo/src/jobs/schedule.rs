@@ -19,10 +19,10 @@ const BACK_MAX_MS: i64 = 7 * 24 * 3_600 * 1_000;
 const CRON_SPREAD_MS: u64 = 60_000;
 
 /// When a job is due.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule(Kind);
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     Every { ms: i64 },
     Cron(Box<Cron>),
@@ -39,12 +39,17 @@ impl Schedule {
     /// At the times of five fields (minute, hour, day, month, day of week), in UTC.
     ///
     /// # Errors
-    /// What the pattern's parser says.
+    /// What is wrong with the pattern, in words; also that no day fits it.
     pub fn cron(pattern: &str) -> Result<Self, String> {
         if pattern.split_whitespace().count() != 5 {
-            return Err("it has not five fields".to_owned());
+            return Err("these are not five fields".to_owned());
         }
         let cron = Cron::from_str(pattern).map_err(|error| error.to_string())?;
+        // A pattern such as the 30th of February is well formed and would never be due.
+        let from = Timestamp::UNIX_EPOCH.to_zoned(TimeZone::UTC);
+        if cron.find_next_occurrence(&from, true).is_err() {
+            return Err("there is no such day".to_owned());
+        }
         Ok(Self(Kind::Cron(Box::new(cron))))
     }
 
@@ -126,7 +131,15 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_cron() {
-        for pattern in ["", "* * * *", "* * * * * *", "61 * * * *", "a b c d e"] {
+        for pattern in [
+            "",
+            "@daily",
+            "* * * *",
+            "* * * * * *",
+            "61 * * * *",
+            "a b c d e",
+            "0 0 30 2 *",
+        ] {
             assert!(Schedule::cron(pattern).is_err(), "{pattern}");
         }
     }

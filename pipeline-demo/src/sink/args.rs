@@ -47,9 +47,13 @@ pub struct SinkArgs {
     #[arg(long, value_name = "N", default_value_t = super::BATCH_MAX_DEFAULT as u32,
         value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub(crate) batch: u32,
-    /// Results stored later than this after their tweet was appended are late
-    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = crate::cli::seconds)]
-    pub(crate) late_after: Duration,
+    /// The pipeline.yml that says when a result is late
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pipeline: Option<PathBuf>,
+    /// Results stored later than this after their tweet was appended are late, whatever the pipeline.yml says; 60 where
+    /// neither says it
+    #[arg(long, value_name = "SECONDS", value_parser = crate::cli::seconds)]
+    pub(crate) late_after: Option<Duration>,
     /// Append each stored result to topic "analytics", for others
     #[arg(long)]
     pub(crate) analytics: bool,

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use utoipa::OpenApi;
 
 use super::cache::Cache;
-use super::counters::{self, CounterPost, NewCounter, Token};
+use super::counters::{self, CounterPost, NewCounter};
 use super::page;
 use super::store::Window;
 use super::types::{
@@ -25,6 +25,7 @@ use super::types::{
     Summary,
 };
 use crate::jobs::JobRun;
+use crate::request::TokenHash;
 use crate::server::problem;
 use crate::sink::{DAY_S, Kind, MINUTE_S, StorageError, Store};
 
@@ -71,7 +72,7 @@ pub struct Stats {
     store: Arc<dyn Store>,
     cache: Arc<Cache>,
     clock: Arc<dyn Clock>,
-    token: Option<Arc<Token>>,
+    token: Option<TokenHash>,
 }
 
 impl fmt::Debug for Stats {
@@ -90,7 +91,7 @@ impl Stats {
             store,
             cache: Arc::new(Cache::new()),
             clock: SystemClock::new(),
-            token: token.map(|token| Arc::new(Token::of(token))),
+            token: token.map(|token| TokenHash::of(token.as_bytes())),
         }
     }
 }
@@ -476,12 +477,5 @@ pub(crate) async fn post_counters(
     body: Bytes,
 ) -> Response {
     let now_ms = stats.clock.now().as_millisecond();
-    counters::add(
-        &*stats.store,
-        stats.token.as_deref(),
-        &headers,
-        &body,
-        now_ms,
-    )
-    .await
+    counters::add(&*stats.store, stats.token.as_ref(), &headers, &body, now_ms).await
 }

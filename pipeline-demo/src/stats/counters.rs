@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use super::cache::unavailable;
 use super::store::{Added, StatsStore};
+use crate::request::{TokenHash, idempotency_key, unauthorized};
 use crate::server::problem;
 
 /// Counters in one post.
@@ -30,9 +30,6 @@ const LABEL_BYTES_MAX: usize = 128;
 
 /// What may be added at once: a million of these still fit.
 const VALUE_MAX: u64 = 1_000_000_000_000;
-
-/// Longest idempotency key.
-const KEY_BYTES_MAX: usize = 128;
 
 /// Counters to add to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -55,27 +52,10 @@ pub struct NewCounter {
     pub labels: BTreeMap<String, String>,
 }
 
-/// The token that a post has to bring, as its hash.
-#[derive(Clone)]
-pub(super) struct Token([u8; 32]);
-
-impl Token {
-    pub(super) fn of(text: &str) -> Self {
-        Self(Sha256::digest(text.as_bytes()).into())
-    }
-
-    /// Hashes are compared, so that the time it takes says nothing of the token.
-    fn is_in(&self, headers: &HeaderMap) -> bool {
-        let given = headers.get(header::AUTHORIZATION);
-        let given = given.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-        given.is_some_and(|given| Self::of(given).0 == self.0)
-    }
-}
-
 /// Adds what was posted, once for each idempotency key.
 pub(super) async fn add(
     store: &dyn StatsStore,
-    token: Option<&Token>,
+    token: Option<&TokenHash>,
     headers: &HeaderMap,
     body: &[u8],
     now_ms: i64,
@@ -84,22 +64,13 @@ pub(super) async fn add(
         let detail = "no counters are taken; start pipeline-demo stats with --token-file";
         return problem(StatusCode::FORBIDDEN, "no_token", detail);
     };
-    if !token.is_in(headers) {
+    if !TokenHash::of_bearer(headers).is_some_and(|given| token.is(&given)) {
         let detail = "send the token as: Authorization: Bearer TOKEN";
-        let mut refused = problem(StatusCode::UNAUTHORIZED, "wrong_token", detail);
-        let bearer = axum::http::HeaderValue::from_static("Bearer");
-        refused
-            .headers_mut()
-            .insert(header::WWW_AUTHENTICATE, bearer);
-        return refused;
+        return unauthorized("wrong_token", detail);
     }
-    let key = match headers.get("idempotency-key").map(|key| key.to_str()) {
-        None => None,
-        Some(Ok(key)) if (1..=KEY_BYTES_MAX).contains(&key.len()) => Some(key),
-        Some(_) => {
-            let detail = "idempotency-key: expected 1 to 128 visible characters";
-            return problem(StatusCode::BAD_REQUEST, "bad_key", detail);
-        }
+    let key = match idempotency_key(headers) {
+        Ok(key) => key,
+        Err(detail) => return problem(StatusCode::BAD_REQUEST, "bad_key", detail),
     };
     let counters = match read(body) {
         Ok(counters) => counters,

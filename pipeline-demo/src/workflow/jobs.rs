@@ -1,54 +1,29 @@
 //! `jobs:`: what runs beside the stream, by time.
 
-use std::time::Duration;
+use friday::yaml::{Fields, Findings, Place, Value, nearest};
 
-use friday::yaml::{Fields, Findings, Place, Value, duration, nearest};
-
-use super::cron::wrong_field;
-
-/// What a job can do.
-pub const JOB_TASKS: [&str; 3] = ["aggregate", "clean_up", "reconcile"];
+use super::read::{long_span, span};
+use crate::jobs::spec::{DEADLINE_DEFAULT, DEADLINE_MIN, EVERY_MIN, KEEP_MIN};
+use crate::jobs::{JobSpec, Schedule, Task};
 
 /// Jobs of one file.
 const JOBS_MAX: usize = 100;
 
-/// Shortest time between two runs: each takes a lock in the store.
-const EVERY_MIN: Duration = Duration::from_secs(1);
-
-/// A job, as it was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JobSpec {
-    /// Its name, of its own.
-    pub name: String,
-    /// What it does: one of [`JOB_TASKS`].
-    pub task: String,
-    /// When it runs.
-    pub when: When,
-    /// Whether runs that were missed while nobody could run them are made up for.
-    pub catch_up: bool,
-    /// The time zone of a cron schedule, such as `Europe/Berlin`; UTC where it is not said.
-    pub zone: Option<String>,
-}
-
-/// When a job runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum When {
-    /// Every so often.
-    Every(Duration),
-    /// Five fields, as crontab(5) has them.
-    Cron(String),
-}
+/// Longest name.
+const NAME_BYTES_MAX: usize = 64;
 
 pub(super) fn jobs(value: Value<'_>, findings: &mut Findings) -> Vec<JobSpec> {
-    let place = value.at();
+    let (place, key) = (value.at(), value.key().to_owned());
     let expected = "a map of jobs like { aggregate: { task: aggregate, every: 1m } }";
     let Some(fields) = value.map(expected, findings) else {
         return Vec::new();
     };
     let entries: Vec<_> = fields.entries().collect();
-    if entries.len() > JOBS_MAX {
-        let expected = format!("expected at most {JOBS_MAX} jobs");
-        findings.at(place, "jobs", Some(entries.len().to_string()), expected);
+    if entries.is_empty() || entries.len() > JOBS_MAX {
+        let expected = format!(
+            "expected 1 to {JOBS_MAX} jobs; without the key {key} there are the usual ones"
+        );
+        findings.at(place, &key, Some(entries.len().to_string()), expected);
         return Vec::new();
     }
     let jobs = entries.into_iter();
@@ -57,86 +32,76 @@ pub(super) fn jobs(value: Value<'_>, findings: &mut Findings) -> Vec<JobSpec> {
 }
 
 fn job(name: &str, value: Value<'_>, findings: &mut Findings) -> Option<JobSpec> {
-    let (key, place) = (value.key().to_owned(), value.at());
+    let (key, key_at, place) = (value.key().to_owned(), value.key_at(), value.at());
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    if name.is_empty() || name.len() > 64 || !name.bytes().all(is_name) {
-        let expected = "expected a name of 1 to 64 letters, digits, '-', '_' or '.'".to_owned();
-        findings.at(place, &key, Some(format!("{name:?}")), expected);
+    if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(is_name) {
+        let expected =
+            format!("expected a name of 1 to {NAME_BYTES_MAX} letters, digits, '-', '_' or '.'");
+        findings.at(key_at, &key, Some(format!("{name:?}")), expected);
     }
     let expected = "a map like { task: aggregate, every: 1m }";
     let mut fields = value.map(expected, findings)?;
     let task = task(&mut fields, findings);
-    let when = when(&mut fields, &key, place, findings);
+    let schedule = schedule(&mut fields, &key, place, findings);
     let catch_up = match fields.take("catch_up") {
         None => Some(false),
         Some(value) => value.scalar("true or false", findings, |text| text.parse().ok()),
     };
-    let zone = fields.take("zone").map(|value| {
-        if matches!(when, Some(When::Every(_))) {
-            let expected = "expected no zone beside every: it means something with cron alone";
-            findings.at(
-                value.at(),
-                value.key(),
-                Some(value.shown()),
-                expected.to_owned(),
-            );
-        }
-        let expected = "UTC or the name of a time zone, such as Europe/Berlin";
-        value.text(expected, findings, |text| {
-            is_zone(text).then(|| text.to_owned())
-        })
-    });
+    let deadline = match fields.take("deadline") {
+        None => Some(DEADLINE_DEFAULT),
+        Some(value) => span(&value, DEADLINE_MIN, findings),
+    };
     fields.finish(findings);
     Some(JobSpec {
         name: name.to_owned(),
         task: task?,
-        when: when?,
+        schedule: schedule?,
         catch_up: catch_up?,
-        zone: match zone {
-            None => None,
-            Some(zone) => Some(zone?),
-        },
+        deadline: deadline?,
     })
 }
 
-fn task(fields: &mut Fields<'_>, findings: &mut Findings) -> Option<String> {
-    let known = JOB_TASKS.join(", ");
-    let value = fields.required("task", &format!("one of {known}"), findings)?;
-    let (at, key, shown) = (value.at(), value.key().to_owned(), value.shown());
-    let task = value.text(&format!("one of {known}"), findings, |text| {
-        Some(text.to_owned())
-    })?;
-    if JOB_TASKS.contains(&&*task) {
-        return Some(task);
+fn task(fields: &mut Fields<'_>, findings: &mut Findings) -> Option<Task> {
+    let keep = fields.take("keep");
+    let names = Task::ALL.map(Task::name);
+    let known = format!("one of {}", names.join(", "));
+    let value = fields.required("task", &known, findings)?;
+    let name = value.text(&known, findings, Some)?;
+    let Some(task) = Task::ALL.into_iter().find(|task| task.name() == name) else {
+        let mend = nearest(name, &names).map(|task| format!("did you mean {task}?"));
+        let expected = format!("unknown task: expected {known}");
+        findings.note(value.at(), value.key(), Some(value.shown()), expected, mend);
+        return None;
+    };
+    match (task, keep) {
+        (task, None) => Some(task),
+        (Task::CleanUp { .. }, Some(keep)) => {
+            let keep = long_span(&keep, KEEP_MIN, findings)?;
+            Some(Task::CleanUp { keep })
+        }
+        (Task::Aggregate | Task::Reconcile, Some(keep)) => {
+            let expected = format!("expected no keep: {name} removes no rows, clean_up does");
+            findings.at(keep.at(), keep.key(), Some(keep.shown()), expected);
+            None
+        }
     }
-    let mend = nearest(&task, &JOB_TASKS).map(|task| format!("did you mean {task}?"));
-    findings.note(
-        at,
-        &key,
-        Some(shown),
-        format!("unknown task: expected one of {known}"),
-        mend,
-    );
-    None
 }
 
-fn when(fields: &mut Fields<'_>, key: &str, place: Place, findings: &mut Findings) -> Option<When> {
+fn schedule(
+    fields: &mut Fields<'_>,
+    key: &str,
+    place: Place,
+    findings: &mut Findings,
+) -> Option<Schedule> {
     match (fields.take("every"), fields.take("cron")) {
-        (Some(every), None) => {
-            let expected = "a duration from 1s to 30d, such as 1m";
-            let read = |text: &str| duration(text).filter(|every| *every >= EVERY_MIN);
-            every.scalar(expected, findings, read).map(When::Every)
-        }
+        (Some(every), None) => span(&every, EVERY_MIN, findings).map(Schedule::every),
         (None, Some(cron)) => {
-            let mut wrong = None;
             let five = "minute, hour, day of month, month and day of week, such as \"15 3 * * *\"";
-            let text = cron.text(five, findings, |text| Some(text.to_owned()))?;
-            if let Some(field) = wrong_field(&text) {
-                wrong = Some(format!("expected {five}; the {field} is not right"));
-            }
-            match wrong {
-                None => Some(When::Cron(text)),
-                Some(expected) => {
+            let pattern = cron.text(five, findings, Some)?;
+            match Schedule::cron(pattern) {
+                Ok(schedule) => Some(schedule),
+                Err(why) => {
+                    let expected = format!("expected {five}: {}", why.trim_end_matches('.'));
                     findings.at(cron.at(), cron.key(), Some(cron.shown()), expected);
                     None
                 }
@@ -153,15 +118,4 @@ fn when(fields: &mut Fields<'_>, key: &str, place: Place, findings: &mut Finding
             None
         }
     }
-}
-
-/// Whether it looks like a name of the tz database. Whether this machine knows the zone is seen when the job is planned.
-fn is_zone(text: &str) -> bool {
-    let part = |part: &str| {
-        part.starts_with(|c: char| c.is_ascii_alphabetic())
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"_+-".contains(&b))
-    };
-    text.len() <= 64 && (text == "UTC" || (text.contains('/') && text.split('/').all(part)))
 }

@@ -64,11 +64,17 @@ fn words(findings: &[Finding]) -> String {
     lines.join("\n")
 }
 
-/// Reads a `pipeline.yml`.
-///
-/// # Errors
-/// When the file cannot be read, or something in it is wrong.
-pub fn read_file(path: &Path) -> Result<Pipeline, ReadFileError> {
+impl Pipeline {
+    /// What this `pipeline.yml` says; the default without one.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or something in it is wrong.
+    pub fn of(path: Option<&Path>) -> Result<Self, ReadFileError> {
+        path.map_or_else(|| Ok(Self::default()), read_file)
+    }
+}
+
+fn read_file(path: &Path) -> Result<Pipeline, ReadFileError> {
     let text = std::fs::File::open(path).and_then(|file| {
         let mut text = String::new();
         file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
@@ -82,6 +88,13 @@ pub fn read_file(path: &Path) -> Result<Pipeline, ReadFileError> {
         path: path.to_owned(),
         findings,
     })
+}
+
+/// Prints what is wrong with a file, for people, and says what to exit with.
+#[must_use]
+pub fn refuse(findings: &[Finding]) -> ExitCode {
+    println!("{}", words(findings));
+    ExitCode::from(REFUSED)
 }
 
 /// Checks the files and prints what is wrong with them: exit code 0, 20 if something is, 2 if one cannot be read.

@@ -2,13 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use friday::yaml::{Fields, Finding, Findings, Place, Setting, Tree, Value, duration, nearest};
+use std::time::Duration;
+
+use friday::yaml::{
+    Fields, Finding, Findings, Place, Setting, Tree, Value, duration, long_duration, nearest,
+    show_duration,
+};
 
 use super::jobs::jobs;
 use super::stages::{Condition, Stage, Workflow};
 use super::stream::stream;
-use super::{LATE_AFTER_DEFAULT, PARALLEL_DEFAULT, PARALLEL_MAX, Pipeline, Retention};
+use super::{PARALLEL_DEFAULT, PARALLEL_MAX, Pipeline};
 use crate::features::FEATURES;
+use crate::jobs::JobSpec;
+use crate::sink::LATE_AFTER_DEFAULT;
 
 /// Releases with settings of their own.
 const RELEASES_MAX: usize = 100;
@@ -19,6 +26,9 @@ const VALUES_MAX: usize = 1_000;
 /// Keys that lead to the value of a condition: a feature, and what is in it.
 const PATH_MAX: usize = 4;
 
+/// Shortest `late_after`.
+const LATE_AFTER_MIN: Duration = Duration::from_millis(1);
+
 /// Reads the text of a `pipeline.yml`, which `name` names in findings.
 ///
 /// # Errors
@@ -27,7 +37,7 @@ pub fn read(text: &str, name: &str) -> Result<Pipeline, Vec<Finding>> {
     let mut findings = Findings::new(name);
     let tree = Tree::parse(text, &mut findings);
     let pipeline = tree.as_ref().and_then(|tree| {
-        let expected = "a map with features, releases, jobs or retention";
+        let expected = "a map with features, releases, stream or jobs";
         let fields = Value::root(tree).map(expected, &mut findings)?;
         Some(file(fields, &mut findings))
     });
@@ -50,19 +60,20 @@ fn file(mut fields: Fields<'_>, findings: &mut Findings) -> Pipeline {
     };
     let jobs = match fields.take("jobs") {
         Some(value) => jobs(value, findings),
-        None => Vec::new(),
+        None => JobSpec::defaults(),
     };
     let stream = fields.take("stream").map(|value| stream(value, findings));
-    let retention = retention(&mut fields, findings);
-    let late_after = fields.duration("late_after", LATE_AFTER_DEFAULT, findings);
+    let late_after = fields
+        .take("late_after")
+        .and_then(|value| span(&value, LATE_AFTER_MIN, findings))
+        .unwrap_or(LATE_AFTER_DEFAULT);
     fields.finish(findings);
     Pipeline {
         workflow: workflow(&asked, parallel),
         releases,
         stream,
         jobs,
-        retention,
-        late_after: late_after.value,
+        late_after,
     }
 }
 
@@ -302,25 +313,37 @@ fn needed(stage: &mut Asked, left_out: &Setting<String>, findings: &mut Findings
     stage.needs.retain(|need| need.value != left_out.value);
 }
 
-fn retention(fields: &mut Fields<'_>, findings: &mut Findings) -> Retention {
-    let mut retention = Retention::default();
-    let expected = "a map like { results: 30d, malformed: 7d }";
-    let Some(mut kept) = fields.sub("retention", expected, findings) else {
-        return retention;
-    };
-    for (key, place) in [
-        ("results", &mut retention.results),
-        ("malformed", &mut retention.malformed),
-    ] {
-        if let Some(value) = kept.take(key) {
-            let expected = "a duration from 1m to 30d, such as 7d; without it rows are kept";
-            let least = std::time::Duration::from_secs(60);
-            let read = |text: &str| duration(text).filter(|kept| *kept >= least);
-            *place = value.scalar(expected, findings, read);
-        }
-    }
-    kept.finish(findings);
-    retention
+/// A duration of at least `least`, and at most a month.
+pub(super) fn span(
+    value: &Value<'_>,
+    least: Duration,
+    findings: &mut Findings,
+) -> Option<Duration> {
+    span_to(value, least, "30d", duration, findings)
+}
+
+/// A duration of at least `least`, and at most a year.
+pub(super) fn long_span(
+    value: &Value<'_>,
+    least: Duration,
+    findings: &mut Findings,
+) -> Option<Duration> {
+    span_to(value, least, "366d", long_duration, findings)
+}
+
+fn span_to(
+    value: &Value<'_>,
+    least: Duration,
+    most: &str,
+    read: fn(&str) -> Option<Duration>,
+    findings: &mut Findings,
+) -> Option<Duration> {
+    let expected = format!(
+        "a duration from {} to {most}, such as 90s, 10m or 7d",
+        show_duration(least)
+    );
+    let read = |text: &str| read(text).filter(|span| *span >= least);
+    value.scalar(&expected, findings, read)
 }
 
 /// Puts the stages into an order in which each comes after those that it needs; also those that stay because they need

@@ -4,6 +4,8 @@ use serde_json::json;
 
 use super::*;
 use crate::features::FEATURES;
+use crate::jobs::spec::DEADLINE_DEFAULT;
+use crate::jobs::{Schedule, Task};
 use crate::tweet::Tweet;
 
 fn tweet(text: &str) -> Tweet {
@@ -101,10 +103,11 @@ releases:
 jobs:
   a: { task: agregate, every: 1m }
   b: { task: aggregate }
-  c: { task: aggregate, cron: \"61 * * * *\", zone: Berlin }
-  d: { task: aggregate, every: 1m, zone: UTC, catch_up: maybe }
-  e: { task: aggregate, every: 10ms, cron: \"* * * * *\" }
-retention: { results: 5s }
+  c: { task: aggregate, cron: \"61 * * * *\", zone: Europe/Berlin }
+  d: { task: aggregate, every: 10ms, catch_up: maybe, deadline: 999d }
+  e: { task: aggregate, every: 1m, cron: \"* * * * *\" }
+  f g: { task: reconcile, every: 1m, keep: 1d }
+  h: { task: clean_up, cron: \"0 0 30 2 *\", keep: 1m }
 late_after: soon
 ";
     let found = findings(text);
@@ -156,28 +159,44 @@ late_after: soon
             "14:31",
             "jobs.c.cron: \"61 * * * *\": expected minute, hour",
         ),
-        ("14:31", "the minute is not right"),
+        ("14:31", "Number out of bounds"),
         (
-            "14:51",
-            "jobs.c.zone: \"Berlin\": expected UTC or the name of a time zone",
+            "14:45",
+            "jobs.c.zone: unknown key: expected one of catch_up, cron, deadline, every, keep, task",
         ),
         (
-            "15:42",
-            "jobs.d.zone: \"UTC\": expected no zone beside every",
+            "15:32",
+            "jobs.d.every: \"10ms\": expected a duration from 1s to 30d",
         ),
         (
-            "15:57",
+            "15:48",
             "jobs.d.catch_up: \"maybe\": expected true or false",
         ),
         (
-            "16:44",
+            "15:65",
+            "jobs.d.deadline: \"999d\": expected a duration from 1s to 30d",
+        ),
+        (
+            "16:42",
             "jobs.e.cron: \"* * * * *\": expected either every or cron",
         ),
         (
-            "17:23",
-            "retention.results: \"5s\": expected a duration from 1m to 30d",
+            "17:3",
+            "jobs.f g: \"f g\": expected a name of 1 to 64 letters",
         ),
-        ("18:13", "late_after: \"soon\": expected a duration"),
+        (
+            "17:44",
+            "jobs.f g.keep: \"1d\": expected no keep: reconcile removes no rows",
+        ),
+        ("18:30", "there is no such day"),
+        (
+            "18:50",
+            "jobs.h.keep: \"1m\": expected a duration from 1h to 366d",
+        ),
+        (
+            "19:13",
+            "late_after: \"soon\": expected a duration from 1ms to 30d",
+        ),
     ] {
         let place = format!("pipeline.yml:{at}: ");
         let said = found
@@ -230,38 +249,53 @@ fn a_stage_that_another_asks_about_cannot_be_left_out() {
 fn jobs_and_times_are_read() {
     let text = "
 jobs:
-  aggregate: { task: aggregate, every: 1m, catch_up: true }
-  clean-up: { task: clean_up, cron: \"15 3 * * *\", zone: Europe/Berlin }
-retention: { results: 30d, malformed: 7d }
+  aggregate: { task: aggregate, every: 1m, catch_up: true, deadline: 30s }
+  clean-up: { task: clean_up, cron: \"15 3 * * *\", keep: 90d }
 late_after: 90s
 ";
     let pipeline = read(text, "pipeline.yml").unwrap();
     let expected = [
         JobSpec {
             name: "aggregate".into(),
-            task: "aggregate".into(),
-            when: When::Every(Duration::from_secs(60)),
+            task: Task::Aggregate,
+            schedule: Schedule::every(Duration::from_secs(60)),
             catch_up: true,
-            zone: None,
+            deadline: Duration::from_secs(30),
         },
         JobSpec {
             name: "clean-up".into(),
-            task: "clean_up".into(),
-            when: When::Cron("15 3 * * *".into()),
+            task: Task::CleanUp {
+                keep: Duration::from_hours(90 * 24),
+            },
+            schedule: Schedule::cron("15 3 * * *").unwrap(),
             catch_up: false,
-            zone: Some("Europe/Berlin".into()),
+            deadline: DEADLINE_DEFAULT,
         },
     ];
     assert_eq!(pipeline.jobs, expected);
-    let days = |days: u64| Some(Duration::from_secs(days * 86_400));
-    assert_eq!(
-        pipeline.retention,
-        Retention {
-            results: days(30),
-            malformed: days(7)
-        }
-    );
     assert_eq!(pipeline.late_after, Duration::from_secs(90));
+}
+
+#[test]
+fn without_jobs_there_are_the_usual_ones() {
+    let usual = read("parallel: 7", "pipeline.yml").unwrap().jobs;
+    assert_eq!(usual, JobSpec::defaults());
+    let none = findings("jobs: {}");
+    assert!(none[0].contains("jobs: 0: expected 1 to 100"), "{none:?}");
+    let twice = findings(
+        "jobs:\n  a: { task: reconcile, every: 1m }\n  a: { task: reconcile, every: 1m }\n",
+    );
+    assert!(twice[0].starts_with("pipeline.yml:3:3: "), "{twice:?}");
+}
+
+#[test]
+fn the_file_beside_the_sources_says_what_holds_without_one() {
+    let file = include_str!("../../pipeline.yml");
+    let pipeline = read(file, "pipeline.yml").unwrap();
+    let default = Pipeline::default();
+    assert_eq!(pipeline.workflow, default.workflow);
+    assert_eq!(pipeline.jobs, default.jobs);
+    assert_eq!(pipeline.late_after, default.late_after);
 }
 
 #[test]

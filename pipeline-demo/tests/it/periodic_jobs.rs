@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pipeline_demo::bus::{Bus, BusConfig};
-use pipeline_demo::jobs::{JobSpec, RawJob, Runner, Tasks};
+use pipeline_demo::jobs::spec::{DEADLINE_DEFAULT, KEEP_DEFAULT};
+use pipeline_demo::jobs::{JobSpec, Runner, Schedule, Task, Tasks};
 use pipeline_demo::sink::{DatabaseConfig, Store};
 use pipeline_demo::telemetry::Identity;
 use tokio::task::JoinHandle;
@@ -14,12 +16,13 @@ use tokio_util::sync::CancellationToken;
 use crate::postgres::Postgres;
 use crate::support::{Process, local_bus, until};
 
-fn job(name: &str, task: &str) -> RawJob {
-    RawJob {
+fn job(name: &str, task: Task) -> JobSpec {
+    JobSpec {
         name: name.into(),
-        task: task.into(),
-        every: Some("1s".into()),
-        ..RawJob::default()
+        task,
+        schedule: Schedule::every(Duration::from_secs(1)),
+        catch_up: false,
+        deadline: DEADLINE_DEFAULT,
     }
 }
 
@@ -31,16 +34,13 @@ struct Node {
 }
 
 impl Node {
-    fn start(store: &Arc<dyn Store>, bus: &Arc<dyn Bus>, name: &str, jobs: &[RawJob]) -> Self {
-        let jobs = jobs
-            .iter()
-            .map(|job| JobSpec::try_from(job.clone()).unwrap());
+    fn start(store: &Arc<dyn Store>, bus: &Arc<dyn Bus>, name: &str, jobs: &[JobSpec]) -> Self {
         let tasks = Tasks::on(
             store.clone(),
             BusConfig::Local("unused".into()),
             bus.clone(),
         );
-        let runner = Runner::new(tasks, jobs.collect(), name, &Identity::default());
+        let runner = Runner::new(tasks, jobs.to_vec(), name, &Identity::default());
         let (runner, stop) = (Arc::new(runner), CancellationToken::new());
         let (running, told) = (runner.clone(), stop.clone());
         let task = tokio::spawn(async move { running.run(&told).await });
@@ -57,9 +57,9 @@ impl Node {
 async fn one_at_a_time(config: DatabaseConfig, directory: &Path) {
     let bus = local_bus(&directory.join("bus")).await;
     let jobs = [
-        job("fold", "aggregate"),
-        job("old", "clean_up"),
-        job("compare", "reconcile"),
+        job("fold", Task::Aggregate),
+        job("old", Task::CleanUp { keep: KEEP_DEFAULT }),
+        job("compare", Task::Reconcile),
     ];
     let mut nodes = Vec::new();
     for name in ["one", "two", "three"] {
@@ -106,7 +106,7 @@ async fn taken_over(config: DatabaseConfig, directory: &Path) {
     let lock = store.lock("fold", "dead", now_ms()).await.unwrap();
     assert!(lock.is_some());
     drop(lock);
-    let node = Node::start(&store, &bus, "alive", &[job("fold", "aggregate")]);
+    let node = Node::start(&store, &bus, "alive", &[job("fold", Task::Aggregate)]);
     let begun = until("another node runs it", async || {
         let runs = store.runs(Some("fold"), i64::MAX, 100).await.unwrap();
         match runs
@@ -170,14 +170,18 @@ async fn the_lock_of_a_node_killed_in_its_run_is_free_at_once_in_real_postgres()
         .execute(&mut *hold)
         .await
         .unwrap();
-    let jobs = directory.path().join("jobs.json");
-    std::fs::write(
-        &jobs,
-        r#"[{"name": "fold", "task": "aggregate", "every": "1s"}]"#,
-    )
-    .unwrap();
+    let jobs = directory.path().join("pipeline.yml");
+    std::fs::write(&jobs, "jobs: { fold: { task: aggregate, every: 1s } }").unwrap();
     let (path, file) = (path.to_str().unwrap(), jobs.to_str().unwrap());
-    let args = ["jobs", "--bus", path, "--database", &url, "--jobs", file];
+    let args = [
+        "jobs",
+        "--bus",
+        path,
+        "--database",
+        &url,
+        "--pipeline",
+        file,
+    ];
     let mut first = Process::start(directory.path(), "first", &args).await;
     let running = until("it is in the middle", async || {
         let runs = store.runs(Some("fold"), i64::MAX, 10).await.unwrap();
@@ -187,7 +191,7 @@ async fn the_lock_of_a_node_killed_in_its_run_is_free_at_once_in_real_postgres()
     .await;
     first.child.kill().await.unwrap();
     hold.rollback().await.unwrap();
-    let node = Node::start(&store, &bus, "second", &[job("fold", "aggregate")]);
+    let node = Node::start(&store, &bus, "second", &[job("fold", Task::Aggregate)]);
     let again = until("the other one runs it", async || {
         let runs = store.runs(Some("fold"), i64::MAX, 100).await.unwrap();
         let again = runs
@@ -215,19 +219,19 @@ async fn missed_runs_are_made_up_for_one_by_one_or_named_as_missed() {
     let config = DatabaseConfig::Sqlite(directory.path().join("store.sqlite"));
     let store = config.open().await.unwrap();
     // Both were last run five and a half minutes ago.
-    let minutely = |name: &str, catch_up| RawJob {
-        every: Some("1m".into()),
-        catch_up: Some(catch_up),
-        ..job(name, "aggregate")
+    let minutely = |name: &str, catch_up| JobSpec {
+        schedule: Schedule::every(Duration::from_secs(60)),
+        catch_up,
+        ..job(name, Task::Aggregate)
     };
-    for name in ["makes up", "lets go"] {
+    for name in ["makes-up", "lets-go"] {
         store.last_due(name, now_ms() - 330_000).await.unwrap();
     }
     let node = Node::start(
         &store,
         &bus,
         "one",
-        &[minutely("makes up", true), minutely("lets go", false)],
+        &[minutely("makes-up", true), minutely("lets-go", false)],
     );
     let runs = until("both are up to date", async || {
         let runs = store.runs(None, i64::MAX, 100).await.unwrap();
@@ -236,7 +240,7 @@ async fn missed_runs_are_made_up_for_one_by_one_or_named_as_missed() {
                 .filter(|run| run.job == name && run.ended_ms.is_some())
                 .count()
         };
-        if of("makes up") >= 5 && of("lets go") >= 5 {
+        if of("makes-up") >= 5 && of("lets-go") >= 5 {
             Ok(runs)
         } else {
             Err(runs)
@@ -249,11 +253,11 @@ async fn missed_runs_are_made_up_for_one_by_one_or_named_as_missed() {
             .filter(|run| run.job == name && run.outcome == outcome)
             .count()
     };
-    assert!(outcomes("makes up", "done") >= 5, "{runs:?}");
-    assert_eq!(outcomes("makes up", "missed"), 0);
+    assert!(outcomes("makes-up", "done") >= 5, "{runs:?}");
+    assert_eq!(outcomes("makes-up", "missed"), 0);
     // The latest may be young enough to be run.
     assert!(
-        outcomes("lets go", "missed") >= 4 && outcomes("lets go", "done") <= 1,
+        outcomes("lets-go", "missed") >= 4 && outcomes("lets-go", "done") <= 1,
         "{runs:?}"
     );
 }
@@ -272,9 +276,9 @@ async fn a_run_that_takes_too_long_is_ended_and_the_next_one_comes_with_real_pos
         .await
         .unwrap();
     let mut hold = Some(hold);
-    let slow = RawJob {
-        deadline: Some("1s".into()),
-        ..job("fold", "aggregate")
+    let slow = JobSpec {
+        deadline: Duration::from_secs(1),
+        ..job("fold", Task::Aggregate)
     };
     let node = Node::start(&store, &bus, "one", &[slow]);
     for outcome in ["deadline", "done"] {

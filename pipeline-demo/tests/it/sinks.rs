@@ -473,19 +473,15 @@ async fn what_went_in_is_found_by_its_offset_and_what_is_lost_is_named() {
         "{metrics}"
     );
 
-    let jobs = at("compare.json");
-    std::fs::write(
-        &jobs,
-        r#"[{"name": "compare", "task": "reconcile", "every": "1s"}]"#,
-    )
-    .unwrap();
+    let jobs = at("pipeline.yml");
+    std::fs::write(&jobs, "jobs: { compare: { task: reconcile, every: 1s } }").unwrap();
     let args = [
         "jobs",
         "--bus",
         &path,
         "--db",
         &db,
-        "--jobs",
+        "--pipeline",
         jobs.to_str().unwrap(),
     ];
     let runner = Process::start(directory.path(), "jobs", &args).await;

@@ -6,7 +6,7 @@ use std::process::Output;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::support::{Process, get};
+use crate::support::{Process, get, local_bus, record, until};
 
 async fn lint(directory: &Path, args: &[&str]) -> Output {
     let program = Command::new(env!("CARGO_BIN_EXE_pipeline-demo"))
@@ -25,7 +25,7 @@ async fn lint_tells_by_its_exit_code_and_in_words_or_json_what_is_wrong() {
     write("wrong.yml", "features:\n  language:\n  sentimnt:\n");
     let right = lint(directory.path(), &[]).await;
     assert_eq!(right.status.code(), Some(0));
-    assert_eq!(right.stdout, b"pipeline.yml: ok, 1 stages and 0 jobs\n");
+    assert_eq!(right.stdout, b"pipeline.yml: ok, 1 stages and 3 jobs\n");
     let wrong = lint(directory.path(), &["pipeline.yml", "wrong.yml"]).await;
     assert_eq!(wrong.status.code(), Some(20));
     let text = String::from_utf8(wrong.stdout).unwrap();
@@ -100,18 +100,84 @@ async fn a_worker_does_what_its_release_is_told_to() {
 }
 
 #[tokio::test]
-async fn a_worker_does_not_start_with_a_file_that_is_wrong() {
+async fn nothing_starts_with_a_file_that_is_wrong() {
     let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("pipeline.yml");
-    std::fs::write(&file, "parallel: 0\n").unwrap();
-    let ended = Command::new(env!("CARGO_BIN_EXE_pipeline-demo"))
-        .args(["work", "--pipeline", file.to_str().unwrap()])
-        .output();
-    let ended = ended.await.unwrap();
-    let text = String::from_utf8(ended.stderr).unwrap();
-    assert_eq!(ended.status.code(), Some(1));
-    assert!(
-        text.contains("pipeline.yml:1:11: parallel: 0: expected tasks at once"),
-        "{text}"
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    write(
+        "wrong.yml",
+        "jobs: { fold: { task: agregate, every: 1m } }\n",
     );
+    write("token", "not a token of anybody");
+    let lint = lint(directory.path(), &["wrong.yml"]).await;
+    assert!(
+        lint.stdout
+            .starts_with(b"wrong.yml:1:23: jobs.fold.task: \"agregate\": unknown task")
+    );
+    for step in [
+        &["work"][..],
+        &["subscribe", "--bus", "bus", "--x-token-file", "token"],
+        &["sink", "--bus", "bus", "--db", "db"],
+        &["jobs", "--bus", "bus", "--db", "db"],
+    ] {
+        let start = async |file: &str| {
+            let program = Command::new(env!("CARGO_BIN_EXE_pipeline-demo"))
+                .args(step)
+                .args(["--pipeline", file])
+                .current_dir(directory.path())
+                .output();
+            program.await.unwrap()
+        };
+        let ended = start("wrong.yml").await;
+        assert_eq!(ended.status.code(), Some(20), "{step:?}: {ended:?}");
+        assert_eq!(ended.stdout, lint.stdout, "{step:?}");
+        let missing = start("missing.yml").await;
+        assert_eq!(missing.status.code(), Some(1), "{step:?}: {missing:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_file_says_when_a_result_is_late_and_the_option_wins_over_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("pipeline.yml"), "late_after: 1ms\n").unwrap();
+    let bus = local_bus(&directory.path().join("bus")).await;
+    let (bus_path, file) = (at("bus"), at("pipeline.yml"));
+    let written = written_ten_seconds_ago();
+    for (name, option, late) in [
+        ("file", &[][..], true),
+        ("option", &["--late-after", "1000"], false),
+    ] {
+        let origin = json!({"partition": 0, "offset": 0});
+        let result = json!({"tweet_id": name, "author_id": null, "created_at": written, "features": {}, "release": "r1",
+            "origin": origin});
+        let appended = bus.produce("results", record(result.to_string()));
+        appended.await.unwrap();
+        let db = at(&format!("{name}.db"));
+        let args = ["sink", "--bus", &bus_path, "--db", &db, "--pipeline", &file];
+        let sink = Process::start(directory.path(), name, &[&args[..], option].concat()).await;
+        until("it is stored", async || match sink.counts().await {
+            stored if stored["results"] == 1 && stored["lag"] == 0 => Ok(()),
+            stored => Err(stored),
+        })
+        .await;
+        let metrics = get(sink.address, "/metrics").await.unwrap();
+        let metrics = metrics.text().await.unwrap();
+        assert!(
+            metrics.contains("pipeline_lateness_seconds_count{release=\"r1\"} 1"),
+            "{metrics}"
+        );
+        let is_late = metrics.contains("pipeline_late_total{release=\"r1\"} 1");
+        assert_eq!(is_late, late, "{name}: {metrics}");
+        sink.terminate();
+        assert_eq!(sink.end().await.0, Some(0));
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the time of day that the sink has"
+)]
+fn written_ten_seconds_ago() -> String {
+    let ago = std::time::Duration::from_secs(10);
+    (jiff::Timestamp::now() - ago).to_string()
 }

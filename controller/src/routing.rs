@@ -4,8 +4,8 @@ use proxy_api::{
     BasisPoints, Endpoint, Limits, Match, Protocol, Route, Shield, Sticky, Timeouts, Transport,
     Upstream, UpstreamTls,
 };
-use rollout::passing::{Passing, TaskProtocol};
 use rollout::plan::Sticky as PlanSticky;
+use rollout::proxy::{ProxySpec, TaskProtocol};
 use rollout::rollout::{Promotion, Retreat};
 use rollout::{Duration, Phase, Release, Rollout, Spec, Weight};
 
@@ -71,13 +71,13 @@ pub fn basis_points(weight: Weight) -> BasisPoints {
     BasisPoints::new(weight.basis_points()).unwrap_or(BasisPoints::ALL)
 }
 
-fn transport(passing: &Passing) -> Transport {
+fn transport(proxy: &ProxySpec) -> Transport {
     Transport {
-        protocol: match passing.protocol {
+        protocol: match proxy.protocol {
             TaskProtocol::Http1 => Protocol::Http1,
             TaskProtocol::H2 => Protocol::H2,
         },
-        tls: passing.tls.clone().map(|tls| UpstreamTls {
+        tls: proxy.tls.clone().map(|tls| UpstreamTls {
             server_name: tls.server_name,
             ca_file: tls.ca_file,
             certificate_file: tls.certificate_file,
@@ -143,5 +143,49 @@ pub fn route(spec: &Spec, state: &ServiceState, rollout: Option<&Rollout>) -> Ro
             connect_ms: milliseconds(spec.proxy.connect),
             response_ms: milliseconds(spec.proxy.answer),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{ReadOptions, read};
+
+    #[test]
+    fn what_friday_yml_says_of_the_proxy_stands_in_its_table() {
+        let text = "service: web\nport: 80\nproxy:\n  mirror: 0.5%\n  protocol: h2\n  connect: 500ms\n  answer: 30s\n  \
+                    tls: { server_name: web.internal, ca_file: /ca.pem, certificate_file: /c.pem, key_file: /k.pem }\n";
+        let spec = read(text, "friday.yml", &ReadOptions::default()).unwrap();
+        let state = ServiceState {
+            stable: Group {
+                release: Release::new("web:1", "sha256:1", None),
+                replicas: 1,
+                tasks: Vec::new(),
+                restarts: 0,
+                trouble: None,
+            },
+            canary: None,
+        };
+        let table = route(&spec, &state, None);
+        assert_eq!(table.mirror_bp.get(), 50);
+        assert_eq!(table.timeouts.connect_ms, 500);
+        assert_eq!(table.timeouts.response_ms, 30_000);
+        assert_eq!(table.transport.protocol, Protocol::H2);
+        let tls = table.transport.tls.unwrap();
+        assert_eq!(tls.server_name, "web.internal");
+        assert_eq!(tls.ca_file, "/ca.pem");
+        assert_eq!(tls.certificate_file.as_deref(), Some("/c.pem"));
+        assert_eq!(tls.key_file.as_deref(), Some("/k.pem"));
+
+        let spec = read(
+            "service: web\nport: 80\n",
+            "friday.yml",
+            &ReadOptions::default(),
+        )
+        .unwrap();
+        let table = route(&spec, &state, None);
+        assert_eq!(table.transport, Transport::default());
+        assert_eq!(table.timeouts, Timeouts::default());
+        assert!(table.mirror_bp.is_none());
     }
 }

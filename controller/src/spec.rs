@@ -5,8 +5,8 @@
 //! same to editors.
 
 mod guard;
-mod passing;
 mod plans;
+mod proxy;
 mod schema;
 mod tuning;
 
@@ -15,8 +15,8 @@ use rollout::{Bake, Deadlines, Duration, Guard, ServiceName, Spec, Weight};
 
 use crate::yaml::{Fields, Findings, Setting, Tree, Value};
 use guard::{guard, guard_for};
-use passing::passing;
 use plans::{Steps, plans, weight_of};
+use proxy::proxy;
 
 pub use crate::yaml::Finding;
 pub(crate) use crate::yaml::{duration as read_duration, nearest, show_duration};
@@ -153,7 +153,7 @@ fn file(
             _ => None,
         })
     });
-    let proxy = fields.take("proxy").map(|value| passing(value, findings));
+    let proxy = fields.take("proxy").map(|value| proxy(value, findings));
     let plan = plans(&mut fields, options, findings);
     let bake = bake(fields.take("bake"), findings);
     let keep_warm = fields.duration("keep_warm", KEEP_WARM, findings);

@@ -12,8 +12,8 @@
 pub mod release;
 pub mod weight;
 
-pub mod passing;
 pub mod plan;
+pub mod proxy;
 
 pub mod desired;
 pub mod rollout;

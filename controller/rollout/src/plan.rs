@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Duration;
-use crate::passing::Passing;
+use crate::proxy::ProxySpec;
 use crate::release::ServiceName;
 use crate::serial::millis;
 use crate::weight::Weight;
@@ -483,7 +483,7 @@ pub struct Spec {
     pub shield: bool,
     /// How the proxy passes requests on.
     #[serde(default)]
-    pub proxy: Passing,
+    pub proxy: ProxySpec,
     /// The steps.
     pub plan: Plan,
     /// The last comparison.

@@ -78,7 +78,7 @@ pub(super) fn beginning(model: &Model) -> Rollout {
         },
         sticky: Sticky::None,
         shield: false,
-        proxy: rollout::passing::Passing::default(),
+        proxy: rollout::proxy::ProxySpec::default(),
         plan: release.plan.clone(),
         bake: release.bake,
         keep_warm: release.keep_warm,

@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use rollout::passing::{Passing, TaskProtocol};
+use rollout::proxy::{ProxySpec, TaskProtocol};
 use rollout::{Bound, Check, Hold, Step};
 use serde_json::Value as Json;
 
@@ -295,7 +295,7 @@ fn accepts_every_way_to_write_a_value() {
     assert_eq!(read.proxy.mirror.basis_points(), 50);
     assert_eq!(read.proxy.protocol, TaskProtocol::H2);
     assert_eq!(read.proxy.answer, Duration::from_secs(30));
-    assert_eq!(read.proxy.connect, Passing::default().connect);
+    assert_eq!(read.proxy.connect, ProxySpec::default().connect);
     assert_eq!(read.proxy.tls.unwrap().ca_file, "/a");
     assert!(
         !spec(&with("guard: { ratio_check: false }"))

@@ -35,7 +35,7 @@ fn spec() -> Spec {
         },
         sticky: Sticky::None,
         shield: true,
-        proxy: crate::passing::Passing::default(),
+        proxy: crate::proxy::ProxySpec::default(),
         plan: Plan::new(vec![
             Step::Weight {
                 weight: percent(10),

@@ -1,6 +1,6 @@
 //! `proxy`: how requests are passed on.
 
-use rollout::passing::{Passing, TaskProtocol, TaskTls};
+use rollout::proxy::{ProxySpec, TaskProtocol, TaskTls};
 use rollout::{Duration, Weight};
 
 use crate::yaml::{Fields, Findings, Value};
@@ -13,8 +13,8 @@ const PATH_BYTES_MAX: usize = 4_096;
 const NAME_BYTES_MAX: usize = 253;
 
 /// Reads `proxy`; what it does not say, or says wrongly, stays as it is by default.
-pub(super) fn passing(value: Value<'_>, findings: &mut Findings) -> Passing {
-    let mut read = Passing::default();
+pub(super) fn proxy(value: Value<'_>, findings: &mut Findings) -> ProxySpec {
+    let mut read = ProxySpec::default();
     let expected = "a map like { mirror: 5%, protocol: http1, connect: 1s, answer: 10s }";
     let Some(mut fields) = value.map(expected, findings) else {
         return read;

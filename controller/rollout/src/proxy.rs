@@ -9,7 +9,7 @@ use crate::{Duration, Weight};
 /// What `friday.yml` says under `proxy`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct Passing {
+pub struct ProxySpec {
     /// The share of stable's requests that are also sent to the canary, whose answers to them nobody gets.
     pub mirror: Weight,
     /// The version of HTTP that tasks are spoken to in.
@@ -27,7 +27,7 @@ pub struct Passing {
     pub answer: Duration,
 }
 
-impl Default for Passing {
+impl Default for ProxySpec {
     /// As the proxy has it where nobody says otherwise.
     fn default() -> Self {
         Self {

@@ -80,7 +80,10 @@ pub trait Bus: Send + Sync + fmt::Debug {
     async fn reader(&self, topic: &str, spans: &[Span]) -> Result<Box<dyn Reader>, BusError>;
 
     /// Records of the topic that the group has not committed yet; all that is kept, for a group that never consumed.
-    async fn lag(&self, topic: &str, group: &str) -> Result<u64, BusError>;
+    async fn lag(&self, topic: &str, group: &str) -> Result<u64, BusError> {
+        let standing = self.standing(topic, group).await?;
+        Ok(standing.iter().map(Standing::lag).sum())
+    }
 
     /// Where the group stands in each partition of the topic.
     async fn standing(&self, topic: &str, group: &str) -> Result<Vec<Standing>, BusError>;
@@ -217,6 +220,15 @@ pub struct Standing {
     pub committed: Option<i64>,
     /// The offset that the next record gets.
     pub next: i64,
+}
+
+impl Standing {
+    /// Records that are kept and were not committed yet.
+    #[must_use]
+    pub fn lag(&self) -> u64 {
+        let from = self.committed.unwrap_or(self.oldest).max(self.oldest);
+        (self.next - from).max(0).cast_unsigned()
+    }
 }
 
 /// Which bus to use.

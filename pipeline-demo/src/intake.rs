@@ -136,10 +136,6 @@ mod tests {
             Err(BusError::Closed)
         }
 
-        async fn lag(&self, _: &str, _: &str) -> Result<u64, BusError> {
-            Err(BusError::Closed)
-        }
-
         async fn standing(&self, _: &str, _: &str) -> Result<Vec<Standing>, BusError> {
             Err(BusError::Closed)
         }

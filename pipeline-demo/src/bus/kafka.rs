@@ -348,35 +348,6 @@ impl Bus for Kafka {
         Ok(Box::new(self.made(reader)?))
     }
 
-    async fn lag(&self, topic: &str, group: &str) -> Result<u64, BusError> {
-        let partitions = self.partitions(topic).await?;
-        let consumer = self.asker(group)?;
-        let owned = topic.to_owned();
-        self.ask("read", topic, move |_| {
-            let mut asked = TopicPartitionList::new();
-            for partition in 0..partitions {
-                asked.add_partition(&owned, partition.cast_signed());
-            }
-            let committed = consumer.committed_offsets(asked, ANSWER_WAIT_MAX)?;
-            let mut lag = 0;
-            for element in committed.elements() {
-                let (low, high) =
-                    consumer.fetch_watermarks(&owned, element.partition(), ANSWER_WAIT_MAX)?;
-                let from = match element.offset() {
-                    Offset::Offset(offset) => offset.max(low),
-                    Offset::Beginning
-                    | Offset::End
-                    | Offset::Stored
-                    | Offset::Invalid
-                    | Offset::OffsetTail(_) => low,
-                };
-                lag += (high - from).max(0).cast_unsigned();
-            }
-            Ok(lag)
-        })
-        .await
-    }
-
     async fn standing(&self, topic: &str, group: &str) -> Result<Vec<Standing>, BusError> {
         let partitions = self.partitions(topic).await?;
         let consumer = self.asker(group)?;

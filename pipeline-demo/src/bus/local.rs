@@ -231,24 +231,6 @@ impl Bus for LocalLog {
         Ok(Box::new(reader))
     }
 
-    async fn lag(&self, topic: &str, group: &str) -> Result<u64, BusError> {
-        let Topic { id, .. } = self.shared.known_topic(topic).await?;
-        let lag: i64 = sqlx::query_scalar(
-            "SELECT coalesce(sum(heads.next - coalesce(groups.committed,
-                (SELECT min(offset) FROM records
-                 WHERE records.topic = heads.topic AND records.partition = heads.partition), heads.next)), 0)
-             FROM heads LEFT JOIN groups
-             ON groups.topic = heads.topic AND groups.partition = heads.partition AND groups.name = ?2
-             WHERE heads.topic = ?1",
-        )
-        .bind(id)
-        .bind(group)
-        .fetch_one(&self.shared.readers)
-        .await
-        .map_err(unavailable("read", topic))?;
-        Ok(lag.max(0).cast_unsigned())
-    }
-
     async fn standing(&self, topic: &str, group: &str) -> Result<Vec<Standing>, BusError> {
         let Topic { id, .. } = self.shared.known_topic(topic).await?;
         let rows: Vec<(u32, i64, Option<i64>, i64)> = sqlx::query_as(

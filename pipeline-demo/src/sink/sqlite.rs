@@ -140,16 +140,7 @@ impl Storage for SqliteStorage {
     }
 
     async fn stored(&self) -> Result<Stored, StorageError> {
-        let (results, malformed): (i64, i64) = sqlx::query_as(
-            "SELECT (SELECT count(*) FROM results), (SELECT count(*) FROM malformed)",
-        )
-        .fetch_one(&self.pool)
-        .await
-        .map_err(|error| failed("count its rows", error))?;
-        Ok(Stored {
-            results: results.cast_unsigned(),
-            malformed: malformed.cast_unsigned(),
-        })
+        self.count_rows().await
     }
 }
 

@@ -3,6 +3,22 @@
 /// [`crate::stats::StatsStore`] for a storage with a `pool` and a `begin()`.
 macro_rules! stats_store {
     ($storage:ty, $failed:path) => {
+        impl $storage {
+            /// How many rows there are.
+            pub(crate) async fn count_rows(&self) -> Result<crate::sink::Stored, crate::sink::StorageError> {
+                let (results, malformed): (i64, i64) = sqlx::query_as(
+                    "SELECT (SELECT count(*) FROM results), (SELECT count(*) FROM malformed)",
+                )
+                .fetch_one(&self.pool)
+                .await
+                .map_err(|error| $failed("count its rows", error))?;
+                Ok(crate::sink::Stored {
+                    results: results.cast_unsigned(),
+                    malformed: malformed.cast_unsigned(),
+                })
+            }
+        }
+
         #[async_trait::async_trait]
         impl crate::stats::StatsStore for $storage {
             async fn totals(

@@ -20,6 +20,7 @@ pub mod routing;
 pub mod saturation;
 pub mod simulate;
 pub mod spec;
+pub mod stack;
 pub mod store;
 pub mod words;
 pub mod yaml;

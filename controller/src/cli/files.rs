@@ -11,6 +11,7 @@ use super::output::{Context, Format};
 use super::rollouts::read_text;
 use crate::metrics_source::{MetricsError, MetricsSource as _, Prometheus, Query, Subject};
 use crate::spec::{self, Finding, ReadOptions, finding_at_query};
+use crate::stack::{self, Rule};
 
 /// Checks files.
 #[derive(Debug, Args)]
@@ -27,6 +28,12 @@ pub(super) struct LintArgs {
     /// Also try the queries of guard.checks on this Prometheus, such as http://prometheus:9090
     #[arg(long, value_name = "URL")]
     prometheus: Option<String>,
+    /// Also check the service in this stack file for settings that make releases dangerous
+    #[arg(long, value_name = "STACK_FILE")]
+    stack: Option<PathBuf>,
+    /// A setting of the stack file that is as it shall be; may be given several times
+    #[arg(long, value_enum, value_name = "RULE", requires = "stack")]
+    allow: Vec<Rule>,
 }
 
 /// Prints a completion script.
@@ -44,6 +51,11 @@ pub(super) async fn lint(args: &LintArgs, context: &Context) -> anyhow::Result<u
     let prometheus = args.prometheus.as_deref().map(Prometheus::at).transpose()?;
     let mut findings: Vec<Finding> = Vec::new();
     let mut words = Vec::new();
+    let stack = args.stack.as_deref().map(|file| {
+        let text = read_text(file)?;
+        anyhow::Ok((file.display().to_string(), text))
+    });
+    let stack = stack.transpose()?;
     for file in &args.files {
         let name = file.display().to_string();
         let text = read_text(file)?;
@@ -57,6 +69,11 @@ pub(super) async fn lint(args: &LintArgs, context: &Context) -> anyhow::Result<u
                         findings.extend(tried.findings);
                         continue;
                     }
+                }
+                if let Some((name, text)) = &stack {
+                    let found = stack::check(text, name, &spec.service, &args.allow);
+                    words.extend(found.iter().map(ToString::to_string));
+                    findings.extend(found);
                 }
                 let steps = spec.plan.steps().len();
                 words.push(format!(

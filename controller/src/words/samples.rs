@@ -62,6 +62,7 @@ pub(crate) fn verdict(decision: Decision) -> Verdict {
             latency: [-0.3, 0.1, 0.7],
             saturation: 0.0,
             checks: 0.0,
+            kinds: Vec::new(),
             total: 1.6,
         },
         rollback_at: 100_f64.ln(),

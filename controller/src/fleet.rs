@@ -127,6 +127,11 @@ fn cell_of(cell: &Cell) -> rollout::Cell {
         requests,
         bad: u64::from(cell.bad()).min(requests),
         latency: cell.latency.iter().copied().collect(),
+        kinds: cell
+            .kinds
+            .iter()
+            .map(|(kind, count)| (kind.clone(), u64::from(*count)))
+            .collect(),
     }
 }
 
@@ -451,6 +456,7 @@ mod tests {
                 outcomes: [10 - bad - u32::from(!is_final), bad, 0, 0, 0],
                 failed_to_user: 0,
                 latency: vec![(100, 10 - bad - u32::from(!is_final))],
+                kinds: BTreeMap::new(),
             }],
         }
     }

@@ -2,8 +2,8 @@
 //! become text, so that the API, the command line and the log say the same.
 
 use rollout::judge::{
-    CheckSeen, Counts, Decision, Gauge, Grounds, HoldReason, Margin, Missing, Percentile, Signal,
-    Watched,
+    CheckSeen, Counts, Decision, Gauge, Grounds, HoldReason, KindSeen, Margin, Missing, Percentile,
+    Signal, Watched,
 };
 use rollout::rollout::{Promotion, Retreat};
 use rollout::{
@@ -46,6 +46,7 @@ pub fn cause(cause: &Cause) -> String {
         Cause::Evidence { signal } => match signal.as_str() {
             "errors" => "the canary fails more than stable".to_owned(),
             "latency" => "the canary is slower than stable".to_owned(),
+            "answers" => "the canary answers other things than stable".to_owned(),
             "saturation" => "the canary uses more memory or CPU than stable".to_owned(),
             "warm_up" => "the canary fails more in its warm-up than a cold start may".to_owned(),
             "errors_alone" => {
@@ -353,6 +354,15 @@ fn signal_words(signal: &Signal, counts: &Counts) -> String {
                 canary.timed
             )
         }
+        Signal::Answers {
+            kind,
+            canary,
+            stable,
+        } => format!(
+            "the canary answers other things than stable: {} of its answers are {kind:?}, of stable's {}",
+            percent(*canary),
+            percent(*stable)
+        ),
         Signal::Check { name, value, limit } => {
             format!(
                 "check {name:?}: the canary's value is {}, its limit {}",
@@ -560,6 +570,18 @@ pub fn check_state(check: &CheckSeen, grace: Duration) -> CheckState {
         }
         _ => CheckState::NoData,
     }
+}
+
+/// How often a kind of answer was given, in a line: `answers "negative": 40 % of the canary's, 25 % of stable's; ...`.
+#[must_use]
+pub fn kind(kind: &KindSeen) -> String {
+    format!(
+        "answers {:?}: {} of the canary's, {} of stable's; evidence that the canary gives more of them: {}",
+        kind.name,
+        percent(kind.canary),
+        percent(kind.stable),
+        odds(kind.log_e)
+    )
 }
 
 /// What is known of a check, in a line: `check "lag": 1200 on the canary, to be at most 1000: beyond it 2 times in a row`.

@@ -250,6 +250,11 @@ impl Forward {
                                     flight.ticket.failed(Outcome::ServerError);
                                 } else {
                                     flight.ticket.answered();
+                                    let header = flight.route().spec.answer_kind.as_deref();
+                                    let kind = header.and_then(|name| response.headers().get(name));
+                                    if let Some(kind) = kind {
+                                        flight.ticket.of_kind(kind);
+                                    }
                                 }
                             }
                             let next = if is_error {

@@ -17,9 +17,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use http::HeaderValue;
 use proxy_api::{
-    BasisPoints, BootId, Cell, Chosen, Epoch, Generation, InFlight, Outcome, Report, ReportAck,
-    latency_bucket,
+    BasisPoints, BootId, Cell, Chosen, Epoch, Generation, InFlight, KIND_OTHER, KINDS_MAX, Outcome,
+    Report, ReportAck, latency_bucket,
 };
 use tokio::time::Instant;
 
@@ -104,6 +105,7 @@ struct CellCounts {
     outcomes: [u32; 5],
     failed_to_user: u32,
     latency: BTreeMap<u16, u32>,
+    kinds: Vec<(Box<str>, u32)>,
 }
 
 /// What tells a request of an epoch from all others of it, also from one that had its place before.
@@ -169,6 +171,7 @@ impl EpochCounts {
                 outcomes: [0; 5],
                 failed_to_user: 0,
                 latency: BTreeMap::new(),
+                kinds: Vec::new(),
             });
             cells.len() - 1
         });
@@ -209,7 +212,14 @@ impl EpochCounts {
     }
 
     /// Ends a request that has not ended yet.
-    fn end(&mut self, request: RequestId, outcome: Outcome, failed_to_user: bool, now: Instant) {
+    fn end(
+        &mut self,
+        request: RequestId,
+        outcome: Outcome,
+        failed_to_user: bool,
+        kind: Option<&str>,
+        now: Instant,
+    ) {
         let Some(pending) = self.pending(request) else {
             return;
         };
@@ -223,6 +233,9 @@ impl EpochCounts {
         if outcome == Outcome::Ok {
             let bucket = latency_bucket(micros(now.saturating_duration_since(routed)));
             *cell.latency.entry(bucket).or_default() += 1;
+            if let Some(kind) = kind {
+                cell.count_kind(kind);
+            }
         }
         self.unfinished -= 1;
         if self.is_final() {
@@ -257,7 +270,7 @@ impl EpochCounts {
                 Progress::Failed(outcome) => outcome,
                 Progress::Ended => continue,
             };
-            self.end(request, outcome, false, now);
+            self.end(request, outcome, false, None, now);
         }
     }
 
@@ -298,6 +311,26 @@ impl CellCounts {
         }
     }
 
+    fn count_kind(&mut self, kind: &str) {
+        let is_known = |kind: &str| self.kinds.iter().position(|(known, _)| **known == *kind);
+        let at = is_known(kind).or_else(|| {
+            (self.kinds.len() >= KINDS_MAX)
+                .then(|| is_known(KIND_OTHER))
+                .flatten()
+        });
+        match at {
+            Some(at) => self.kinds[at].1 += 1,
+            None => {
+                let kind = if self.kinds.len() < KINDS_MAX {
+                    kind
+                } else {
+                    KIND_OTHER
+                };
+                self.kinds.push((kind.into(), 1));
+            }
+        }
+    }
+
     /// Adds what another worker counted in the same cell.
     fn add_to(&self, cell: &mut Cell) {
         cell.requests += self.requests;
@@ -311,6 +344,9 @@ impl CellCounts {
             *latency.entry(bucket).or_default() += count;
         }
         cell.latency = latency.into_iter().collect();
+        for (kind, count) in &self.kinds {
+            *cell.kinds.entry(kind.to_string()).or_default() += count;
+        }
     }
 
     fn report(&self) -> Cell {
@@ -326,6 +362,11 @@ impl CellCounts {
             outcomes: self.outcomes,
             failed_to_user: self.failed_to_user,
             latency: self.latency.iter().map(|(&b, &n)| (b, n)).collect(),
+            kinds: self
+                .kinds
+                .iter()
+                .map(|(kind, count)| (kind.to_string(), *count))
+                .collect(),
         }
     }
 }
@@ -519,6 +560,7 @@ impl Shard {
             routed: now,
             failed: None,
             failed_to_user: false,
+            kind: None,
         };
         Ok((ticket, lease))
     }
@@ -554,7 +596,12 @@ pub(crate) struct Ticket {
     /// The first failure of the side it was routed to.
     failed: Option<Outcome>,
     failed_to_user: bool,
+    /// Of what kind the answer said it is.
+    kind: Option<HeaderValue>,
 }
+
+/// Longest name of a kind, in bytes.
+const KIND_BYTES_MAX: usize = 64;
 
 impl Ticket {
     /// Where it was routed to.
@@ -565,6 +612,16 @@ impl Ticket {
     /// The head of an answer below 500 has arrived from the side it was routed to.
     pub(crate) fn answered(&mut self) {
         self.note(Progress::Answered);
+    }
+
+    /// The answer from the side it was routed to says of what kind it is. What is no word of up to 64 letters, digits
+    /// and signs says nothing.
+    pub(crate) fn of_kind(&mut self, kind: &HeaderValue) {
+        let is_word = |kind: &&HeaderValue| {
+            let bytes = kind.as_bytes();
+            (1..=KIND_BYTES_MAX).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+        };
+        self.kind = Some(kind).filter(is_word).cloned();
     }
 
     /// An attempt at the side it was routed to failed. The first failure counts.
@@ -598,7 +655,8 @@ impl Drop for Ticket {
         let lasted = now.saturating_duration_since(self.routed);
         self.place.metrics.ended(outcome, lasted.as_secs_f64());
         self.shard.with_epoch(self.epoch, |epoch| {
-            epoch.end(self.request, outcome, self.failed_to_user, now);
+            let kind = self.kind.as_ref().and_then(|kind| kind.to_str().ok());
+            epoch.end(self.request, outcome, self.failed_to_user, kind, now);
         });
     }
 }

@@ -3,6 +3,7 @@
 use rollout::plan::{CHECKS_MAX, Start, Sticky};
 use rollout::{Bound, Check, Duration, Guard};
 
+use super::is_header;
 use super::show_duration;
 use super::tuning::tuning;
 use crate::metrics_source::Query;
@@ -110,6 +111,16 @@ pub(super) fn guard(
     if let Some(value) = fields.take("ratio_check") {
         let check = value.scalar("true or false", findings, |text| text.parse().ok());
         guard.ratio_check = check.unwrap_or(guard.ratio_check);
+    }
+    let answers = "a map like { header: x-sentiment }";
+    if let Some(mut fields) = fields.sub("answers", answers, findings) {
+        let expected = "the name of a response header by which answers say of what kind they are, such as x-sentiment";
+        if let Some(value) = fields.required("header", expected, findings) {
+            guard.answers = value.text(expected, findings, |text| {
+                is_header(text).then(|| text.to_ascii_lowercase())
+            });
+        }
+        fields.finish(findings);
     }
     if let Some(value) = fields.take("start") {
         let start = value.scalar("auto or first", findings, |text| match text {

@@ -573,10 +573,11 @@ fn has_the_same_defaults_as_the_schema() {
 
 /// Every setting of the guard, the key that sets it, and a value that is not the default. A weight needs another one
 /// beside it, for the four sum to 100 %.
-const SETTINGS: [(&str, &str, &str); 31] = [
+const SETTINGS: [(&str, &str, &str); 32] = [
     ("/alpha", "guard.alpha", "2%"),
     ("/alpha_gate", "guard.alpha_gate", "5%"),
     ("/alpha_promote", "guard.alpha_promote", "2%"),
+    ("/answers", "guard.answers", "{ header: x-kind }"),
     (
         "/checks",
         "guard.checks",

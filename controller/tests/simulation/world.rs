@@ -201,6 +201,7 @@ impl Proxy {
                     outcomes: [requests - bad, bad, 0, 0, 0],
                     failed_to_user: 0,
                     latency: latency.iter().collect(),
+                    kinds: BTreeMap::new(),
                 });
             }
         }

@@ -180,7 +180,19 @@ pub struct Cell {
     pub failed_to_user: u32,
     /// Time to the end of the answer of each [`Outcome::Ok`]: pairs of bucket ([`latency_bucket`]) and count, rising.
     pub latency: Vec<(u16, u32)>,
+    /// Each [`Outcome::Ok`] by the kind its answer said it was of, where the route asks for it ([`Route::answer_kind`]). At
+    /// most [`KINDS_MAX`] and what is beyond them together.
+    ///
+    /// [`Route::answer_kind`]: crate::Route::answer_kind
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kinds: BTreeMap<String, u32>,
 }
+
+/// Kinds of answers that a cell tells apart. Whoever has more has an identifier in the header.
+pub const KINDS_MAX: usize = 16;
+
+/// What all kinds beyond [`KINDS_MAX`] are counted as.
+pub const KIND_OTHER: &str = "(other)";
 
 impl Cell {
     /// Requests whose outcome the judge holds against the release.
@@ -295,6 +307,7 @@ mod tests {
             outcomes: [16, 8, 4, 2, 1],
             failed_to_user: 0,
             latency: vec![],
+            kinds: BTreeMap::new(),
         };
         assert_eq!(cell.bad(), 15);
         let text = serde_json::to_string(&cell).unwrap();

@@ -56,6 +56,9 @@ pub struct Verdict {
     /// What is known of each check of the guard.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckSeen>,
+    /// What kinds of answers there were since the warm-up, where the guard asks for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<KindSeen>,
     /// The watch over a canary that has every request; none as long as there is something to compare it with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watched: Option<Watched>,
@@ -116,6 +119,20 @@ pub struct CheckSeen {
     pub silent: Duration,
     /// Why the last question brought none, if it did not.
     pub trouble: Option<String>,
+}
+
+/// How often one kind of answer was given.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KindSeen {
+    /// The kind, as answers name it.
+    pub name: String,
+    /// Its share of the canary's answers, from 0 to 1.
+    pub canary: f64,
+    /// Its share of stable's.
+    pub stable: f64,
+    /// The logarithm of the evidence that the canary gives it more often.
+    #[serde(with = "log")]
+    pub log_e: f64,
 }
 
 /// What follows from the evidence.
@@ -297,6 +314,15 @@ pub enum Signal {
         value: f64,
         /// The value it must not pass: the guard's, or what stable's allows.
         limit: f64,
+    },
+    /// It answers other things than stable.
+    Answers {
+        /// The kind that it gives more often.
+        kind: String,
+        /// Its share of the canary's answers.
+        canary: f64,
+        /// Its share of stable's.
+        stable: f64,
     },
 }
 

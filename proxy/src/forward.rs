@@ -251,8 +251,9 @@ impl Forward {
                                 } else {
                                     flight.ticket.answered();
                                     let header = flight.route().spec.answer_kind.as_deref();
-                                    let kind = header.and_then(|name| response.headers().get(name));
-                                    if let Some(kind) = kind {
+                                    if let Some(name) = header {
+                                        let kinds = &flight.ticket.place().kinds;
+                                        let kind = kinds.of(response.headers().get(name));
                                         flight.ticket.of_kind(kind);
                                     }
                                 }

@@ -17,13 +17,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use http::HeaderValue;
 use proxy_api::{
-    BasisPoints, BootId, Cell, Chosen, Epoch, Generation, InFlight, KIND_OTHER, KINDS_MAX, Outcome,
-    Report, ReportAck, latency_bucket,
+    BasisPoints, BootId, Cell, Chosen, Epoch, Generation, InFlight, Outcome, Report, ReportAck,
+    latency_bucket,
 };
 use tokio::time::Instant;
 
+use crate::kinds::Kind;
 use crate::lock;
 use crate::routes::Place;
 use crate::upstream::{Lease, Peer};
@@ -105,7 +105,8 @@ struct CellCounts {
     outcomes: [u32; 5],
     failed_to_user: u32,
     latency: BTreeMap<u16, u32>,
-    kinds: Vec<(Box<str>, u32)>,
+    /// Few, and none where the route does not ask.
+    kinds: Vec<(Kind, u32)>,
 }
 
 /// What tells a request of an epoch from all others of it, also from one that had its place before.
@@ -217,7 +218,7 @@ impl EpochCounts {
         request: RequestId,
         outcome: Outcome,
         failed_to_user: bool,
-        kind: Option<&str>,
+        kind: Option<Kind>,
         now: Instant,
     ) {
         let Some(pending) = self.pending(request) else {
@@ -311,24 +312,19 @@ impl CellCounts {
         }
     }
 
-    fn count_kind(&mut self, kind: &str) {
-        let is_known = |kind: &str| self.kinds.iter().position(|(known, _)| **known == *kind);
-        let at = is_known(kind).or_else(|| {
-            (self.kinds.len() >= KINDS_MAX)
-                .then(|| is_known(KIND_OTHER))
-                .flatten()
-        });
-        match at {
-            Some(at) => self.kinds[at].1 += 1,
-            None => {
-                let kind = if self.kinds.len() < KINDS_MAX {
-                    kind
-                } else {
-                    KIND_OTHER
-                };
-                self.kinds.push((kind.into(), 1));
-            }
+    fn count_kind(&mut self, kind: Kind) {
+        match self.kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, count)) => *count += 1,
+            None => self.kinds.push((kind, 1)),
         }
+    }
+
+    /// The kinds by name.
+    fn named_kinds(&self) -> impl Iterator<Item = (String, u32)> {
+        let name = |kind| self.place.kinds.name(kind).to_owned();
+        self.kinds
+            .iter()
+            .map(move |(kind, count)| (name(*kind), *count))
     }
 
     /// Adds what another worker counted in the same cell.
@@ -344,8 +340,8 @@ impl CellCounts {
             *latency.entry(bucket).or_default() += count;
         }
         cell.latency = latency.into_iter().collect();
-        for (kind, count) in &self.kinds {
-            *cell.kinds.entry(kind.to_string()).or_default() += count;
+        for (kind, count) in self.named_kinds() {
+            *cell.kinds.entry(kind).or_default() += count;
         }
     }
 
@@ -362,11 +358,7 @@ impl CellCounts {
             outcomes: self.outcomes,
             failed_to_user: self.failed_to_user,
             latency: self.latency.iter().map(|(&b, &n)| (b, n)).collect(),
-            kinds: self
-                .kinds
-                .iter()
-                .map(|(kind, count)| (kind.to_string(), *count))
-                .collect(),
+            kinds: self.named_kinds().collect(),
         }
     }
 }
@@ -596,12 +588,9 @@ pub(crate) struct Ticket {
     /// The first failure of the side it was routed to.
     failed: Option<Outcome>,
     failed_to_user: bool,
-    /// Of what kind the answer said it is.
-    kind: Option<HeaderValue>,
+    /// Of what kind the answer is, once its head has come, where the route asks.
+    kind: Option<Kind>,
 }
-
-/// Longest name of a kind, in bytes.
-const KIND_BYTES_MAX: usize = 64;
 
 impl Ticket {
     /// Where it was routed to.
@@ -614,14 +603,9 @@ impl Ticket {
         self.note(Progress::Answered);
     }
 
-    /// The answer from the side it was routed to says of what kind it is. What is no word of up to 64 letters, digits
-    /// and signs says nothing.
-    pub(crate) fn of_kind(&mut self, kind: &HeaderValue) {
-        let is_word = |kind: &&HeaderValue| {
-            let bytes = kind.as_bytes();
-            (1..=KIND_BYTES_MAX).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
-        };
-        self.kind = Some(kind).filter(is_word).cloned();
+    /// The answer from the side it was routed to is of this kind.
+    pub(crate) fn of_kind(&mut self, kind: Kind) {
+        self.kind = Some(kind);
     }
 
     /// An attempt at the side it was routed to failed. The first failure counts.
@@ -655,8 +639,7 @@ impl Drop for Ticket {
         let lasted = now.saturating_duration_since(self.routed);
         self.place.metrics.ended(outcome, lasted.as_secs_f64());
         self.shard.with_epoch(self.epoch, |epoch| {
-            let kind = self.kind.as_ref().and_then(|kind| kind.to_str().ok());
-            epoch.end(self.request, outcome, self.failed_to_user, kind, now);
+            epoch.end(self.request, outcome, self.failed_to_user, self.kind, now);
         });
     }
 }
@@ -688,6 +671,7 @@ mod tests {
                     arm: Arm::Canary,
                     release: "v2".into(),
                     endpoint: None,
+                    kinds: Arc::default(),
                     metrics: telemetry.place("web", Arm::Canary, "v2", None),
                 }),
                 routed: AtomicU64::new(0),
@@ -799,6 +783,34 @@ mod tests {
         let cell = world.report().epochs.remove(0).cells.remove(0);
         assert_eq!(cell.outcomes, [0, 0, 0, 1, 1]);
         assert_eq!((cell.failed_to_user, cell.latency.len()), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_are_counted_by_kind_over_all_workers_and_the_bad_are_not() {
+        let world = World::new(10);
+        let kind = |text: &'static str| {
+            let header = http::HeaderValue::from_static(text);
+            world.place.kinds.of(Some(&header))
+        };
+        for text in ["glad", "sad", "glad", "two words"] {
+            let mut ticket = world.route(NONE).unwrap();
+            ticket.answered();
+            ticket.of_kind(kind(text));
+        }
+        let mut broken = world.route(NONE).unwrap();
+        broken.answered();
+        broken.of_kind(kind("glad"));
+        broken.failed(Outcome::Reset);
+        drop(broken);
+        // Its client left before the head came.
+        drop(world.route(NONE).unwrap());
+        let cell = world.report().epochs.remove(0).cells.remove(0);
+        assert_eq!(cell.requests, 6);
+        let expected = [("(none)", 1), ("glad", 2), ("sad", 1)];
+        assert_eq!(
+            cell.kinds,
+            expected.map(|(kind, n)| (kind.to_owned(), n)).into()
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,8 +6,8 @@
 //! margins. Silence proves nothing. The README beside this crate explains the statistics.
 //!
 //! Evidence is kept as natural logarithms throughout. One idea a file, from the inside out: `mixture`, `split`,
-//! `non_inferiority`, `aimed`, `warm_up`, `latency`, `dispersion`, `saturation`, `checks`, `traffic`, `nodes`, `blocks`, `baseline`, `combine`,
-//! `watch`, `hour`, `gate`, `trial`; `price` says beforehand what a proof takes.
+//! `non_inferiority`, `aimed`, `warm_up`, `latency`, `dispersion`, `saturation`, `checks`, `kinds`, `traffic`, `nodes`, `blocks`, `baseline`,
+//! `combine`, `watch`, `hour`, `gate`, `trial`; `price` says beforehand what a proof takes.
 
 mod aimed;
 mod baseline;
@@ -417,20 +417,12 @@ impl Judge {
             warm,
         );
         if guard.answers.is_some() && !warm {
-            self.kinds.block(
-                block.duration,
-                block
-                    .canary
-                    .iter()
-                    .filter(|cell| !nodes.canary_is_cold(cell)),
-                block
-                    .stable
-                    .iter()
-                    .filter(|cell| !nodes.stable_is_cold(cell)),
-                // Of its own dispersion nothing is known; it is no calmer than what is.
-                reduced.phi.into_iter().fold(1.0, f64::max),
-                &guard.tuning,
-            );
+            let is_warm = |cell: &&Cell| !nodes.canary_is_cold(cell);
+            let canary: Vec<&Cell> = block.canary.iter().filter(is_warm).collect();
+            let is_warm = |cell: &&Cell| !nodes.stable_is_cold(cell);
+            let stable: Vec<&Cell> = block.stable.iter().filter(is_warm).collect();
+            self.kinds
+                .block(block.duration, &canary, &stable, &guard.tuning);
         }
         self.ratio
             .block(block.weight, requests(&block.canary), block.requests());
@@ -484,6 +476,7 @@ impl Judge {
         if gauges_are_missing {
             not_seen.insert(0, Missing::Gauges);
         }
+        not_seen.extend(self.kinds.missing(guard));
         match self.trial.pass(at, block, of_step, total, not_seen, guard) {
             Ok(by) => Decision::Pass { by },
             Err(missing) => Decision::Inconclusive { missing },

@@ -100,10 +100,13 @@ pub struct Cell {
     pub bad: u64,
     /// Latency of the others, to the end of the answer.
     pub latency: LatencyHistogram,
-    /// Answers by the kind they say they are of, if the guard asks for it; the bad say nothing.
+    /// Answers by the kind they say they are of, if the guard asks for it, or [`KIND_NONE`]; the bad say nothing.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub kinds: BTreeMap<String, u64>,
 }
+
+/// What answers are counted as that name no kind though the guard asks.
+pub const KIND_NONE: &str = "(none)";
 
 impl Cell {
     /// Adds the counts of `other`; node and group stay.

@@ -128,7 +128,7 @@ pub struct KindSeen {
     pub name: String,
     /// Its share of the canary's answers, from 0 to 1.
     pub canary: f64,
-    /// Its share of stable's.
+    /// Its share of stable's at the same time, block by block: weights and moods that change do not show as a difference.
     pub stable: f64,
     /// The logarithm of the evidence that the canary gives it more often.
     #[serde(with = "log")]
@@ -209,6 +209,11 @@ pub enum Missing {
         /// How long it has had none; absent where it has, but of the time before this step.
         #[serde(rename = "silent_ms")]
         silent: Option<Millis>,
+    },
+    /// The guard compares answers, and since the warm-up none of stable's has said of what kind it is.
+    Answers {
+        /// The header that would say it.
+        header: String,
     },
     /// The step's least time is not over.
     Time {
@@ -357,7 +362,7 @@ pub struct Evidence {
     /// That it uses more.
     #[serde(with = "log")]
     pub saturation: f64,
-    /// That it is worse by the guard's checks which compare it with stable.
+    /// That it is worse by the guard's checks which compare it with stable, or answers other things than stable.
     #[serde(with = "log", default)]
     pub checks: f64,
     /// That nodes of it which start after the warm-up are broken rather than cold.

@@ -1,11 +1,13 @@
 //! What people read: phases, causes, endings and verdicts as sentences. Decisions carry numbers; only here do they
 //! become text, so that the API, the command line and the log say the same.
 
+use proxy_api::{KIND_OTHER, KINDS_MAX};
 use rollout::judge::{
     CheckSeen, Counts, Decision, Gauge, Grounds, HoldReason, KindSeen, Margin, Missing, Percentile,
     Signal, Watched,
 };
 use rollout::rollout::{Promotion, Retreat};
+use rollout::signals::KIND_NONE;
 use rollout::{
     Bound, Cause, Duration, Ending, Phase, Placement, Plan, Rollout, Skipped, Step, Verdict,
 };
@@ -359,8 +361,9 @@ fn signal_words(signal: &Signal, counts: &Counts) -> String {
             canary,
             stable,
         } => format!(
-            "the canary answers other things than stable: {} of its answers are {kind:?}, of stable's {}",
+            "the canary answers other things than stable: {} of its answers {}, {} of stable's",
             percent(*canary),
+            of_kind(kind),
             percent(*stable)
         ),
         Signal::Check { name, value, limit } => {
@@ -438,6 +441,9 @@ pub fn missing(missing: &Missing) -> String {
         }
         Missing::Check { name, silent: None } => {
             format!("a sample of check {name:?} that was taken wholly in this step")
+        }
+        Missing::Answers { header } => {
+            format!("an answer of stable's that says of what kind it is, in {header}")
         }
         Missing::Gauges => "memory and CPU of the tasks, which are no longer reported".to_owned(),
         Missing::Time { remaining } => format!("{} more at this weight", rounded(*remaining)),
@@ -572,16 +578,25 @@ pub fn check_state(check: &CheckSeen, grace: Duration) -> CheckState {
     }
 }
 
-/// How often a kind of answer was given, in a line: `answers "negative": 40 % of the canary's, 25 % of stable's; ...`.
+/// How often a kind of answer was given, in a line: `answers that are "negative": 40 % of the canary's, 25 % of stable's; …`.
 #[must_use]
 pub fn kind(kind: &KindSeen) -> String {
     format!(
-        "answers {:?}: {} of the canary's, {} of stable's; evidence that the canary gives more of them: {}",
-        kind.name,
+        "answers that {}: {} of the canary's, {} of stable's; evidence that the canary gives more of them: {}",
+        of_kind(&kind.name),
         percent(kind.canary),
         percent(kind.stable),
         odds(kind.log_e)
     )
+}
+
+/// What is said of answers of this kind, as the end of "answers that …".
+fn of_kind(name: &str) -> String {
+    match name {
+        KIND_NONE => "name no kind".to_owned(),
+        KIND_OTHER => format!("are of none of the first {KINDS_MAX} kinds"),
+        name => format!("are {name:?}"),
+    }
 }
 
 /// What is known of a check, in a line: `check "lag": 1200 on the canary, to be at most 1000: beyond it 2 times in a row`.

@@ -20,6 +20,8 @@
 //! - Answers that name no kind are a kind: a canary that forgets its header answers otherwise. Nothing is compared before
 //!   stable has named one, so that a release may introduce the header; meanwhile no gate opens, for no data is no pass.
 //! - Answers that failed name nothing; they are for the evidence of errors.
+//! - Only how often a kind is given is compared, not which request it is given to: two kinds that are equally frequent may be
+//!   swapped, and nothing shows.
 //!
 //! Kinds are not known beforehand. The `i`-th that shows up, from 0, gets `1 / ((i + 1) (i + 2))` of the belief, from the
 //! block after on; what no kind has stays unbet. So the sum is evidence at any time, however many kinds will come. It shares

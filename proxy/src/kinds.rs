@@ -152,7 +152,7 @@ mod tests {
                     continue;
                 };
                 let name = kinds.name(kinds.of(Some(&value)));
-                prop_assert!(name == value.as_bytes() || name == KIND_OTHER || name == KIND_NONE);
+                prop_assert!(name.as_bytes() == value.as_bytes() || name == KIND_OTHER || name == KIND_NONE);
                 names.insert(name.to_owned());
             }
             prop_assert!(names.len() <= KINDS_MAX + 2);

@@ -339,11 +339,6 @@ fn a_good_release_is_left_alone_however_answers_clump() {
         .map(|seed| released(false, false, seed))
         .collect();
     let lost = all.iter().filter(|(signal, _)| signal.is_some()).count();
-    let above = |at: f64| {
-        all.iter()
-            .filter(|(_, highest)| *highest >= at.ln())
-            .count()
-    };
     // Answers have a twentieth of alpha: one in two thousand.
     assert!(lost <= 2, "{lost} of {RELEASES}");
     // The evidence alone keeps what Ville promises.

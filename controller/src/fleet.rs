@@ -28,6 +28,9 @@ pub const PROXIES_MAX: usize = 1_000;
 /// Most epochs kept of one proxy: what it keeps itself, 10 minutes.
 const EPOCHS_MAX: usize = 1_200;
 
+/// Longest name of a kind of answer, in bytes; proxies tell no longer ones apart.
+const KIND_BYTES_MAX: usize = 64;
+
 /// How much of the past the signals that people see cover.
 const WINDOW: Duration = Duration::from_secs(10);
 
@@ -127,6 +130,14 @@ fn cell_of(cell: &Cell) -> rollout::Cell {
         requests,
         bad: u64::from(cell.bad()).min(requests),
         latency: cell.latency.iter().copied().collect(),
+        // A proxy that keeps its word has no more. They go into the event log, so what does not is cut.
+        kinds: cell
+            .kinds
+            .iter()
+            .filter(|(kind, _)| kind.len() <= KIND_BYTES_MAX)
+            .take(rollout::judge::KINDS_MAX)
+            .map(|(kind, count)| (kind.clone(), u64::from(*count)))
+            .collect(),
     }
 }
 
@@ -451,6 +462,7 @@ mod tests {
                 outcomes: [10 - bad - u32::from(!is_final), bad, 0, 0, 0],
                 failed_to_user: 0,
                 latency: vec![(100, 10 - bad - u32::from(!is_final))],
+                kinds: [("sad".to_owned(), 1)].into(),
             }],
         }
     }
@@ -511,6 +523,22 @@ mod tests {
             2
         );
         assert_eq!(canary_requests(&fleet.take()), 0);
+    }
+
+    #[test]
+    fn kinds_of_answers_are_taken_up_to_a_bound_whatever_a_proxy_sends() {
+        // Two names for one thing, because neither side depends on the other.
+        assert_eq!(proxy_api::KIND_NONE, rollout::signals::KIND_NONE);
+        assert_eq!(proxy_api::KINDS_MAX + 2, rollout::judge::KINDS_MAX);
+        let fleet = Fleet::new();
+        let mut told = epoch(2, 1, 100, true, 0);
+        told.cells[0].kinds = (0..100).map(|n| (format!("k{n:02}"), 1)).collect();
+        told.cells[0].kinds.insert("a".repeat(65), 1);
+        let epochs = vec![epoch(1, 1, 100, true, 0), told];
+        fleet.report("p", report(7, epochs), NOW).unwrap();
+        let kinds = &fleet.take().slices["web"][0].block.canary[0].kinds;
+        assert_eq!(kinds.len(), 1 + rollout::judge::KINDS_MAX);
+        assert_eq!((kinds["sad"], kinds["k00"]), (1, 1));
     }
 
     #[test]

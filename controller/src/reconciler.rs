@@ -781,6 +781,7 @@ pub fn signal_name(signal: &Signal) -> &'static str {
         Signal::ErrorsAlone { .. } => "errors_alone",
         Signal::LatencyAlone { .. } => "latency_alone",
         Signal::Check { .. } => "check",
+        Signal::Answers { .. } => "answers",
     }
 }
 

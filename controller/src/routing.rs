@@ -137,6 +137,7 @@ pub fn route(spec: &Spec, state: &ServiceState, rollout: Option<&Rollout>) -> Ro
         stable,
         canary,
         mirror_bp: basis_points(spec.proxy.mirror),
+        answer_kind: spec.guard.answers.clone(),
         transport: transport(&spec.proxy),
         limits: Limits::default(),
         timeouts: Timeouts {

@@ -159,9 +159,10 @@ fn file(
     let keep_warm = fields.duration("keep_warm", KEEP_WARM, findings);
     let deadlines = deadlines(fields.take("deadlines"), findings);
     let warm_up = fields.duration("warm_up", Guard::default().warm_up, findings);
-    let defaults = guard_for(sticky.as_ref().and_then(Option::as_ref).unwrap_or(&STICKY));
+    let sticky_in_force = sticky.as_ref().and_then(Option::as_ref).unwrap_or(&STICKY);
+    let defaults = guard_for(sticky_in_force);
     let (guard, sampled_after) = match fields.take("guard") {
-        Some(value) => guard(defaults, value, findings),
+        Some(value) => guard(defaults, sticky_in_force, value, findings),
         None => (defaults, Vec::new()),
     };
     fields.refuse(

@@ -1,11 +1,13 @@
 //! What people read: phases, causes, endings and verdicts as sentences. Decisions carry numbers; only here do they
 //! become text, so that the API, the command line and the log say the same.
 
+use proxy_api::{KIND_OTHER, KINDS_MAX};
 use rollout::judge::{
-    CheckSeen, Counts, Decision, Gauge, Grounds, HoldReason, Margin, Missing, Percentile, Signal,
-    Watched,
+    CheckSeen, Counts, Decision, Gauge, Grounds, HoldReason, KindSeen, Margin, Missing, Percentile,
+    Signal, Watched,
 };
 use rollout::rollout::{Promotion, Retreat};
+use rollout::signals::KIND_NONE;
 use rollout::{
     Bound, Cause, Duration, Ending, Phase, Placement, Plan, Rollout, Skipped, Step, Verdict,
 };
@@ -46,6 +48,7 @@ pub fn cause(cause: &Cause) -> String {
         Cause::Evidence { signal } => match signal.as_str() {
             "errors" => "the canary fails more than stable".to_owned(),
             "latency" => "the canary is slower than stable".to_owned(),
+            "answers" => "the canary answers other things than stable".to_owned(),
             "saturation" => "the canary uses more memory or CPU than stable".to_owned(),
             "warm_up" => "the canary fails more in its warm-up than a cold start may".to_owned(),
             "errors_alone" => {
@@ -353,6 +356,16 @@ fn signal_words(signal: &Signal, counts: &Counts) -> String {
                 canary.timed
             )
         }
+        Signal::Answers {
+            kind,
+            canary,
+            stable,
+        } => format!(
+            "the canary answers other things than stable: {} of its answers {}, {} of stable's",
+            percent(*canary),
+            of_kind(kind),
+            percent(*stable)
+        ),
         Signal::Check { name, value, limit } => {
             format!(
                 "check {name:?}: the canary's value is {}, its limit {}",
@@ -428,6 +441,9 @@ pub fn missing(missing: &Missing) -> String {
         }
         Missing::Check { name, silent: None } => {
             format!("a sample of check {name:?} that was taken wholly in this step")
+        }
+        Missing::Answers { header } => {
+            format!("an answer of stable's that says of what kind it is, in {header}")
         }
         Missing::Gauges => "memory and CPU of the tasks, which are no longer reported".to_owned(),
         Missing::Time { remaining } => format!("{} more at this weight", rounded(*remaining)),
@@ -559,6 +575,27 @@ pub fn check_state(check: &CheckSeen, grace: Duration) -> CheckState {
             }
         }
         _ => CheckState::NoData,
+    }
+}
+
+/// How often a kind of answer was given, in a line: `answers that are "negative": 40 % of the canary's, 25 % of stable's; …`.
+#[must_use]
+pub fn kind(kind: &KindSeen) -> String {
+    format!(
+        "answers that {}: {} of the canary's, {} of stable's; evidence that the canary gives more of them: {}",
+        of_kind(&kind.name),
+        percent(kind.canary),
+        percent(kind.stable),
+        odds(kind.log_e)
+    )
+}
+
+/// What is said of answers of this kind, as the end of "answers that …".
+fn of_kind(name: &str) -> String {
+    match name {
+        KIND_NONE => "name no kind".to_owned(),
+        KIND_OTHER => format!("are of none of the first {KINDS_MAX} kinds"),
+        name => format!("are {name:?}"),
     }
 }
 

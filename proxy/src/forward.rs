@@ -250,6 +250,12 @@ impl Forward {
                                     flight.ticket.failed(Outcome::ServerError);
                                 } else {
                                     flight.ticket.answered();
+                                    let header = flight.route().spec.answer_kind.as_deref();
+                                    if let Some(name) = header {
+                                        let kinds = &flight.ticket.place().kinds;
+                                        let kind = kinds.of(response.headers().get(name));
+                                        flight.ticket.of_kind(kind);
+                                    }
                                 }
                             }
                             let next = if is_error {

@@ -3,7 +3,8 @@
 //! It serves from the last route table it knows and asks nobody while it serves a request. A table comes from a file
 //! (alone) or from a controller (with its last table on disk); reports go back to the controller. In reading order:
 //! [`config`] and [`app`] start and stop it; `routes` holds the table and `pick` chooses from it; `forward` takes a
-//! request to an upstream, with `retry` saying what may be tried again; `signals` counts what became of it, in epochs;
+//! request to an upstream, with `retry` saying what may be tried again; `signals` counts what became of it, in epochs, and
+//! `kinds` of what kinds answers are;
 //! `link` talks with the controller, `admin` with people and Prometheus; `drain` accepts and lets go of clients, `session`
 //! serves one of them, and `stream` and [`tls`] are its bytes.
 //!
@@ -25,6 +26,7 @@ mod durable;
 mod forward;
 mod handover;
 mod headers;
+mod kinds;
 mod link;
 mod refusal;
 mod retry;

@@ -16,6 +16,7 @@ use tracing::{error, info};
 
 use crate::durable;
 use crate::headers;
+use crate::kinds::Kinds;
 use crate::pick;
 use crate::signals::Signals;
 use crate::telemetry::{PlaceMetrics, RouteMetrics, Telemetry};
@@ -220,6 +221,8 @@ pub(crate) struct Place {
     pub(crate) arm: Arm,
     pub(crate) release: Arc<str>,
     pub(crate) endpoint: Option<proxy_api::Endpoint>,
+    /// Those of its route.
+    pub(crate) kinds: Arc<Kinds>,
     pub(crate) metrics: PlaceMetrics,
 }
 
@@ -572,6 +575,7 @@ impl Routes {
         let mut labels = HashSet::new();
         for (index, spec) in document.routes.iter().enumerate() {
             let name: Arc<str> = spec.name.as_str().into();
+            let kinds = Arc::<Kinds>::default();
             let mut side = |arm: Arm, upstream: &Upstream| {
                 let release: Arc<str> = upstream.release.as_str().into();
                 let place = |endpoint: Option<&proxy_api::Endpoint>| {
@@ -580,6 +584,7 @@ impl Routes {
                         arm,
                         release: Arc::clone(&release),
                         endpoint: endpoint.cloned(),
+                        kinds: Arc::clone(&kinds),
                         metrics: self.telemetry.place(&name, arm, &release, endpoint),
                     })
                 };

@@ -23,6 +23,7 @@ use proxy_api::{
 };
 use tokio::time::Instant;
 
+use crate::kinds::Kind;
 use crate::lock;
 use crate::routes::Place;
 use crate::upstream::{Lease, Peer};
@@ -104,6 +105,8 @@ struct CellCounts {
     outcomes: [u32; 5],
     failed_to_user: u32,
     latency: BTreeMap<u16, u32>,
+    /// Few, and none where the route does not ask.
+    kinds: Vec<(Kind, u32)>,
 }
 
 /// What tells a request of an epoch from all others of it, also from one that had its place before.
@@ -169,6 +172,7 @@ impl EpochCounts {
                 outcomes: [0; 5],
                 failed_to_user: 0,
                 latency: BTreeMap::new(),
+                kinds: Vec::new(),
             });
             cells.len() - 1
         });
@@ -209,7 +213,14 @@ impl EpochCounts {
     }
 
     /// Ends a request that has not ended yet.
-    fn end(&mut self, request: RequestId, outcome: Outcome, failed_to_user: bool, now: Instant) {
+    fn end(
+        &mut self,
+        request: RequestId,
+        outcome: Outcome,
+        failed_to_user: bool,
+        kind: Option<Kind>,
+        now: Instant,
+    ) {
         let Some(pending) = self.pending(request) else {
             return;
         };
@@ -223,6 +234,9 @@ impl EpochCounts {
         if outcome == Outcome::Ok {
             let bucket = latency_bucket(micros(now.saturating_duration_since(routed)));
             *cell.latency.entry(bucket).or_default() += 1;
+            if let Some(kind) = kind {
+                cell.count_kind(kind);
+            }
         }
         self.unfinished -= 1;
         if self.is_final() {
@@ -257,7 +271,7 @@ impl EpochCounts {
                 Progress::Failed(outcome) => outcome,
                 Progress::Ended => continue,
             };
-            self.end(request, outcome, false, now);
+            self.end(request, outcome, false, None, now);
         }
     }
 
@@ -298,6 +312,21 @@ impl CellCounts {
         }
     }
 
+    fn count_kind(&mut self, kind: Kind) {
+        match self.kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, count)) => *count += 1,
+            None => self.kinds.push((kind, 1)),
+        }
+    }
+
+    /// The kinds by name.
+    fn named_kinds(&self) -> impl Iterator<Item = (String, u32)> {
+        let name = |kind| self.place.kinds.name(kind).to_owned();
+        self.kinds
+            .iter()
+            .map(move |(kind, count)| (name(*kind), *count))
+    }
+
     /// Adds what another worker counted in the same cell.
     fn add_to(&self, cell: &mut Cell) {
         cell.requests += self.requests;
@@ -311,6 +340,9 @@ impl CellCounts {
             *latency.entry(bucket).or_default() += count;
         }
         cell.latency = latency.into_iter().collect();
+        for (kind, count) in self.named_kinds() {
+            *cell.kinds.entry(kind).or_default() += count;
+        }
     }
 
     fn report(&self) -> Cell {
@@ -326,6 +358,7 @@ impl CellCounts {
             outcomes: self.outcomes,
             failed_to_user: self.failed_to_user,
             latency: self.latency.iter().map(|(&b, &n)| (b, n)).collect(),
+            kinds: self.named_kinds().collect(),
         }
     }
 }
@@ -519,6 +552,7 @@ impl Shard {
             routed: now,
             failed: None,
             failed_to_user: false,
+            kind: None,
         };
         Ok((ticket, lease))
     }
@@ -554,6 +588,8 @@ pub(crate) struct Ticket {
     /// The first failure of the side it was routed to.
     failed: Option<Outcome>,
     failed_to_user: bool,
+    /// Of what kind the answer is, once its head has come, where the route asks.
+    kind: Option<Kind>,
 }
 
 impl Ticket {
@@ -565,6 +601,11 @@ impl Ticket {
     /// The head of an answer below 500 has arrived from the side it was routed to.
     pub(crate) fn answered(&mut self) {
         self.note(Progress::Answered);
+    }
+
+    /// The answer from the side it was routed to is of this kind.
+    pub(crate) fn of_kind(&mut self, kind: Kind) {
+        self.kind = Some(kind);
     }
 
     /// An attempt at the side it was routed to failed. The first failure counts.
@@ -598,7 +639,7 @@ impl Drop for Ticket {
         let lasted = now.saturating_duration_since(self.routed);
         self.place.metrics.ended(outcome, lasted.as_secs_f64());
         self.shard.with_epoch(self.epoch, |epoch| {
-            epoch.end(self.request, outcome, self.failed_to_user, now);
+            epoch.end(self.request, outcome, self.failed_to_user, self.kind, now);
         });
     }
 }
@@ -630,6 +671,7 @@ mod tests {
                     arm: Arm::Canary,
                     release: "v2".into(),
                     endpoint: None,
+                    kinds: Arc::default(),
                     metrics: telemetry.place("web", Arm::Canary, "v2", None),
                 }),
                 routed: AtomicU64::new(0),
@@ -741,6 +783,34 @@ mod tests {
         let cell = world.report().epochs.remove(0).cells.remove(0);
         assert_eq!(cell.outcomes, [0, 0, 0, 1, 1]);
         assert_eq!((cell.failed_to_user, cell.latency.len()), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_are_counted_by_kind_over_all_workers_and_the_bad_are_not() {
+        let world = World::new(10);
+        let kind = |text: &'static str| {
+            let header = http::HeaderValue::from_static(text);
+            world.place.kinds.of(Some(&header))
+        };
+        for text in ["glad", "sad", "glad", "two words"] {
+            let mut ticket = world.route(NONE).unwrap();
+            ticket.answered();
+            ticket.of_kind(kind(text));
+        }
+        let mut broken = world.route(NONE).unwrap();
+        broken.answered();
+        broken.of_kind(kind("glad"));
+        broken.failed(Outcome::Reset);
+        drop(broken);
+        // Its client left before the head came.
+        drop(world.route(NONE).unwrap());
+        let cell = world.report().epochs.remove(0).cells.remove(0);
+        assert_eq!(cell.requests, 6);
+        let expected = [("(none)", 1), ("glad", 2), ("sad", 1)];
+        assert_eq!(
+            cell.kinds,
+            expected.map(|(kind, n)| (kind.to_owned(), n)).into()
+        );
     }
 
     #[tokio::test(start_paused = true)]

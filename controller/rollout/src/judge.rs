@@ -6,8 +6,8 @@
 //! margins. Silence proves nothing. The README beside this crate explains the statistics.
 //!
 //! Evidence is kept as natural logarithms throughout. One idea a file, from the inside out: `mixture`, `split`,
-//! `non_inferiority`, `aimed`, `warm_up`, `latency`, `dispersion`, `saturation`, `checks`, `traffic`, `nodes`, `blocks`, `baseline`, `combine`,
-//! `watch`, `hour`, `gate`, `trial`; `price` says beforehand what a proof takes.
+//! `non_inferiority`, `aimed`, `warm_up`, `latency`, `dispersion`, `saturation`, `checks`, `kinds`, `traffic`, `nodes`, `blocks`, `baseline`,
+//! `combine`, `watch`, `hour`, `gate`, `trial`; `price` says beforehand what a proof takes.
 
 mod aimed;
 mod baseline;
@@ -17,6 +17,7 @@ mod combine;
 mod dispersion;
 mod gate;
 mod hour;
+mod kinds;
 mod latency;
 mod mixture;
 mod nodes;
@@ -43,19 +44,22 @@ use crate::weight::Weight;
 
 pub use baseline::Baseline;
 pub use checks::CheckSample;
+pub use kinds::KINDS_MAX;
 pub use non_inferiority::EXCESS_GRID;
 pub use price::{asked_at, canary_requests_for_errors};
 pub use saturation::{Gauge, NodeGauges, SAMPLE_PERIOD, SaturationSample};
 pub use traffic::{CounterStep, counter_delta};
 pub use verdict::{
-    ArmCounts, CheckSeen, Counts, Decision, Evidence, Grounds, HoldReason, Margin, Missing,
-    Percentile, Proof, RULES_VERSION, SickNode, Signal, Verdict, Watched,
+    ArmCounts, CheckSeen, Counts, Decision, Evidence, Grounds, HoldReason, KindSeen, Margin,
+    Missing, Percentile, Proof, RULES_VERSION, SickNode, Signal, Verdict, Watched,
 };
 
 use blocks::{closes, compact};
 use checks::Checks;
 use combine::loudest;
 use gate::margins;
+use kinds::Kinds;
+use mixture::{Log, log_mean_exp};
 use nodes::Roster;
 use saturation::Saturation;
 use traffic::{SampleRatio, StableHealth, restarts_condemn};
@@ -119,6 +123,8 @@ pub struct Judge {
     since_sample: Option<Millis>,
     #[serde(default)]
     checks: Checks,
+    #[serde(default)]
+    kinds: Kinds,
     ratio: SampleRatio,
     health: StableHealth,
     #[serde(default)]
@@ -139,6 +145,7 @@ impl Judge {
             saturation: Saturation::default(),
             since_sample: None,
             checks: Checks::default(),
+            kinds: Kinds::default(),
             ratio: SampleRatio::default(),
             health: StableHealth::new(baseline.errors()),
             watch: Watch::default(),
@@ -206,14 +213,14 @@ impl Judge {
         };
         self.checks.pass(block.duration, of_step, guard);
 
-        let checks = self.checks.log_e(guard);
+        let checks = self.custom(guard);
         let evidence = self
             .trial
             .evidence(self.saturation.log_e(), checks, &guard.tuning);
         let rollback_at = -guard.alpha.ln();
         if self.condemned.is_none() && evidence.total >= rollback_at {
             self.condemned = loudest(&evidence, self.saturation.loudest(), checks, &guard.tuning)
-                .or_else(|| self.checks.loudest(guard));
+                .or_else(|| self.loudest_custom(guard));
         }
         let watched = position
             .is_watch()
@@ -252,6 +259,7 @@ impl Judge {
             proofs: self.trial.proofs(position, reduced.reference, guard),
             split_mismatch: self.ratio.log_e(),
             checks: self.checks.seen(guard),
+            kinds: self.kinds.seen(),
             watched,
         }
     }
@@ -315,6 +323,25 @@ impl Judge {
     fn judge_and_keep(&mut self, block: Block, guard: &Guard, position: &Position) -> Judged {
         let verdict = self.judge(&block, guard, position);
         Judged { block, verdict }
+    }
+
+    /// The logarithm of the evidence of what the guard compares beside the golden signals: checks, and kinds of answers.
+    /// None where it compares nothing.
+    fn custom(&self, guard: &Guard) -> Option<f64> {
+        let both = [self.checks.log_e(guard), self.kinds.log_e(guard)];
+        let logs: Vec<Log> = both.into_iter().flatten().map(Log).collect();
+        (!logs.is_empty()).then(|| log_mean_exp(&logs))
+    }
+
+    /// Which of these brought it.
+    fn loudest_custom(&self, guard: &Guard) -> Option<Signal> {
+        let by_kinds = self.kinds.log_e(guard);
+        let by_checks = self.checks.log_e(guard);
+        match (by_kinds, by_checks) {
+            (Some(kinds), Some(checks)) if kinds < checks => self.checks.loudest(guard),
+            (Some(_), _) => self.kinds.loudest(),
+            (None, _) => self.checks.loudest(guard),
+        }
     }
 
     /// The block in counts: cold nodes apart, slow by the thresholds known before it.
@@ -389,6 +416,14 @@ impl Judge {
             self.baseline.errors(),
             warm,
         );
+        if guard.answers.is_some() && !warm {
+            let is_warm = |cell: &&Cell| !nodes.canary_is_cold(cell);
+            let canary: Vec<&Cell> = block.canary.iter().filter(is_warm).collect();
+            let is_warm = |cell: &&Cell| !nodes.stable_is_cold(cell);
+            let stable: Vec<&Cell> = block.stable.iter().filter(is_warm).collect();
+            self.kinds
+                .block(block.duration, &canary, &stable, &guard.tuning);
+        }
         self.ratio
             .block(block.weight, requests(&block.canary), block.requests());
         if let Some(since) = &mut self.since_sample {
@@ -440,6 +475,10 @@ impl Judge {
         let mut not_seen = self.checks.missing(guard);
         if gauges_are_missing {
             not_seen.insert(0, Missing::Gauges);
+        }
+        // In the warm-up nobody looks at answers yet.
+        if !self.trial.is_warming(guard) {
+            not_seen.extend(self.kinds.missing(guard));
         }
         match self.trial.pass(at, block, of_step, total, not_seen, guard) {
             Ok(by) => Decision::Pass { by },

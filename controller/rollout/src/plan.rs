@@ -336,6 +336,10 @@ pub struct Guard {
     pub watch: bool,
     /// What else must not get worse, by the user's own measure. None; at most [`CHECKS_MAX`].
     pub checks: Vec<Check>,
+    /// The header by which answers say of what kind they are, in lower case. The canary must not give one kind more often
+    /// than stable does. None.
+    #[serde(default)]
+    pub answers: Option<String>,
     /// The judge's inner settings. Few will ever have a reason to touch them.
     pub tuning: Tuning,
 }
@@ -431,6 +435,7 @@ impl Default for Guard {
             start: Start::Auto,
             watch: true,
             checks: Vec::new(),
+            answers: None,
             tuning: Tuning::default(),
         }
     }

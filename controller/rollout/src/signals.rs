@@ -1,5 +1,7 @@
 //! The golden signals as evidence: blocks of requests of both arms.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Duration;
@@ -98,6 +100,24 @@ pub struct Cell {
     pub bad: u64,
     /// Latency of the others, to the end of the answer.
     pub latency: LatencyHistogram,
+    /// Answers by the kind they say they are of, if the guard asks for it, or [`KIND_NONE`]; the bad say nothing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kinds: BTreeMap<String, u64>,
+}
+
+/// What answers are counted as that name no kind though the guard asks.
+pub const KIND_NONE: &str = "(none)";
+
+impl Cell {
+    /// Adds the counts of `other`; node and group stay.
+    pub fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.bad += other.bad;
+        self.latency.merge(&other.latency);
+        for (kind, count) in &other.kinds {
+            *self.kinds.entry(kind.clone()).or_default() += count;
+        }
+    }
 }
 
 /// The requests of both arms in one short span, judged together: only shares inside one block are ever compared.
@@ -148,11 +168,7 @@ pub fn merge_cells(into: &mut Vec<Cell>, from: &[Cell]) {
     for cell in from {
         let key = (cell.node.as_str(), cell.group);
         match into.binary_search_by(|have| (have.node.as_str(), have.group).cmp(&key)) {
-            Ok(at) => {
-                into[at].requests += cell.requests;
-                into[at].bad += cell.bad;
-                into[at].latency.merge(&cell.latency);
-            }
+            Ok(at) => into[at].add(cell),
             Err(at) => into.insert(at, cell.clone()),
         }
     }
@@ -170,6 +186,7 @@ mod tests {
             requests: 10,
             bad,
             latency: [(5, 2), (3, 1)].into_iter().collect(),
+            kinds: [("good".to_owned(), 3)].into(),
         };
         let mut into = vec![cell("a", 1, 0)];
         merge_cells(
@@ -184,5 +201,6 @@ mod tests {
         assert_eq!(into[1].latency.iter().collect::<Vec<_>>(), [(3, 2), (5, 4)]);
         assert_eq!(into[1].latency.above(3), 4);
         assert_eq!(into[1].latency.total(), 6);
+        assert_eq!(into[1].kinds["good"], 6);
     }
 }

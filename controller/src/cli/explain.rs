@@ -303,11 +303,11 @@ fn details(verdict: &Verdict, view: &RolloutView) -> String {
         String::new(),
         odds(evidence.total),
     ]);
-    if verdict.checks.iter().any(|check| check.bound.compares()) {
+    if !verdict.kinds.is_empty() || verdict.checks.iter().any(|check| check.bound.compares()) {
         rows.insert(
             rows.len() - 3,
             [
-                "checks".to_owned(),
+                "checks, answers".to_owned(),
                 String::new(),
                 String::new(),
                 odds(evidence.checks),
@@ -327,6 +327,7 @@ fn details(verdict: &Verdict, view: &RolloutView) -> String {
         format!("Rolled back at {}.", odds(verdict.rollback_at)),
     ];
     lines.extend(verdict.checks.iter().map(words::check));
+    lines.extend(verdict.kinds.iter().map(words::kind));
     if let Some(bound) = verdict.bound {
         lines.push(format!("Excess errors proven below {}.", percent(bound)));
     }
@@ -427,6 +428,7 @@ fn watch_details(verdict: &Verdict, watched: &Watched, view: &RolloutView) -> St
         ),
     ];
     lines.extend(verdict.checks.iter().map(words::check));
+    lines.extend(verdict.kinds.iter().map(words::kind));
     lines.join("\n")
 }
 

@@ -293,6 +293,9 @@ fn left_out(forecast: &Forecast) -> String {
     if forecast.checks > 0 {
         words.push_str(&format!(", guard.checks ({})", forecast.checks));
     }
+    if forecast.answers {
+        words.push_str(", guard.answers");
+    }
     words.push('.');
     words
 }

@@ -72,6 +72,8 @@ pub struct Forecast {
     pub gates: usize,
     /// Checks of the guard; without data from them no gate opens, and they are left out here.
     pub checks: usize,
+    /// Whether the guard compares answers; left out here likewise.
+    pub answers: bool,
     /// One for each rate.
     pub rates: Vec<AtRate>,
 }
@@ -190,7 +192,7 @@ pub struct TooLow {
 /// What is to be expected of rollouts by `spec`.
 #[must_use]
 pub fn forecast(spec: &Spec, question: &Question) -> Forecast {
-    let checks = spec.guard.checks.len();
+    let (checks, answers) = (spec.guard.checks.len(), spec.guard.answers.is_some());
     let spec = simulated(spec);
     let kinds = || std::iter::once(None).chain(REGRESSIONS.map(Some));
     let models: Vec<(Model, Rollout)> = question
@@ -248,14 +250,17 @@ pub fn forecast(spec: &Spec, question: &Question) -> Forecast {
         keep_warm_seconds: spec.keep_warm.as_secs_f64(),
         gates: spec.plan.steps().iter().filter(is_gate).count(),
         checks,
+        answers,
         rates: rates.collect(),
     }
 }
 
-/// The spec without what is not simulated: nobody answers checks here, and without an answer no gate would open.
+/// The spec without what is not simulated: nobody answers checks here, nor do answers name kinds, and without these no gate
+/// would open.
 fn simulated(spec: &Spec) -> Spec {
     let mut spec = spec.clone();
     spec.guard.checks = Vec::new();
+    spec.guard.answers = None;
     spec
 }
 

@@ -257,6 +257,9 @@ fn foretells_with_the_steps_gates_and_deadlines_of_the_file() {
     // A check has no data here, and would hold every release until its deadline.
     let check = "guard: { checks: [{ name: a, prometheus: up, max: 1 }] }";
     assert_eq!(forecast_of(check, 500.0).good.promoted.count, 40);
+    // Nor does anybody say of what kind answers are.
+    let answers = "sticky: none\nguard: { answers: { header: x-kind } }";
+    assert_eq!(forecast_of(answers, 500.0).good.promoted.count, 40);
     let hurried =
         "deadlines: { evidence: 61s }\nplan: [{ weight: 1%, hold: 10s..60s }]\nbake: { for: 10s }";
     assert_eq!(forecast_of(hurried, 0.5).good.undecided.count, 40);

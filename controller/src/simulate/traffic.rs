@@ -379,6 +379,7 @@ impl<'a> World<'a> {
                     requests,
                     bad,
                     latency: tally.take(),
+                    ..Cell::default()
                 });
             }
         }

@@ -3,6 +3,7 @@
 use rollout::plan::{CHECKS_MAX, Start, Sticky};
 use rollout::{Bound, Check, Duration, Guard};
 
+use super::is_header;
 use super::show_duration;
 use super::tuning::tuning;
 use crate::metrics_source::Query;
@@ -44,10 +45,11 @@ pub(super) fn guard_for(sticky: &Sticky) -> Guard {
 /// have a sample of a step.
 pub(super) fn guard(
     mut guard: Guard,
+    sticky: &Sticky,
     value: Value<'_>,
     findings: &mut Findings,
 ) -> (Guard, Vec<Setting<Duration>>) {
-    let expected = "a map with errors, latency, saturation, checks";
+    let expected = "a map with errors, latency, saturation, answers, checks";
     let Some(mut fields) = value.map(expected, findings) else {
         return (guard, Vec::new());
     };
@@ -111,6 +113,9 @@ pub(super) fn guard(
         let check = value.scalar("true or false", findings, |text| text.parse().ok());
         guard.ratio_check = check.unwrap_or(guard.ratio_check);
     }
+    if let Some(value) = fields.take("answers") {
+        guard.answers = answers(sticky, value, findings);
+    }
     if let Some(value) = fields.take("start") {
         let start = value.scalar("auto or first", findings, |text| match text {
             "auto" => Some(Start::Auto),
@@ -132,6 +137,35 @@ pub(super) fn guard(
     }
     fields.finish(findings);
     (guard, sampled_after)
+}
+
+/// Reads `guard.answers`: the header, in lower case. Refused where clients keep their release: answers are evidence as far
+/// as the choice of the release is by chance, and there it is made once for each client, of whom nobody counts how many
+/// there are. A key is one task, and has one answer.
+fn answers(sticky: &Sticky, value: Value<'_>, findings: &mut Findings) -> Option<String> {
+    let (at, key) = (value.at(), value.key().to_owned());
+    let mut fields = value.map("a map like { header: x-sentiment }", findings)?;
+    let expected = "the name of a response header by which answers say of what kind they are, such as x-sentiment";
+    let header = fields
+        .required("header", expected, findings)
+        .and_then(|value| {
+            value.text(expected, findings, |text| {
+                is_header(text).then(|| text.to_ascii_lowercase())
+            })
+        });
+    fields.finish(findings);
+    if matches!(sticky, Sticky::Cookie | Sticky::Header(_)) {
+        findings.note(
+            at,
+            &key,
+            None,
+            "expected sticky: none or key: where clients keep their release, all that a busy client is answered falls on \
+             one side, and would look like a difference"
+                .to_owned(),
+            Some("add sticky: none, or compare by a check of your own (guard.checks)".to_owned()),
+        );
+    }
+    header
 }
 
 fn checks(value: Value<'_>, findings: &mut Findings) -> (Vec<Check>, Vec<Setting<Duration>>) {

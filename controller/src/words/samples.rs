@@ -98,6 +98,7 @@ pub(crate) fn verdict(decision: Decision) -> Verdict {
         ],
         split_mismatch: 0.0,
         checks: Vec::new(),
+        kinds: Vec::new(),
         watched: None,
     }
 }

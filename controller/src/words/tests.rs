@@ -16,6 +16,7 @@ fn causes() -> Vec<Cause> {
         "warm_up",
         "restarts",
         "check",
+        "answers",
         "traffic",
     ];
     let mut causes: Vec<_> = evidence
@@ -208,6 +209,9 @@ fn says_every_verdict() {
             name: "consumer lag".into(),
             silent: None,
         },
+        Missing::Answers {
+            header: "x-sentiment".into(),
+        },
         Missing::Time {
             remaining: seconds(6),
         },
@@ -282,6 +286,21 @@ fn says_every_verdict() {
                 name: "consumer lag".into(),
                 value: 1234.56,
                 limit: 1000.0,
+            },
+            Signal::Answers {
+                kind: "negative".into(),
+                canary: 0.4,
+                stable: 0.251,
+            },
+            Signal::Answers {
+                kind: KIND_NONE.into(),
+                canary: 1.0,
+                stable: 0.0,
+            },
+            Signal::Answers {
+                kind: KIND_OTHER.into(),
+                canary: 0.3,
+                stable: 0.01,
             },
         ]
         .map(|signal| Decision::Fail {

@@ -162,6 +162,7 @@ async fn every_verdict_comes_out_again_from_the_log_alone_also_over_crashes() {
             crate::world::Behaviour {
                 fails: 0.004,
                 slower: 1.05,
+                ..crate::world::GOOD
             },
         )
         .await;

@@ -7,6 +7,7 @@
     reason = "a test may panic, and names only what it is about"
 )]
 
+mod answers;
 mod api;
 mod checks;
 mod crashes;

@@ -33,10 +33,7 @@ async fn entries(world: &World) -> Vec<Entry> {
 #[tokio::test]
 async fn a_canary_that_breaks_down_with_every_request_on_it_goes_back_in_one_flip() {
     let mut world = warm().await;
-    let all_fail = Behaviour {
-        fails: 1.0,
-        slower: 1.0,
-    };
+    let all_fail = Behaviour { fails: 1.0, ..GOOD };
     world.behave("web:v2", all_fail).await;
     // Nothing can be compared; five blocks of a second and a way there and back.
     world
@@ -109,10 +106,7 @@ async fn nobody_watches_where_the_guard_says_so() {
     world.spec.guard.watch = false;
     world.deploy("web:v2").await.unwrap();
     world.until_phase("warm", 3 * MINUTE).await;
-    let all_fail = Behaviour {
-        fails: 1.0,
-        slower: 1.0,
-    };
+    let all_fail = Behaviour { fails: 1.0, ..GOOD };
     world.pass(Duration::from_secs(2)).await;
     world.behave("web:v2", all_fail).await;
     world.until_phase("promoted", 3 * MINUTE).await;

@@ -17,8 +17,8 @@ use friday::replay::{Entry, replay};
 use friday::spec::{self, ReadOptions};
 use friday::store::{Event, Saved, Sqlite, Store, StoreError};
 use proxy_api::{
-    Arm, BootId, Cell, Chosen, Endpoint, Epoch, Generation, InFlight, Report, RouteTable,
-    latency_bucket,
+    Arm, BootId, Cell, Chosen, Endpoint, Epoch, Generation, InFlight, KIND_NONE, Report,
+    RouteTable, latency_bucket,
 };
 use rollout::{Command, Duration, Phase, Rollout, RolloutId, ServiceName, Spec, Timestamp, Weight};
 use tokio::sync::oneshot;
@@ -63,15 +63,25 @@ pub(crate) struct Behaviour {
     pub(crate) fails: f64,
     /// Its latency is so many times stable's.
     pub(crate) slower: f64,
+    /// Share of its answers that are of the kind "sad", while the others are "glad"; none where they name no kind.
+    pub(crate) sad: Option<f64>,
 }
 
 pub(crate) const GOOD: Behaviour = Behaviour {
     fails: 0.0,
     slower: 1.0,
+    sad: Some(0.3),
 };
 pub(crate) const FAILING: Behaviour = Behaviour {
     fails: 0.2,
     slower: 1.0,
+    sad: Some(0.3),
+};
+/// Quick, without an error, and wrong.
+pub(crate) const WRONG: Behaviour = Behaviour {
+    fails: 0.0,
+    slower: 1.0,
+    sad: Some(0.7),
 };
 
 /// A proxy with users behind it.
@@ -185,6 +195,15 @@ impl Proxy {
                     (latency_bucket(us as u64), 1)
                 });
                 let latency: rollout::LatencyHistogram = latency.collect();
+                let mut kinds = BTreeMap::new();
+                for _ in (bad..requests).filter(|_| route.answer_kind.is_some()) {
+                    let kind = match behaviour.sad {
+                        None => KIND_NONE,
+                        Some(sad) if self.uniform() < sad => "sad",
+                        Some(_) => "glad",
+                    };
+                    *kinds.entry(kind.to_owned()).or_default() += 1;
+                }
                 let endpoint = upstream.endpoints[0].clone();
                 if !there.contains(&endpoint) {
                     self.misrouted += u64::from(requests);
@@ -201,6 +220,7 @@ impl Proxy {
                     outcomes: [requests - bad, bad, 0, 0, 0],
                     failed_to_user: 0,
                     latency: latency.iter().collect(),
+                    kinds,
                 });
             }
         }

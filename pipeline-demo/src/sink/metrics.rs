@@ -145,9 +145,9 @@ impl Counts {
                     .with_label_values(&[release])
                     .observe(lateness.as_secs_f64());
             }
-            if row.fact.late {
-                self.late.with_label_values(&[release]).inc();
-            }
+            // A release that is never late has 0 of them and not no data, on which no gate would open.
+            let late = self.late.with_label_values(&[release]);
+            late.inc_by(u64::from(row.fact.late));
         }
         for letter in receipt
             .letters
@@ -201,6 +201,19 @@ impl Counted for Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_guard_that_the_handbook_advises_is_accepted() {
+        let handbook = include_str!("../../STORAGE.md");
+        let (_, rest) = handbook.split_once("```yaml\nsticky").expect("a guard");
+        let (guard, _) = rest.split_once("```").expect("its end");
+        let text = format!("service: tweets-worker\nport: 9000\nsticky{guard}");
+        let options = friday::spec::ReadOptions::default();
+        let spec = friday::spec::read(&text, "friday.yml", &options);
+        let guard = spec.unwrap_or_else(|findings| panic!("{findings:?}")).guard;
+        assert_eq!(guard.answers.as_deref(), Some("x-sentiment"));
+        assert_eq!(guard.checks.len(), 5);
+    }
 
     #[test]
     fn beyond_its_limit_a_label_is_other() {

@@ -195,7 +195,8 @@ static NAMES: &[&str] = &[
 
 static EMOJI: &[&str] = &["😀", "😍", "😢", "😡", "🎉", "🔥"];
 
-/// An endless stream of made-up tweets.
+/// An endless stream of made-up tweets. As on the real stream the glad and the sad are not equally many; were they, a release
+/// that takes one for the other would give as many of each.
 #[derive(Debug)]
 pub struct Synthetic {
     seeded: Seeded,
@@ -230,7 +231,11 @@ impl Synthetic {
             text.push_str(&format!("@{} ", seeded.pick(NAMES)));
         }
         for sentence in 0..1 + seeded.below(2) {
-            let phrases = [language.glad, language.sad, language.plain][seeded.below(3)];
+            let phrases = match seeded.below(10) {
+                0..5 => language.glad,
+                5..8 => language.plain,
+                _ => language.sad,
+            };
             let phrase = seeded
                 .pick(phrases)
                 .replace("{}", seeded.pick(language.topics));

@@ -10,8 +10,8 @@ pub mod report;
 pub mod table;
 
 pub use report::{
-    Arm, BootId, Cell, Chosen, Epoch, InFlight, LATENCY_BUCKETS, Outcome, Report, ReportAck,
-    latency_bucket,
+    Arm, BootId, Cell, Chosen, Epoch, InFlight, KIND_NONE, KIND_OTHER, KINDS_MAX, LATENCY_BUCKETS,
+    Outcome, Report, ReportAck, latency_bucket,
 };
 pub use table::{
     BasisPoints, Endpoint, Generation, Limits, Match, Protocol, Route, RouteTable, Shield, Sticky,

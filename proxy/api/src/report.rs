@@ -180,7 +180,24 @@ pub struct Cell {
     pub failed_to_user: u32,
     /// Time to the end of the answer of each [`Outcome::Ok`]: pairs of bucket ([`latency_bucket`]) and count, rising.
     pub latency: Vec<(u16, u32)>,
+    /// Answers of [`Outcome::Ok`] by the kind they said they were of, where the route asks for it ([`Route::answer_kind`]). At
+    /// most [`KINDS_MAX`], those beyond them together as [`KIND_OTHER`], and those that named none as [`KIND_NONE`]. Which
+    /// kinds are told apart is the same for all cells of a route under one table, so that arms can be compared. Not
+    /// counted are those whose client left before the head of the answer came, and streams that aged out.
+    ///
+    /// [`Route::answer_kind`]: crate::Route::answer_kind
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kinds: BTreeMap<String, u32>,
 }
+
+/// Kinds of answers that are told apart on one route. Whoever has more has an identifier in the header.
+pub const KINDS_MAX: usize = 16;
+
+/// What all kinds beyond [`KINDS_MAX`] are counted as.
+pub const KIND_OTHER: &str = "(other)";
+
+/// What answers are counted as that name no kind, or one that is no word of up to 64 characters.
+pub const KIND_NONE: &str = "(none)";
 
 impl Cell {
     /// Requests whose outcome the judge holds against the release.
@@ -295,6 +312,7 @@ mod tests {
             outcomes: [16, 8, 4, 2, 1],
             failed_to_user: 0,
             latency: vec![],
+            kinds: BTreeMap::new(),
         };
         assert_eq!(cell.bad(), 15);
         let text = serde_json::to_string(&cell).unwrap();

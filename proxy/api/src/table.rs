@@ -383,6 +383,9 @@ pub struct Route {
     /// above `limits.replay_bytes_max`, and those beyond 128 in flight on a worker.
     #[serde(default, skip_serializing_if = "BasisPoints::is_none")]
     pub mirror_bp: BasisPoints,
+    /// The header by which answers say of what kind they are, to be counted by release. Clients see it, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_kind: Option<String>,
     /// How its endpoints are spoken to.
     #[serde(default, skip_serializing_if = "Transport::is_default")]
     pub transport: Transport,

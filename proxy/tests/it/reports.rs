@@ -1,16 +1,18 @@
 //! What the controller learns.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::join_all;
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper_util::client::legacy::Client as PooledClient;
 use hyper_util::rt::TokioExecutor;
-use proxy_api::{Arm, Chosen, Generation};
+use proxy_api::{Arm, Chosen, Generation, KIND_NONE, KIND_OTHER, KINDS_MAX};
 use serde_json::json;
 
 use crate::controller::{Controller, Fate};
@@ -216,5 +218,59 @@ async fn a_stream_without_end_ages_out_as_good_while_it_flows_on() {
         (1, 0),
         "counted once"
     );
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn kinds_of_answers_are_counted_by_release_and_bounded_whatever_upstreams_write() {
+    let mood = |mood: String| {
+        let mut answer = crate::world::text(StatusCode::OK, "answer");
+        let mood = HeaderValue::try_from(mood).unwrap();
+        answer.headers_mut().insert("x-mood", mood);
+        answer
+    };
+    let stable = Backend::new(move |_| async move { mood("glad".to_owned()) }).await;
+    let number = Arc::new(AtomicU32::new(0));
+    // An identifier, now and then longer than any word.
+    let canary = Backend::new(move |_| {
+        let number = number.fetch_add(1, Ordering::Relaxed) as usize;
+        async move { mood(format!("{number:0width$}", width = [4, 5_000][number % 2])) }
+    })
+    .await;
+    let more = json!({
+        "canary_bp": 5_000,
+        "canary": side("v2", &[canary.address]),
+        "answer_kind": "x-mood",
+    });
+    let controller = Controller::new(Some(table(1, &[stable.address], more))).await;
+    let state = tempfile::tempdir().unwrap();
+    let proxy = Proxy::led(controller.address, state.path()).await.unwrap();
+    proxy.has(1).await;
+    let (client, url) = (Client::new(), proxy.url("/"));
+    client
+        .get(&url, &[("x-friday-release", "stable")])
+        .await
+        .unwrap();
+    for _ in 0..200 {
+        client.get(&url, &[]).await.unwrap();
+    }
+    controller.all_ended(201).await;
+    controller.look(|ledger| {
+        let mut kinds: BTreeMap<(Arm, String), u32> = BTreeMap::new();
+        for cell in ledger.cells() {
+            for (kind, count) in &cell.kinds {
+                *kinds.entry((cell.arm, kind.clone())).or_default() += count;
+            }
+        }
+        let of = |arm, kind: &str| kinds.get(&(arm, kind.to_owned())).copied().unwrap_or(0);
+        assert_eq!(of(Arm::Stable, "glad"), stable.hits());
+        // What is no word names none; of the others fifteen are told apart beside stable's.
+        assert_eq!(of(Arm::Canary, KIND_NONE), canary.hits() / 2);
+        let others = canary.hits().div_ceil(2) - (KINDS_MAX as u32 - 1);
+        assert_eq!(of(Arm::Canary, KIND_OTHER), others);
+        assert_eq!(kinds.len(), KINDS_MAX + 2);
+    });
+    let (_, metrics) = proxy.ask("/metrics").await;
+    assert!(!metrics.contains("glad"), "kinds make no series");
     proxy.stop().await;
 }

@@ -341,10 +341,19 @@ async fn rare_errors_is_rolled_back_by_counting() {
 }
 
 #[tokio::test]
-async fn wrong_is_promoted_because_no_golden_signal_shows_a_wrong_answer() {
+async fn wrong_is_rolled_back_by_what_it_answers() {
     let played = play("wrong").await;
-    played.assert_ended("promoted", 0);
+    played.assert_ended("rolled_back", 10);
     played.assert_nobody_was_harmed();
+    let reason = played.word("reason");
+    let names_the_kind = ["\"positive\"", "\"negative\""]
+        .iter()
+        .any(|kind| reason.contains(kind));
+    assert!(
+        reason.contains("answers other things than stable") && names_the_kind,
+        "{}",
+        played.record
+    );
 }
 
 #[tokio::test]

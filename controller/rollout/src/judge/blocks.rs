@@ -50,11 +50,7 @@ fn without_groups(cells: &[Cell]) -> Vec<Cell> {
     let mut merged: Vec<Cell> = Vec::new();
     for cell in cells {
         match merged.binary_search_by(|have| have.node.cmp(&cell.node)) {
-            Ok(at) => {
-                merged[at].requests += cell.requests;
-                merged[at].bad += cell.bad;
-                merged[at].latency.merge(&cell.latency);
-            }
+            Ok(at) => merged[at].add(cell),
             Err(at) => merged.insert(
                 at,
                 Cell {

@@ -10,7 +10,7 @@ use crate::plan::Tuning;
 /// about a dozen failing requests suffice.
 const LATE_NODES: f64 = 0.1;
 
-/// The part of saturation's share that checks get which compare the canary with stable, if the guard has any. Like gauges
+/// The part of saturation's share that what users compare gets, if the guard has any: checks, and kinds of answers. Like gauges
 /// they are few and slow; halving the share costs gauges 0.8 nats, which is a sample or two.
 const CHECKS: f64 = 0.5;
 
@@ -25,7 +25,7 @@ pub(crate) fn combine(
     log_sum_exp(terms(warm_up, errors, latency, nodes, tuning).into_iter())
 }
 
-/// The evidence that nodes bring: their gauges, the failures of those that start late, and what users measure of them. The
+/// The evidence that nodes bring: their gauges, the failures of those that start late, and what users compare of them. The
 /// parts sum to 1, so that with checks the total is a mean of evidence as it is without.
 pub(crate) fn of_nodes(saturation: f64, late_nodes: f64, checks: Option<f64>) -> f64 {
     log_sum_exp(parts(saturation, late_nodes, checks).into_iter())
@@ -53,7 +53,7 @@ fn terms(warm_up: f64, errors: f64, latency: [f64; 3], nodes: f64, tuning: &Tuni
 }
 
 /// Which signal brought the total: the largest term. `gauge` is the one that is named if it was saturation; none if it was
-/// a check, which [`super::checks`] can name.
+/// a check or an answer, which [`super::checks`] and [`super::kinds`] can name.
 pub(crate) fn loudest(
     evidence: &Evidence,
     gauge: Gauge,

@@ -56,6 +56,9 @@ pub struct Verdict {
     /// What is known of each check of the guard.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckSeen>,
+    /// What kinds of answers there were since the warm-up, where the guard asks for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<KindSeen>,
     /// The watch over a canary that has every request; none as long as there is something to compare it with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watched: Option<Watched>,
@@ -116,6 +119,20 @@ pub struct CheckSeen {
     pub silent: Duration,
     /// Why the last question brought none, if it did not.
     pub trouble: Option<String>,
+}
+
+/// How often one kind of answer was given.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KindSeen {
+    /// The kind, as answers name it.
+    pub name: String,
+    /// Its share of the canary's answers, from 0 to 1.
+    pub canary: f64,
+    /// Its share of stable's at the same time, block by block: weights and moods that change do not show as a difference.
+    pub stable: f64,
+    /// The logarithm of the evidence that the canary gives it more often.
+    #[serde(with = "log")]
+    pub log_e: f64,
 }
 
 /// What follows from the evidence.
@@ -192,6 +209,11 @@ pub enum Missing {
         /// How long it has had none; absent where it has, but of the time before this step.
         #[serde(rename = "silent_ms")]
         silent: Option<Millis>,
+    },
+    /// The guard compares answers, and since the warm-up none of stable's has said of what kind it is.
+    Answers {
+        /// The header that would say it.
+        header: String,
     },
     /// The step's least time is not over.
     Time {
@@ -298,6 +320,15 @@ pub enum Signal {
         /// The value it must not pass: the guard's, or what stable's allows.
         limit: f64,
     },
+    /// It answers other things than stable.
+    Answers {
+        /// The kind that it gives more often.
+        kind: String,
+        /// Its share of the canary's answers.
+        canary: f64,
+        /// Its share of stable's.
+        stable: f64,
+    },
 }
 
 /// A percentile of latency that is watched.
@@ -331,7 +362,7 @@ pub struct Evidence {
     /// That it uses more.
     #[serde(with = "log")]
     pub saturation: f64,
-    /// That it is worse by the guard's checks which compare it with stable.
+    /// That it is worse by the guard's checks which compare it with stable, or answers other things than stable.
     #[serde(with = "log", default)]
     pub checks: f64,
     /// That nodes of it which start after the warm-up are broken rather than cold.

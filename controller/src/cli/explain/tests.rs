@@ -1,4 +1,4 @@
-use rollout::judge::{Decision, Grounds, HoldReason, Margin, Missing, Signal, Watched};
+use rollout::judge::{Decision, Grounds, HoldReason, KindSeen, Margin, Missing, Signal, Watched};
 use rollout::{Cause, Duration};
 use serde_json::json;
 
@@ -107,6 +107,34 @@ fn tells_the_whole_story() {
     let nothing = text(&ended, &events[..4], false);
     assert!(nothing.contains("Nothing was judged"), "{nothing}");
     assert!(text(&ended, &events, true).matches("SIGNAL").count() == 4);
+}
+
+#[test]
+fn names_the_kind_of_answers_that_condemned_and_shows_all() {
+    let mut wrong = verdict(Decision::Fail {
+        signal: Signal::Answers {
+            kind: "negative".into(),
+            canary: 0.4,
+            stable: 0.25,
+        },
+        sick_node: None,
+    });
+    wrong.evidence.checks = 7.9;
+    wrong.kinds = [("negative", 0.4, 0.25, 8.6), ("positive", 0.25, 0.4, -3.1)]
+        .map(|(name, canary, stable, log_e)| KindSeen {
+            name: name.into(),
+            canary,
+            stable,
+            log_e,
+        })
+        .into();
+    let told = json!({ "position": {}, "block": {}, "verdict": wrong });
+    let events = vec![event(1, "verdict", "friday", told)];
+    let cause = Cause::Evidence {
+        signal: "answers".into(),
+    };
+    let ended = view(Phase::RolledBack { cause }, None);
+    insta::assert_snapshot!("answers", text(&ended, &events, false));
 }
 
 #[test]

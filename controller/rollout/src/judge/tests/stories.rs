@@ -22,6 +22,7 @@ fn cell(node: &str, requests: u64, bad: u64, bucket: u16) -> Cell {
         requests,
         bad,
         latency,
+        ..Cell::default()
     }
 }
 

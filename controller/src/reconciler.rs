@@ -212,6 +212,7 @@ impl Reconciler {
         specs: Vec<Spec>,
     ) -> Result<(Self, Handle), StoreError> {
         let term = store.take_over().await?;
+        orchestrator.lead(term);
         // Only now: what a controller before us was still writing is written, or never will be.
         fleet.resume(store.marks().await?);
         let mut services: BTreeMap<ServiceName, Service> = specs
@@ -318,6 +319,7 @@ impl Reconciler {
     async fn look(&mut self) {
         let now = self.clock.elapsed();
         for (name, service) in &mut self.services {
+            self.orchestrator.know(service.spec());
             match self.orchestrator.observe(name).await {
                 Ok(state) => {
                     if std::mem::take(&mut service.blind) {

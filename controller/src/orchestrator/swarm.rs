@@ -196,7 +196,13 @@ impl Swarm {
         let Pair { stable, .. } = self.known_pair(service).await?;
         let before = self.release_of(service, &stable.spec).await;
         if before.is_ok_and(|before| before.digest == release.digest) {
-            return Ok(());
+            return match stopped(&stable) {
+                Some(words) => Err(WriteError::Ours(OrchestratorError::Refused {
+                    what: format!("the update of {service} to {}", release.image),
+                    reason: format!("the engine stopped it: {words}"),
+                })),
+                None => Ok(()),
+            };
         }
         self.fence(&stable)?;
         if let Some((digest, words)) = self.taken_back(service, &stable)
@@ -421,6 +427,12 @@ impl Orchestrator for Swarm {
         let outcome = self.remove_canary(service).await;
         self.written("the removal of the canary", service, outcome)
     }
+}
+
+/// What the engine says of an update that it stopped half way, which it does not go on with by itself (F35).
+fn stopped(service: &Service) -> Option<String> {
+    let status = service.update_status.as_ref()?;
+    (status.state == "paused").then(|| tasks::shortened(&status.message))
 }
 
 /// Runs what blocks on the disk off the runtime.

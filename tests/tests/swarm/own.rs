@@ -258,6 +258,8 @@ fn f35_an_update_that_the_engine_takes_back_or_stops_is_told_and_not_tried_for_e
         })
         .await;
         assert_eq!(state.stable.release, crash);
+        let error = swarm.ensure_stable(&service(), &crash).await.unwrap_err();
+        assert!(!error.is_transient(), "{error}");
     });
 }
 

@@ -66,6 +66,45 @@ fn a_good_release_ends_as_the_users_own_service_although_its_controller_is_kille
 }
 
 #[test]
+fn f35_a_promotion_that_the_engine_takes_back_ends_at_once_on_the_release_that_was_good() {
+    let world = World::new();
+    // A good canary, and a bad task of the users' own service.
+    world.lab().image("worker:half", &["crash-in", "worker"]);
+    let options = [
+        "--env",
+        "SELF={{.Service.Name}}",
+        "--update-failure-action",
+        "rollback",
+        "--update-monitor",
+        "2s",
+    ];
+    world.create(&options);
+    let socket = world.lab().socket(1);
+    world.lab().within(move || async move {
+        let stage = Stage::start(socket.clone()).await;
+        let id = stage.deploy("worker:half").await.id;
+        let (view, most) = stage.end_of(&id, RELEASE_MAX).await;
+        assert_eq!(most, 10_000, "it came to its promotion: {}", view.message);
+        assert_eq!(view.ending, Some(Ending::NotReady), "{}", view.message);
+        assert!(
+            view.message.contains("the engine took it back"),
+            "{}",
+            view.message
+        );
+        assert_eq!(stage.exit_code(&["status", &id]).await, 14);
+        controller_testing::eventually(
+            "the service runs what it ran before, and the canary service is gone",
+            LIMIT,
+            async || listed(&socket),
+            |listed| *listed == ["worker worker:v1 2/2"],
+        )
+        .await;
+        let (answered, failed) = stage.end().await;
+        assert_eq!(failed, 0, "of {answered}");
+    });
+}
+
+#[test]
 fn a_bad_release_is_rolled_back_and_users_see_nothing_of_it() {
     let world = World::new();
     world.lab().image("worker:bad", &["fail", "20"]);

@@ -227,11 +227,7 @@ impl Swarm {
         {
             return Some(format!("the engine took the update back: {words}"));
         }
-        let status = service.update_status.as_ref()?;
-        (status.state == "paused").then(|| {
-            let words = tasks::shortened(&status.message);
-            format!("the engine stopped the update: {words}")
-        })
+        super::stopped(service).map(|words| format!("the engine stopped the update: {words}"))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Listens on `127.0.0.1:$PORT`, or on the address in `$HOST`. `GET /ready` is 200 when it is ready, `GET /pid` tells its process id, `GET /env/NAME`
 //! a variable, `GET /work` is 200. On SIGTERM it takes no new requests, finishes the running ones and exits with 0. Arguments, any of:
 //! `never-ready`, `ignore-sigterm`, `with-child` (has a child process that ignores SIGTERM), `crash-after MS` (exits
-//! with 70 and last words on standard error), `eat MIB` (uses so much memory, once it has been ready for a moment);
+//! with 70 and last words on standard error), `crash-in NAME` (the same after 300 ms, where `$SELF` is that name), `eat MIB` (uses so much memory, once it has been ready for a moment);
 //! `fail PERCENT` (so many of a hundred answers to `/work` are 500), `tag TEXT` changes nothing but the command. With `check` it is no service but asks one on the same port whether it is
 //! ready, for a container's health check.
 
@@ -51,6 +51,11 @@ impl Behaviour {
                         .parse()
                         .map_err(|error| format!("crash-after: {error}"))?;
                     behaviour.crash_after = Some(Duration::from_millis(milliseconds));
+                }
+                "crash-in" => {
+                    if std::env::var("SELF").is_ok_and(|own| Ok(own) == value()) {
+                        behaviour.crash_after = Some(Duration::from_millis(300));
+                    }
                 }
                 "eat" => {
                     behaviour.eat_mib = value()?.parse().map_err(|error| format!("eat: {error}"))?

@@ -32,6 +32,9 @@ const NEEDED: [(&str, &str); 7] = [
     ("sshd", "openssh-server"),
 ];
 
+/// How often it is looked, after a [`pause`] each, whether something that was started is there: for ten seconds.
+pub const START_TRIES: u32 = 200;
+
 /// Some engines in one swarm. All of it ends and goes when it is dropped, or when this process ends in any way.
 #[derive(Debug)]
 pub struct Lab {
@@ -273,9 +276,16 @@ impl Lab {
                 &mark,
             ],
         );
-        let gate = running_of(Path::new(&mark))
-            .into_iter()
-            .find(|process| process.command.starts_with("/tiny-service"));
+        // Docker answers when it is made, and it may still be on its way to its program.
+        let gate = (0..START_TRIES).find_map(|_| {
+            let found = running_of(Path::new(&mark))
+                .into_iter()
+                .find(|process| process.command.starts_with("/tiny-service"));
+            if found.is_none() {
+                pause();
+            }
+            found
+        });
         let gate = gate.expect("the container that was just started runs");
         File::open(format!("/proc/{}/ns/net", gate.pid)).expect("root may look into processes")
     }
@@ -350,6 +360,11 @@ impl Drop for Lab {
         drop(self.orders.take());
         drop(self.keeper.wait());
     }
+}
+
+/// A moment between two looks at programs that are not of a test's own runtime. Nothing else runs meanwhile.
+pub fn pause() {
+    std::thread::park_timeout(std::time::Duration::from_millis(50));
 }
 
 /// Fails with the line that installs what is missing.

@@ -12,7 +12,7 @@ mod programs;
 mod scene;
 
 pub use broker::{Broker, TANSU_VERSION};
-pub use lab::{Lab, NETWORK, PORT};
+pub use lab::{Lab, NETWORK, PORT, START_TRIES, pause};
 pub use load::{Load, Outcome};
 pub use machine::{Running, is_alive, listening, running_of};
 pub use part::{Ended, Part, run};

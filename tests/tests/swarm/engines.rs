@@ -4,13 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 use controller_testing::contract::{IMAGE, NEXT_IMAGE};
 use friday::clock::SystemClock;
 use friday::orchestrator::swarm::{EngineAddress, Swarm, SwarmConfig};
 use friday::orchestrator::{Orchestrator, OrchestratorError};
-use system_tests::{Lab, Part, friday};
+use system_tests::{Lab, Part, START_TRIES, friday, pause};
 
 use crate::failures::ends_as_not_ready;
 use crate::stage::listed;
@@ -56,13 +55,12 @@ impl Registry {
             "s3cret",
             REGISTRY,
         ];
-        let tries = LIMIT.as_millis() / 100;
-        for left in (0..tries).rev() {
+        for left in (0..START_TRIES).rev() {
             match lab.try_docker(1, &login, Stdio::null()) {
                 Ok(_) => break,
                 Err(said) => assert!(left > 0, "the registry takes nobody in: {said}"),
             }
-            wait();
+            pause();
         }
         registry
     }
@@ -80,15 +78,6 @@ impl Drop for Registry {
         drop(self.child.kill());
         drop(self.child.wait());
     }
-}
-
-/// A moment between two tries of a program that is not of the test's own runtime.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "nothing else runs while a lab is prepared"
-)]
-fn wait() {
-    std::thread::sleep(Duration::from_millis(100));
 }
 
 async fn open_with(socket: PathBuf, state: &Path, docker_config: Option<PathBuf>) -> Arc<Swarm> {

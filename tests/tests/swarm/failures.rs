@@ -86,7 +86,7 @@ fn f37_a_task_that_no_node_takes_is_given_up_at_our_deadline() {
 }
 
 #[test]
-fn an_engine_that_is_away_is_an_error_in_time_and_what_was_known_stays() {
+fn an_engine_that_is_away_is_an_error_in_time_and_never_an_empty_list() {
     let mut lab = Lab::start(1);
     lab.image(controller_testing::contract::IMAGE, &["tag", "one"]);
     let world = World::of(lab);
@@ -104,7 +104,7 @@ fn an_engine_that_is_away_is_an_error_in_time_and_what_was_known_stays() {
     });
     lab = world.into_lab();
     lab.order("kill", 1);
-    // Outside of the overlay, which died with its node: an error needs no task.
+    // Outside of the overlay, which died with its node: no task is asked here.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let swarm = crate::world::open(socket, state.path().to_owned()).await;
@@ -118,5 +118,17 @@ fn an_engine_that_is_away_is_an_error_in_time_and_what_was_known_stays() {
             "{:?}",
             asked.elapsed()
         );
+    });
+    lab.order("start", 1);
+    runtime.block_on(async {
+        let swarm = crate::world::open(lab.socket(1), state.path().to_owned()).await;
+        let back = eventually(
+            "the engine knows its services again",
+            LIMIT,
+            async || friday::orchestrator::Orchestrator::services(&*swarm).await,
+            Result::is_ok,
+        )
+        .await;
+        assert_eq!(back.unwrap(), [crate::world::service()]);
     });
 }

@@ -1,5 +1,7 @@
 //! `friday serve`: builds the adapters from the arguments, wires them, runs them, and stops them in order.
 
+mod tasks;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,10 +17,12 @@ use crate::clock::{Clock, SystemClock};
 use crate::fleet::Fleet;
 use crate::metrics_source::{MetricsSource, Prometheus};
 use crate::orchestrator::Orchestrator;
-use crate::orchestrator::process::{Process, ProcessConfig};
 use crate::reconciler::Reconciler;
 use crate::spec::{self, ReadOptions};
 use crate::store::{Sqlite, Store};
+
+use tasks::Tasks;
+pub use tasks::{Kind, TaskArgs};
 
 /// Longest wait for requests that are being answered when the server stops.
 const STOP_MAX: Duration = Duration::from_secs(5);
@@ -45,18 +49,15 @@ pub struct ServeArgs {
     /// A friday.yml whose service is served before its first rollout; may be given again
     #[arg(long = "service", value_name = "FILE")]
     pub services: Vec<PathBuf>,
-    /// What runs as child processes: a YAML file of images and services
-    #[arg(long, value_name = "FILE")]
-    pub processes: PathBuf,
+    /// Who runs the tasks, and where
+    #[command(flatten)]
+    pub tasks: TaskArgs,
     /// Address of the Prometheus that guard.checks are asked of, such as http://prometheus:9090
     #[arg(long, env = "FRIDAY_PROMETHEUS", value_name = "URL")]
     pub prometheus: Option<String>,
     /// Write the address that was taken to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
-    /// End the tasks too when the controller ends; without it they run on, and the next controller adopts them
-    #[arg(long)]
-    pub stop_tasks: bool,
 }
 
 /// Runs the controller until SIGTERM or Ctrl-C.
@@ -145,12 +146,8 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
     })?;
     let clock: Arc<dyn Clock> = SystemClock::new();
     let store: Arc<dyn Store> = Arc::new(Sqlite::open(&args.state_dir.join("friday.db")).await?);
-    let process = Process::open(
-        ProcessConfig::new(args.state_dir.join("processes"), args.processes.clone()),
-        Arc::clone(&clock),
-    )
-    .await?;
-    let orchestrator: Arc<dyn Orchestrator> = process.clone();
+    let tasks = Tasks::open(&args.tasks, &args.state_dir, Arc::clone(&clock)).await?;
+    let orchestrator = tasks.orchestrator();
     let address = listener
         .local_addr()
         .context("the address that was taken cannot be read")?;
@@ -170,11 +167,7 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
     )
     .await;
     store.close().await;
-    if args.stop_tasks {
-        process.stop_all().await;
-    } else {
-        process.shutdown_detached().await;
-    }
+    tasks.close().await;
     outcome
 }
 

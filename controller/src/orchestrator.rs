@@ -9,9 +9,10 @@ use std::fmt;
 
 use async_trait::async_trait;
 use proxy_api::Endpoint;
-use rollout::{Duration, Release, ReleaseId, ServiceName};
+use rollout::{Duration, Release, ReleaseId, ServiceName, Spec};
 
 pub mod process;
+pub mod swarm;
 
 /// One task of a service: a process, or a Swarm task.
 #[derive(Debug, Clone, PartialEq)]
@@ -142,6 +143,14 @@ impl OrchestratorError {
 /// Whoever runs the tasks.
 #[async_trait]
 pub trait Orchestrator: fmt::Debug + Send + Sync {
+    /// Wishes come from the controller of this term from now on. Whoever others may command too refuses those of an
+    /// earlier term once it has seen this one.
+    fn lead(&self, _term: u64) {}
+
+    /// What `friday.yml` says of how a service's tasks are reached: said before the first look at it, and at each change.
+    /// Of no use to who chooses ports.
+    fn know(&self, _spec: &Spec) {}
+
     /// The names of the services there are, sorted.
     ///
     /// # Errors

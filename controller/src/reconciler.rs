@@ -12,7 +12,8 @@ use proxy_api::{Generation, RouteTable};
 use rollout::judge::{Baseline, CheckSample, Decision, Judged, RULES_VERSION, Signal};
 use rollout::rollout::Ruling;
 use rollout::{
-    Block, Duration, Event, Judge, Observed, Phase, Placement, Rollout, ServiceName, Spec, Weight,
+    Block, Duration, Event, Judge, Observed, Phase, Placement, Release, Rollout, RolloutId,
+    ServiceName, Spec, Weight,
 };
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -91,6 +92,8 @@ struct Service {
     saturation: Saturation,
     /// Restarts of the canary and of stable, as the judge was last told.
     restarts: (u32, u32),
+    /// Why the last wish of a rollout was refused for good.
+    refused: Option<(RolloutId, String)>,
     /// Whether the last look failed; said once, not at every turn.
     blind: bool,
 }
@@ -108,6 +111,7 @@ impl Service {
             nodes: HashMap::new(),
             saturation: Saturation::default(),
             restarts: (0, 0),
+            refused: None,
             blind: false,
         }
     }
@@ -212,6 +216,7 @@ impl Reconciler {
         specs: Vec<Spec>,
     ) -> Result<(Self, Handle), StoreError> {
         let term = store.take_over().await?;
+        orchestrator.lead(term);
         // Only now: what a controller before us was still writing is written, or never will be.
         fleet.resume(store.marks().await?);
         let mut services: BTreeMap<ServiceName, Service> = specs
@@ -318,6 +323,7 @@ impl Reconciler {
     async fn look(&mut self) {
         let now = self.clock.elapsed();
         for (name, service) in &mut self.services {
+            self.orchestrator.know(service.spec());
             match self.orchestrator.observe(name).await {
                 Ok(state) => {
                     if std::mem::take(&mut service.blind) {
@@ -367,6 +373,11 @@ impl Reconciler {
                 | Phase::RolledBack { .. } => None,
             },
             trouble: canary.and_then(|group| group.trouble.clone()),
+            refused: service
+                .refused
+                .as_ref()
+                .filter(|(id, _)| *id == rollout.id)
+                .map(|(_, words)| words.clone()),
         })
     }
 
@@ -702,13 +713,24 @@ impl Reconciler {
         self.fleet.publish(self.table.clone());
     }
 
-    async fn act(&self) {
+    async fn act(&mut self) {
+        let mut outcomes = Vec::new();
         for (name, service) in &self.services {
             let (Some(rollout), Some(state)) = (service.in_charge(), &service.state) else {
                 continue;
             };
+            let mut refused = None;
             if let Err(error) = self.ensure(name, rollout, state).await {
                 tracing::warn!(service = %name, rollout = %rollout.id, error = %chain(&error), "not carried out; tried again");
+                if !error.is_transient() {
+                    refused = Some((rollout.id.clone(), chain(&error)));
+                }
+            }
+            outcomes.push((name.clone(), refused));
+        }
+        for (name, refused) in outcomes {
+            if let Some(service) = self.services.get_mut(&name) {
+                service.refused = refused;
             }
         }
     }
@@ -720,8 +742,13 @@ impl Reconciler {
         state: &ServiceState,
     ) -> Result<(), OrchestratorError> {
         let desired = rollout.desired();
+        // A group in trouble is asked again: whoever runs it may have given it up.
+        let is_stuck = |release: &Release| {
+            state.stable.trouble.is_some()
+                && state.stable.ready(&release.id) < state.stable.replicas
+        };
         if let Some(release) = &desired.stable
-            && state.stable.release.id != release.id
+            && (state.stable.release.id != release.id || is_stuck(release))
         {
             self.orchestrator.ensure_stable(name, release).await?;
         }

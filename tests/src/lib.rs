@@ -4,6 +4,7 @@
 //! with it, also when its test panics; then the last lines of every part's log are shown.
 
 mod broker;
+mod lab;
 mod load;
 mod machine;
 mod part;
@@ -11,8 +12,9 @@ mod programs;
 mod scene;
 
 pub use broker::{Broker, TANSU_VERSION};
+pub use lab::{Lab, NETWORK, PORT, START_TRIES, pause};
 pub use load::{Load, Outcome};
 pub use machine::{Running, is_alive, listening, running_of};
 pub use part::{Ended, Part, run};
-pub use programs::{friday, pipeline_demo, proxy};
+pub use programs::{friday, pipeline_demo, proxy, tiny_service};
 pub use scene::{PATIENCE, SERVICE, SPEC, Scene, place};

@@ -20,6 +20,12 @@ pub fn pipeline_demo() -> PathBuf {
     find("pipeline-demo")
 }
 
+/// The service that does as its arguments say.
+#[must_use]
+pub fn tiny_service() -> PathBuf {
+    find("tiny-service")
+}
+
 /// The program in `FRIDAY_BIN_DIR`, or beside the folder of this test's own program.
 fn find(name: &str) -> PathBuf {
     let folder = std::env::var_os("FRIDAY_BIN_DIR")

@@ -61,4 +61,7 @@ pub struct Observed {
     /// Why the canary's last task ended or could not start, in the words of whoever ran it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// Why what this rollout asked for was refused for good, in the words of whoever refused it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }

@@ -795,6 +795,15 @@ impl Rollout {
         let full = seen.stable_replicas.max(1);
         let left = seen.weight_seen == Some(Weight::ZERO) && seen.canary_in_flight == 0;
         match phase {
+            // No deadline need be waited for.
+            Phase::Deploying { .. }
+            | Phase::Promoting {
+                stage: Promotion::Shifting | Promotion::Updating,
+                ..
+            } if seen.refused.is_some() => {
+                let trouble = seen.refused.clone();
+                retreat(phase, Cause::NotReady { trouble })
+            }
             Phase::Deploying { .. }
                 if seen.canary_ready >= self.first_replicas() && seen.stable_replicas > 0 =>
             {

@@ -208,6 +208,9 @@ impl Reconciler {
 
     async fn deploy(&mut self, deploy: Deploy) -> Result<RolloutId, RequestError> {
         let name = deploy.spec.service.clone();
+        if !self.services.contains_key(&name) {
+            self.orchestrator.know(&deploy.spec);
+        }
         let canary = self
             .orchestrator
             .resolve(&name, &deploy.image, deploy.commit.clone())

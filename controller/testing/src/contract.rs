@@ -38,12 +38,19 @@ pub trait Harness: Send + Sync {
     async fn redefine(&self, image: &str);
 }
 
-/// Makes a test of each part of the contract. Takes an async function that makes a [`Harness`].
+/// Makes a test of each part of the contract. Takes an async function that makes a [`Harness`], or, after `within`, a
+/// function that runs an async one with a harness wherever that has to be.
 #[macro_export]
 macro_rules! orchestrator_contract {
+    (within $run:path) => {
+        $crate::orchestrator_contract!(@all within $run);
+    };
     ($harness:path) => {
+        $crate::orchestrator_contract!(@all tokio $harness);
+    };
+    (@all $how:ident $what:path) => {
         $crate::orchestrator_contract!(
-            $harness:
+            @$how $what:
             an_unknown_service_names_the_known_ones
             an_unknown_image_names_the_known_ones
             f34_a_tag_that_moved_is_another_release_and_the_first_can_still_be_had
@@ -57,11 +64,19 @@ macro_rules! orchestrator_contract {
             stable_stays_as_it_is_while_a_canary_comes_and_goes
         );
     };
-    ($harness:path: $($name:ident)*) => {
+    (@tokio $harness:path: $($name:ident)*) => {
         $(
             #[tokio::test]
             async fn $name() {
                 $crate::contract::$name(&$harness().await).await;
+            }
+        )*
+    };
+    (@within $run:path: $($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                $run(async |harness| $crate::contract::$name(&harness).await);
             }
         )*
     };

@@ -98,6 +98,7 @@ fn healthy(canary_ready: u32, weight: Weight) -> Observed {
         canary_in_flight: 0,
         requests_per_second: None,
         trouble: None,
+        refused: None,
     }
 }
 
@@ -467,6 +468,43 @@ fn f28_the_ready_deadline_fires_although_a_crash_looping_canary_keeps_starting()
 }
 
 #[test]
+fn f35_what_is_refused_for_good_ends_without_waiting_for_a_deadline() {
+    let refused = |phase: Phase| {
+        let seen = Observed {
+            refused: Some("the engine took it back".into()),
+            ..healthy(4, Weight::ALL)
+        };
+        at(phase).on(Event::Observed(seen), NOW)
+    };
+    let elapsed = Duration::ZERO;
+    let updating = refused(Phase::Promoting {
+        stage: Promotion::Updating,
+        elapsed,
+    });
+    assert!(
+        matches!(
+            &updating.phase,
+            Phase::RollingBack {
+                stage: Retreat::Restoring { .. },
+                cause: Cause::NotReady { trouble: Some(words) },
+                ..
+            } if words == "the engine took it back"
+        ),
+        "{:?}",
+        updating.phase
+    );
+    let deploying = refused(Phase::Deploying { elapsed });
+    assert!(
+        matches!(deploying.phase, Phase::RollingBack { .. }),
+        "{:?}",
+        deploying.phase
+    );
+    // Where requests are on the canary already, a wish that is refused takes nothing from it.
+    let analyzing = Phase::Analyzing { step: 0, elapsed };
+    assert_eq!(refused(analyzing.clone()).phase, analyzing);
+}
+
+#[test]
 fn f29_no_deadline_fires_when_no_rollout_is_running() {
     for ended in [Phase::Promoted, Phase::RolledBack { cause: cause() }] {
         let rollout = at(ended.clone()).on(Event::Passed(Duration::from_secs(1_000_000)), NOW);
@@ -678,6 +716,7 @@ fn any_event() -> impl Strategy<Value = Event> {
                 canary_in_flight: in_flight,
                 requests_per_second: rate,
                 trouble: None,
+                refused: None,
             })
         });
     prop_oneof![

@@ -1,12 +1,14 @@
 //! A tiny HTTP service for tests: what an orchestrator runs when it matters only how a task lives and ends.
 //!
-//! Listens on `127.0.0.1:$PORT`. `GET /ready` is 200 when it is ready, `GET /pid` tells its process id, `GET /env/NAME`
-//! a variable. On SIGTERM it takes no new requests, finishes the running ones and exits with 0. Arguments, any of:
+//! Listens on `127.0.0.1:$PORT`, or on the address in `$HOST`. `GET /ready` is 200 when it is ready, `GET /pid` tells its process id, `GET /env/NAME`
+//! a variable, `GET /work` is 200. On SIGTERM it takes no new requests, finishes the running ones and exits with 0. Arguments, any of:
 //! `never-ready`, `ignore-sigterm`, `with-child` (has a child process that ignores SIGTERM), `crash-after MS` (exits
-//! with 70 and last words on standard error), `eat MIB` (uses so much memory, once it has been ready for a moment);
-//! `tag TEXT` changes nothing but the command.
+//! with 70 and last words on standard error), `crash-in NAME` (the same after 300 ms, where `$SELF` is that name), `eat MIB` (uses so much memory, once it has been ready for a moment);
+//! `fail PERCENT` (so many of a hundred answers to `/work` are 500), `tag TEXT` changes nothing but the command. With `check` it is no service but asks one on the same port whether it is
+//! ready, for a container's health check.
 
 use std::process::{ExitCode, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -27,6 +29,7 @@ struct Behaviour {
     with_child: bool,
     crash_after: Option<Duration>,
     eat_mib: usize,
+    fail_percent: u64,
 }
 
 impl Behaviour {
@@ -49,8 +52,17 @@ impl Behaviour {
                         .map_err(|error| format!("crash-after: {error}"))?;
                     behaviour.crash_after = Some(Duration::from_millis(milliseconds));
                 }
+                "crash-in" => {
+                    if std::env::var("SELF").is_ok_and(|own| Ok(own) == value()) {
+                        behaviour.crash_after = Some(Duration::from_millis(300));
+                    }
+                }
                 "eat" => {
                     behaviour.eat_mib = value()?.parse().map_err(|error| format!("eat: {error}"))?
+                }
+                "fail" => {
+                    behaviour.fail_percent =
+                        value()?.parse().map_err(|error| format!("fail: {error}"))?;
                 }
                 "tag" => drop(value()?),
                 other => return Err(format!("unknown argument {other:?}")),
@@ -72,6 +84,9 @@ async fn main() -> ExitCode {
 }
 
 async fn run() -> Result<ExitCode, Box<dyn std::error::Error>> {
+    if std::env::args().nth(1).as_deref() == Some("check") {
+        return Ok(check().await);
+    }
     let behaviour = Behaviour::parse(std::env::args().skip(1))?;
     let mut terminate = signal(SignalKind::terminate())?;
     if behaviour.with_child {
@@ -83,7 +98,8 @@ async fn run() -> Result<ExitCode, Box<dyn std::error::Error>> {
             .spawn()?;
     }
     let port: u16 = std::env::var("PORT")?.parse()?;
-    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+    let host = std::env::var("HOST").unwrap_or_else(|_| "127.0.0.1".to_owned());
+    let listener = TcpListener::bind((host, port)).await?;
     let crash = async {
         match behaviour.crash_after {
             Some(after) => time::sleep(after).await,
@@ -125,6 +141,30 @@ async fn run() -> Result<ExitCode, Box<dyn std::error::Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Asks the service on this port whether it is ready.
+async fn check() -> ExitCode {
+    let asked = async {
+        let port: u16 = std::env::var("PORT").ok()?.parse().ok()?;
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+        stream
+            .write_all(b"GET /ready HTTP/1.1\r\n\r\n")
+            .await
+            .ok()?;
+        BufReader::new(stream).lines().next_line().await.ok()?
+    };
+    match asked.await {
+        Some(line) if line.contains(" 200 ") => ExitCode::SUCCESS,
+        Some(_) | None => ExitCode::FAILURE,
+    }
+}
+
+/// Whether this answer is one of those that fail, spread evenly.
+fn fails(percent: u64) -> bool {
+    static ANSWERS: AtomicU64 = AtomicU64::new(0);
+    let number = ANSWERS.fetch_add(1, Ordering::Relaxed);
+    number * percent % 100 < percent
+}
+
 async fn answer(mut stream: TcpStream, behaviour: Behaviour) {
     let (reader, mut writer) = stream.split();
     let mut lines = BufReader::new(reader).lines();
@@ -139,6 +179,8 @@ async fn answer(mut stream: TcpStream, behaviour: Behaviour) {
     let (status, body) = match path.as_str() {
         "/ready" if behaviour.never_ready => ("503 Service Unavailable", String::new()),
         "/ready" => ("200 OK", String::new()),
+        "/work" if fails(behaviour.fail_percent) => ("500 Internal Server Error", String::new()),
+        "/work" => ("200 OK", String::new()),
         "/pid" => ("200 OK", std::process::id().to_string()),
         other => match other.strip_prefix("/env/").map(std::env::var) {
             Some(Ok(value)) => ("200 OK", value),

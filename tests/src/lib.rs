@@ -8,13 +8,18 @@ mod lab;
 mod load;
 mod machine;
 mod part;
+mod port;
+mod postgres;
 mod programs;
 mod scene;
+mod stream;
 
 pub use broker::{Broker, TANSU_VERSION};
 pub use lab::{Lab, NETWORK, PORT, START_TRIES, pause};
 pub use load::{Load, Outcome};
 pub use machine::{Running, is_alive, listening, running_of};
 pub use part::{Ended, Part, run};
+pub use postgres::Server as Postgres;
 pub use programs::{friday, pipeline_demo, proxy, tiny_service};
 pub use scene::{PATIENCE, SERVICE, SPEC, Scene, place};
+pub use stream::TweetStream;

@@ -1,7 +1,7 @@
 //! A service with its controller and its proxy, in a folder and on ports of their own.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::load::Load;
 use crate::part::Part;
+use crate::port::free_address;
 use crate::programs;
 
 /// Longest wait for what should happen at once. Generous: the machine may do other things.
@@ -44,9 +45,6 @@ deadlines: { ready: 30s, evidence: 120s, rollout: 10m }
 warm_up: 2s
 guard: { alpha: 0.01% }
 ";
-
-/// Ports below those that Linux gives to outgoing connections: nobody takes one while its owner restarts.
-const PORTS: std::ops::Range<u16> = 15_000..32_000;
 
 /// A controller, a proxy and the tasks of one service. All of them end with it.
 #[derive(Debug)]
@@ -471,17 +469,4 @@ impl Drop for Scene {
 #[must_use]
 pub fn place(phase: &Phase) -> String {
     serde_json::to_string(&phase.at_start()).expect("a phase is JSON")
-}
-
-/// An address on loopback that is free now and, see [`PORTS`], stays so.
-fn free_address() -> SocketAddr {
-    let ports = u64::from(PORTS.end - PORTS.start);
-    loop {
-        let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
-        let port = PORTS.start + u16::try_from(random % ports).expect("less than a u16");
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        if TcpListener::bind(address).is_ok() {
-            return address;
-        }
-    }
 }

@@ -35,11 +35,15 @@ pub use config::{KafkaConfig, Mechanism, Security};
 /// How long a question to the brokers (metadata, offsets, commits) may take.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// How long librdkafka itself tries to deliver a record before it says so; then whoever produces tries again.
-const DELIVERY_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long librdkafka itself tries to deliver a record before it says so; then whoever produces tries again. As long as it
+/// tries, a record stands once and in its order, because the broker knows its sequence number; what we try again may stand
+/// twice. So it is longer than a broker takes to restart: Kafka's own default.
+const DELIVERY_WAIT_MAX: Duration = Duration::from_secs(120);
 
-/// How long a record waits for company, for larger batches; far below what a person or the judge notices.
-const LINGER_MS: &str = "2";
+/// How long a record waits for company, for larger batches: most of what a record costs, here and at the broker, it costs
+/// by the request, of which there is one for each partition. A quarter of a task's 20 ms, and far below what a person or the
+/// judge notices.
+const LINGER_MS: &str = "5";
 
 /// What a consumer fetches ahead, in KiB; librdkafka's default of 64 MiB is much for one small process.
 const FETCHED_AHEAD_KIB: &str = "16384";

@@ -4,6 +4,13 @@
 #[expect(unreachable_pub, reason = "the system tests' crate shows it to others")]
 mod broker;
 
+#[path = "../../../tests/src/port.rs"]
+mod port;
+
+#[path = "../../../tests/src/postgres.rs"]
+#[expect(unreachable_pub, reason = "the system tests' crate shows it to others")]
+mod postgres;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
@@ -11,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use broker::Broker;
+pub(crate) use postgres::Server;
 
 use bytes::Bytes;
 use pipeline_demo::bus::{

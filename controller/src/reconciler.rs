@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use futures::future::join_all;
 use proxy_api::{Generation, RouteTable};
 use rollout::judge::{Baseline, CheckSample, Decision, Judged, RULES_VERSION, Signal};
 use rollout::rollout::Ruling;
@@ -322,9 +323,14 @@ impl Reconciler {
 
     async fn look(&mut self) {
         let now = self.clock.elapsed();
-        for (name, service) in &mut self.services {
+        // All at once: an engine that hangs costs one time-out a turn, however many services it has.
+        let looks = join_all(self.services.iter().map(async |(name, service)| {
             self.orchestrator.know(service.spec());
-            match self.orchestrator.observe(name).await {
+            self.orchestrator.observe(name).await
+        }));
+        let looks = looks.await;
+        for ((name, service), look) in self.services.iter_mut().zip(looks) {
+            match look {
                 Ok(state) => {
                     if std::mem::take(&mut service.blind) {
                         tracing::info!(service = %name, "the orchestrator answers again");

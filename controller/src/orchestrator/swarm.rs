@@ -8,7 +8,7 @@
 //! address comes from the task and never from DNS, which brings back the dead. Whether a canary makes progress is judged
 //! by the rollout's own deadline: an update whose tasks stay pending never fails in Swarm's eyes.
 //!
-//! Read on in this order: `spec` and `tasks` (pure), `look`, `resolve`, `ready`, `engine`, `wire`, `address`, `auth`,
+//! Read on in this order: `spec` and `tasks` (pure), `look`, `resolve`, `ready`, `engine`, `model`, `wire`, `address`, `auth`,
 //! `image`, `record`.
 
 mod address;
@@ -16,6 +16,7 @@ mod auth;
 mod engine;
 mod image;
 mod look;
+mod model;
 mod ready;
 mod record;
 mod resolve;
@@ -36,7 +37,8 @@ use rollout::{Release, ServiceName, Spec};
 pub use address::{AddressError, DEFAULT_ENGINE, EngineAddress};
 
 use auth::Credentials;
-use engine::{Conflicts, Engine, EngineError, Service};
+use engine::{Conflicts, Engine, EngineError};
+use model::Service;
 use ready::ReadyChecks;
 use record::Images;
 use tasks::Ends;

@@ -7,7 +7,8 @@ use proxy_api::{Arm, Endpoint};
 use rollout::{Release, ServiceName};
 use serde_json::Value;
 
-use super::engine::{EngineError, Service, Task};
+use super::engine::EngineError;
+use super::model::{Service, Task};
 use super::ready::Answer;
 use super::{Pair, Reach, Swarm, spec, tasks};
 use crate::orchestrator::{Group, OrchestratorError, ServiceState, Task as SeenTask};

@@ -2,8 +2,9 @@
 
 use rollout::{Release, ServiceName};
 
-use super::engine::{EngineError, Image};
+use super::engine::EngineError;
 use super::image::Reference;
+use super::model::Image;
 use super::{Swarm, blocking};
 use crate::orchestrator::OrchestratorError;
 

@@ -7,8 +7,8 @@
 use rollout::{Release, ReleaseId, ServiceName};
 use serde_json::{Map, Value, json};
 
-use super::engine::Service;
 use super::image::Reference;
+use super::model::Service;
 use crate::orchestrator::OrchestratorError;
 
 /// What follows a service's name in its canary's.
@@ -216,7 +216,7 @@ fn object(value: &mut Value) -> &mut Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::orchestrator::swarm::engine::Version;
+    use crate::orchestrator::swarm::model::Version;
 
     fn service(spec: Value) -> Service {
         Service {

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use proxy_api::Endpoint;
 use rollout::{Duration, ReleaseId, Timestamp};
 
-use super::engine::{Attachment, Task, TaskStatus};
+use super::model::{Attachment, Task, TaskStatus};
 use crate::orchestrator::{OrchestratorError, RESTART_WINDOW};
 
 /// States from which a task does not come back.

@@ -40,8 +40,10 @@ const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);
 /// twice. So it is longer than a broker takes to restart: Kafka's own default.
 const DELIVERY_WAIT_MAX: Duration = Duration::from_secs(120);
 
-/// How long a record waits for company, for larger batches; far below what a person or the judge notices.
-const LINGER_MS: &str = "2";
+/// How long a record waits for company, for larger batches: most of what a record costs, here and at the broker, it costs
+/// by the request, of which there is one for each partition. A quarter of a task's 20 ms, and far below what a person or the
+/// judge notices.
+const LINGER_MS: &str = "5";
 
 /// What a consumer fetches ahead, in KiB; librdkafka's default of 64 MiB is much for one small process.
 const FETCHED_AHEAD_KIB: &str = "16384";

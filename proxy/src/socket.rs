@@ -1,9 +1,9 @@
 //! A TCP connection whose small writes go out together, at the end of the worker's turn.
 //!
-//! A worker's turn is what it does between two looks at what has arrived: it reads some dozens of requests and answers and
-//! passes them on. Were each passed on at once, whoever waits for it on another core would be woken, would do its few
-//! microseconds of work and sleep again before the next came; and waking a core that sleeps costs both sides more than
-//! the request itself. So what is written waits until the turn is over, and then all of it goes out in one burst, while
+//! A worker's turn is what it does between two looks at what has arrived, and what it finds at the second: it reads some
+//! dozens of requests and answers and passes them on. Were each passed on at once, whoever waits for it on another core
+//! would be woken, would do its few microseconds of work and sleep again before the next came; and waking a core that
+//! sleeps costs both sides more than the request itself. So what is written waits until the turn is over, and then all of it goes out in one burst, while
 //! the others are still awake. It also makes one write of several pieces: of a head and a body, of the frames of HTTP/2.
 //!
 //! What is written counts as taken as soon as it waits. If the kernel does not take it at the end of the turn, the next
@@ -19,6 +19,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::yield_now;
 
 use crate::lock;
 
@@ -216,7 +217,7 @@ impl AsyncWrite for Socket {
 #[derive(Debug, Default)]
 struct Turn {
     written: Vec<Socket>,
-    /// Wakes who ends the turn; gone once it is woken.
+    /// Wakes who ends the turn; gone once that is woken.
     end: Option<Waker>,
     buffers: Vec<Vec<u8>>,
 }
@@ -231,19 +232,36 @@ thread_local! {
 /// comes behind all tasks that were woken with the writer.
 pub(crate) fn take_turns() -> impl Future<Output = ()> {
     TURN.set(Some(Turn::default()));
-    poll_fn(move |context| {
-        end_turn(Some(context.waker()));
-        Poll::Pending
+    async {
+        loop {
+            poll_fn(first_write).await;
+            // What has arrived meanwhile belongs to the turn: a longer burst wakes the others less often. Once, so that what
+            // was written first does not wait for a whole stream of others.
+            yield_now().await;
+            end_turn();
+        }
+    }
+}
+
+/// Waits for the first write of a turn.
+fn first_write(context: &mut Context<'_>) -> Poll<()> {
+    TURN.with_borrow_mut(|turn| match turn {
+        Some(turn) if turn.written.is_empty() => {
+            turn.end = Some(context.waker().clone());
+            Poll::Pending
+        }
+        Some(_) => Poll::Ready(()),
+        None => Poll::Pending,
     })
 }
 
 /// Ends the last turn of this thread: from here on all writes go out at once.
 pub(crate) fn take_no_more_turns() {
-    end_turn(None);
+    end_turn();
     TURN.set(None);
 }
 
-fn end_turn(end: Option<&Waker>) {
+fn end_turn() {
     TURN.with_borrow_mut(|turn| {
         let Some(turn) = turn else {
             return;
@@ -256,7 +274,6 @@ fn end_turn(end: Option<&Waker>) {
                 turn.buffers.push(buffer);
             }
         }
-        turn.end = end.cloned();
     });
 }
 

@@ -36,16 +36,24 @@ fn runs(group: &Group, replicas: u32) -> bool {
     group.ready(&group.release.id) == replicas && u32::try_from(group.tasks.len()) == Ok(replicas)
 }
 
-fn docker(socket: &Path, arguments: &[&str]) -> String {
+/// What the command line prints, or says in error.
+fn try_docker(socket: &Path, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new("docker")
         .arg("--host")
         .arg(format!("unix://{}", socket.display()))
         .args(arguments)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "docker {arguments:?}: {said}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    let text = |bytes| String::from_utf8(bytes).unwrap().trim().to_owned();
+    if output.status.success() {
+        Ok(text(output.stdout))
+    } else {
+        Err(text(output.stderr))
+    }
+}
+
+fn docker(socket: &Path, arguments: &[&str]) -> String {
+    try_docker(socket, arguments).unwrap_or_else(|said| panic!("docker {arguments:?}: {said}"))
 }
 
 fn inspect(socket: &Path, name: &str) -> Value {
@@ -152,18 +160,12 @@ fn f27_changes_of_others_in_between_are_kept_and_ours_is_made_all_the_same() {
         let others = std::thread::spawn(move || {
             for number in 0..15 {
                 let label = format!("number={number}");
-                docker(
-                    &socket,
-                    &[
-                        "service",
-                        "update",
-                        "--detach",
-                        "--quiet",
-                        "--label-add",
-                        &label,
-                        "worker",
-                    ],
-                );
+                let order = ["service", "update", "--detach", "--quiet", "--label-add"];
+                let order = [&order[..], &[&label, "worker"]].concat();
+                // Whoever comes second is refused, and a person asks again: here it is now them and now us.
+                while let Err(said) = try_docker(&socket, &order) {
+                    assert!(said.contains("out of sequence"), "{said}");
+                }
             }
             socket
         });

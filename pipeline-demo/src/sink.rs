@@ -22,6 +22,7 @@ mod rows;
 mod sqlite;
 mod storage;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use friday::clock::{Clock, SystemClock};
+use jiff::Timestamp;
 use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -251,23 +253,24 @@ impl Sink {
         topic: &'static str,
         shutdown: &CancellationToken,
     ) -> Result<(), SinkError> {
-        let mut ahead: Vec<Record> = Vec::new();
+        let mut ahead = Taken::default();
         loop {
-            if ahead.is_empty() {
+            if ahead.count == 0 {
                 tokio::select! {
                     () = shutdown.cancelled() => return Ok(()),
-                    taken = fetch.next(self.batch_max) => ahead.extend(taken?),
+                    taken = fetch.next(self.batch_max) => ahead.add(topic, taken?, self.clock.now()),
                 }
                 continue;
             }
-            let ends = ends(&ahead);
-            let storing = self.store(topic, std::mem::take(&mut ahead), shutdown);
+            let taken = std::mem::take(&mut ahead);
+            let ends = taken.ends();
+            let storing = self.store(topic, taken, shutdown);
             tokio::pin!(storing);
             let stored = loop {
-                let room = self.batch_max - ahead.len();
+                let room = self.batch_max.saturating_sub(ahead.count);
                 tokio::select! {
                     stored = &mut storing => break stored?,
-                    taken = fetch.next(room), if room > 0 => ahead.extend(taken?),
+                    taken = fetch.next(room), if room > 0 => ahead.add(topic, taken?, self.clock.now()),
                 }
             };
             if !stored {
@@ -277,21 +280,20 @@ impl Sink {
         }
     }
 
-    /// Stores records; tries again until the store takes them. False if told to stop meanwhile.
+    /// Stores what was taken; tries again until the store takes it. False if told to stop meanwhile.
     async fn store(
         &self,
         topic: &str,
-        records: Vec<Record>,
+        taken: Taken,
         shutdown: &CancellationToken,
     ) -> Result<bool, SinkError> {
-        let count = records.len();
-        let (results, letters) = sorted(topic, records);
-        let now = self.clock.now();
-        let rows = results
-            .into_iter()
-            .map(|result| Row::of(result, now))
-            .collect();
-        let mut batch = Batch::new(rows, letters, now, self.late_after);
+        let Taken {
+            rows,
+            letters,
+            count,
+            ..
+        } = taken;
+        let mut batch = Batch::new(rows, letters, self.clock.now(), self.late_after);
         let mut failures = 0;
         // What the store refuses is halved until the record at fault is alone.
         let mut left = Vec::new();
@@ -441,31 +443,53 @@ impl Fetch {
     }
 }
 
-/// Reads a batch. What is neither a result nor a dead letter is kept as a dead letter itself, and the topic goes on.
-fn sorted(topic: &str, records: Vec<Record>) -> (Vec<StoredResult>, Vec<Letter>) {
-    let mut results = Vec::new();
-    let mut letters = Vec::new();
-    for record in records {
-        let unreadable = |what: &str| Letter {
-            topic: topic.to_owned(),
-            position: record.position,
-            code: "unreadable".to_owned(),
-            reason: format!("the record in topic {topic} is no {what}"),
-            release: String::new(),
-            original: record.value.to_vec(),
-            letter: record.position,
-        };
-        if topic == RESULTS {
-            match StoredResult::read(&record.value, record.position) {
-                Some(result) => results.push(result),
-                None => letters.push(unreadable("result")),
+/// What was taken off a topic and is to be stored together. Records are read as they come: while the store works on the
+/// batch before, on another core.
+#[derive(Debug, Default)]
+struct Taken {
+    rows: Vec<Row>,
+    letters: Vec<Letter>,
+    /// Records that these come from.
+    count: usize,
+    /// For each partition, the offset after the last of them.
+    ends: BTreeMap<u32, i64>,
+}
+
+impl Taken {
+    /// Reads records that arrived at `now`. What is neither a result nor a dead letter is kept as a dead letter itself,
+    /// and the topic goes on.
+    fn add(&mut self, topic: &str, records: Vec<Record>, now: Timestamp) {
+        self.count += records.len();
+        for record in records {
+            let Position { partition, offset } = record.position;
+            self.ends.insert(partition, offset + 1);
+            let unreadable = |what: &str| Letter {
+                topic: topic.to_owned(),
+                position: record.position,
+                code: "unreadable".to_owned(),
+                reason: format!("the record in topic {topic} is no {what}"),
+                release: String::new(),
+                original: record.value.to_vec(),
+                letter: record.position,
+            };
+            if topic == RESULTS {
+                match StoredResult::read(&record.value, record.position) {
+                    Some(result) => self.rows.push(Row::of(result, now)),
+                    None => self.letters.push(unreadable("result")),
+                }
+            } else {
+                let letter = letter(&record.value, record.position);
+                self.letters
+                    .push(letter.unwrap_or_else(|| unreadable("dead letter")));
             }
-        } else {
-            let letter = letter(&record.value, record.position);
-            letters.push(letter.unwrap_or_else(|| unreadable("dead letter")));
         }
     }
-    (results, letters)
+
+    /// What is to be committed once they are stored.
+    fn ends(&self) -> Vec<Position> {
+        let position = |(&partition, &offset)| Position { partition, offset };
+        self.ends.iter().map(position).collect()
+    }
 }
 
 fn letter(bytes: &[u8], place: Position) -> Option<Letter> {
@@ -479,15 +503,4 @@ fn letter(bytes: &[u8], place: Position) -> Option<Letter> {
         release: letter.release.unwrap_or_default(),
         letter: place,
     })
-}
-
-/// For each partition, the offset after the last of these records.
-fn ends(records: &[Record]) -> Vec<Position> {
-    let mut ends = std::collections::BTreeMap::new();
-    for Record { position, .. } in records {
-        ends.insert(position.partition, position.offset + 1);
-    }
-    ends.into_iter()
-        .map(|(partition, offset)| Position { partition, offset })
-        .collect()
 }

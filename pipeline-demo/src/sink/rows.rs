@@ -114,7 +114,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// The row of a result that is to be stored at `now`.
+    /// The row of a result that came at `now`.
     #[must_use]
     pub fn of(stored: StoredResult, now: Timestamp) -> Self {
         let StoredResult {

@@ -34,6 +34,9 @@ pub struct Desired {
     pub canary: Placement,
     /// The release that the stable group shall run. `None`: whatever it runs is its owner's business.
     pub stable: Option<Release>,
+    /// How many tasks the stable group shall have again if somebody took them all away: by scaling it to nothing, or by
+    /// removing it. `None`: that is its owner's business.
+    pub stable_replicas: Option<u32>,
 }
 
 /// What was last seen of the world, as far as a rollout's next step depends on it.
@@ -47,6 +50,9 @@ pub struct Observed {
     pub stable_ready: u32,
     /// Tasks of the canary's release in the stable group that may get requests: above 0 once it is promoted in place.
     pub stable_updated: u32,
+    /// Tasks of the stable group that may get requests, whichever release they run.
+    #[serde(default)]
+    pub stable_serving: u32,
     /// Whether the canary group is there at all, also while it is being removed.
     pub canary_exists: bool,
     /// Tasks of the canary group that may get requests.

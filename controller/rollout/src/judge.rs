@@ -280,6 +280,13 @@ impl Judge {
         }
     }
 
+    /// How much time it judged since it took the last sample of the nodes' gauges; `None` before the first. Who samples may have
+    /// died meanwhile, and knows it from here.
+    #[must_use]
+    pub fn since_sample(&self) -> Option<Duration> {
+        self.since_sample.map(|since| since.0)
+    }
+
     /// Takes a look at the nodes between two samples: only whether a limit is reached. Memory that grows by a third of its
     /// limit in ten seconds would be killed between two samples, and never be seen at it.
     pub fn limits(&mut self, sample: &SaturationSample) {

@@ -6,13 +6,16 @@
 //! ```
 //! Any of the upper row may be paused and resumed.
 
+mod desired;
+mod transitions;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::desired::{Desired, Observed, Placement};
-use crate::judge::{Position, first_step};
+use crate::desired::Observed;
+use crate::judge::Position;
 use crate::plan::{Hold, Spec, Step};
-use crate::release::{Release, RolloutId, ServiceName};
+use crate::release::{Release, ReleaseId, RolloutId, ServiceName};
 use crate::serial::millis;
 use crate::weight::Weight;
 use crate::{Duration, Timestamp};
@@ -186,6 +189,18 @@ pub enum Promotion {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Retreat {
+    /// Somebody took all of stable's tasks away, by scaling it to nothing or removing it. It gets them back first; the
+    /// canary keeps what it has, as far as stable cannot carry it yet.
+    Regaining {
+        /// The canary's share until then.
+        weight: Weight,
+    },
+    /// The service's owner deploys another release themselves. The canary keeps what the stable group's ready tasks cannot
+    /// carry, whichever release they run, until all of them can.
+    Yielding {
+        /// The canary's share at most.
+        weight: Weight,
+    },
     /// Promotion had begun: the stable group goes back to the release before. Until it is ready the canary keeps what
     /// stable cannot carry.
     Restoring {
@@ -228,6 +243,11 @@ pub enum Cause {
         /// The newer rollout.
         by: RolloutId,
     },
+    /// The service's owner deployed something else to it meanwhile, past this rollout.
+    Overtaken {
+        /// What the service runs now.
+        release: ReleaseId,
+    },
     /// The step found neither harm nor proof before its deadline.
     InsufficientEvidence,
     /// Nobody answered at a gate.
@@ -252,7 +272,7 @@ pub enum Ending {
     RolledBack,
     /// By a person.
     Aborted,
-    /// By a newer release.
+    /// By a newer release, of ours or of the service's owner.
     Superseded,
     /// Not enough evidence, or no answer, before a deadline.
     InsufficientEvidence,
@@ -267,7 +287,7 @@ impl Cause {
         match self {
             Self::Evidence { .. } => Ending::RolledBack,
             Self::Person { .. } | Self::Rejected { .. } => Ending::Aborted,
-            Self::Superseded { .. } => Ending::Superseded,
+            Self::Superseded { .. } | Self::Overtaken { .. } => Ending::Superseded,
             Self::InsufficientEvidence | Self::GateUnanswered | Self::Deadline => {
                 Ending::InsufficientEvidence
             }
@@ -385,6 +405,9 @@ pub struct Rollout {
     /// The steps that were passed over when it began, if any were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<Skipped>,
+    /// How many tasks the stable group wanted when it last wanted any; 0 until it was seen.
+    #[serde(default)]
+    pub stable_replicas: u32,
     /// What was last seen.
     pub observed: Observed,
 }
@@ -423,6 +446,7 @@ impl Rollout {
             },
             elapsed: Duration::ZERO,
             skipped: None,
+            stable_replicas: 0,
             observed: Observed::default(),
         }
     }
@@ -436,6 +460,9 @@ impl Rollout {
             Event::Passed(time) => self.after_time(phase, time),
             Event::Observed(observed) => {
                 self.observed = observed;
+                if self.observed.stable_replicas > 0 {
+                    self.stable_replicas = self.observed.stable_replicas;
+                }
                 self.after_observation(phase)
             }
             Event::Judged { stage, ruling } => self.after_ruling(phase, stage, ruling),
@@ -542,453 +569,6 @@ impl Rollout {
             last_gate: after.is_none(),
             hold,
         }
-    }
-
-    /// What this rollout asks of the world.
-    #[must_use]
-    pub fn desired(&self) -> Desired {
-        self.desired_in(&self.phase)
-    }
-
-    fn desired_in(&self, phase: &Phase) -> Desired {
-        let full = self.observed.stable_replicas.max(1);
-        let run = |replicas| Placement::Run {
-            release: self.canary.clone(),
-            replicas,
-        };
-        let on_trial = |target: Weight| Desired {
-            weight: self.carried(target),
-            canary: run(target.replicas(full)),
-            stable: None,
-        };
-        let plan = &self.spec.plan;
-        match phase {
-            Phase::Paused { at } => self.desired_in(at),
-            Phase::Deploying { .. } => Desired {
-                weight: Weight::ZERO,
-                canary: run(self.first_replicas()),
-                stable: None,
-            },
-            Phase::Analyzing { step, .. } | Phase::Gated { step, .. } => {
-                on_trial(plan.weight_at(*step))
-            }
-            Phase::Baking { .. } => on_trial(self.spec.bake.weight),
-            Phase::Warm { .. }
-            | Phase::Promoting {
-                stage: Promotion::Shifting,
-                ..
-            } => on_trial(Weight::ALL),
-            Phase::Promoting {
-                stage: Promotion::Updating,
-                ..
-            } => Desired {
-                // Whatever the canary cannot carry goes to tasks of the stable group that are ready, whichever release
-                // they run; with none there the canary keeps everything.
-                weight: self.carried(Weight::ALL).max(
-                    self.left_by_stable(self.observed.stable_ready + self.observed.stable_updated),
-                ),
-                canary: run(full),
-                stable: Some(self.canary.clone()),
-            },
-            Phase::Promoting {
-                stage: Promotion::Returning,
-                ..
-            } => Desired {
-                weight: self.left_by_stable(self.observed.stable_updated),
-                canary: run(full),
-                stable: Some(self.canary.clone()),
-            },
-            Phase::Promoting {
-                stage: Promotion::Removing,
-                ..
-            } => Desired {
-                weight: Weight::ZERO,
-                canary: Placement::Absent,
-                stable: Some(self.canary.clone()),
-            },
-            Phase::RollingBack {
-                stage: Retreat::Restoring { canary: true },
-                ..
-            } => Desired {
-                weight: self.left_by_stable(self.observed.stable_ready),
-                canary: Placement::Keep,
-                stable: Some(self.stable.clone()),
-            },
-            Phase::RollingBack {
-                stage: Retreat::Restoring { canary: false },
-                ..
-            } => Desired {
-                weight: Weight::ZERO,
-                canary: Placement::Absent,
-                stable: Some(self.stable.clone()),
-            },
-            Phase::RollingBack {
-                stage: Retreat::Leaving,
-                ..
-            } => Desired {
-                weight: Weight::ZERO,
-                canary: Placement::Keep,
-                stable: None,
-            },
-            Phase::RollingBack {
-                stage: Retreat::Removing,
-                ..
-            }
-            | Phase::Promoted
-            | Phase::RolledBack { .. } => Desired {
-                weight: Weight::ZERO,
-                canary: Placement::Absent,
-                stable: None,
-            },
-        }
-    }
-
-    /// The largest weight of the plan, not above `target`, that the canary's ready tasks can carry. Only the plan's own
-    /// weights: a replica that comes or goes shall not make a new weight each time.
-    fn carried(&self, target: Weight) -> Weight {
-        let full = self.observed.stable_replicas.max(1);
-        let capacity = Weight::carried_by(self.observed.canary_ready, full).min(target);
-        if capacity == target {
-            return target;
-        }
-        let plan = &self.spec.plan;
-        let steps = (0..plan.steps().len()).map(|step| plan.weight_at(step));
-        steps
-            .chain([self.spec.bake.weight])
-            .filter(|weight| *weight <= capacity)
-            .max()
-            .unwrap_or(Weight::ZERO)
-    }
-
-    /// What the canary must keep because `ready` tasks of the stable group cannot carry it; nothing if it has no ready
-    /// task itself.
-    fn left_by_stable(&self, ready: u32) -> Weight {
-        if self.observed.canary_ready == 0 {
-            return Weight::ZERO;
-        }
-        Weight::carried_by(ready, self.observed.stable_replicas.max(1)).rest()
-    }
-
-    /// Tasks that must be ready before the canary may get its first request.
-    fn first_replicas(&self) -> u32 {
-        let first = if self.full {
-            Weight::ALL
-        } else {
-            self.spec.plan.weight_at(0)
-        };
-        first.replicas(self.observed.stable_replicas.max(1))
-    }
-
-    fn after_time(&mut self, phase: Phase, time: Duration) -> Phase {
-        if matches!(
-            phase,
-            Phase::Paused { .. } | Phase::Promoted | Phase::RolledBack { .. }
-        ) {
-            return phase;
-        }
-        self.elapsed += time;
-        let late = self.elapsed >= self.spec.deadlines.rollout;
-        let deadlines = self.spec.deadlines;
-        match phase {
-            Phase::Deploying { elapsed } if elapsed + time >= deadlines.ready => {
-                let trouble = self.observed.trouble.clone();
-                retreat(Phase::Deploying { elapsed }, Cause::NotReady { trouble })
-            }
-            Phase::Analyzing { elapsed, .. } | Phase::Baking { elapsed }
-                if elapsed + time >= deadlines.evidence =>
-            {
-                retreat(phase, Cause::InsufficientEvidence)
-            }
-            Phase::Gated { .. } if late => retreat(phase, Cause::GateUnanswered),
-            Phase::Deploying { .. }
-            | Phase::Analyzing { .. }
-            | Phase::Baking { .. }
-            | Phase::Warm { .. }
-            | Phase::Promoting {
-                stage: Promotion::Shifting | Promotion::Updating,
-                ..
-            } if late => retreat(phase, Cause::Deadline),
-            // What returns to a stable group that is not ready again by now, does not return.
-            Phase::Promoting {
-                stage: Promotion::Returning,
-                ..
-            } if late && self.left_by_stable(self.observed.stable_updated) != Weight::ZERO => {
-                retreat(phase, Cause::Deadline)
-            }
-            Phase::Deploying { elapsed } => Phase::Deploying {
-                elapsed: elapsed + time,
-            },
-            Phase::Analyzing { step, elapsed } => Phase::Analyzing {
-                step,
-                elapsed: elapsed + time,
-            },
-            Phase::Gated { step, elapsed } => Phase::Gated {
-                step,
-                elapsed: elapsed + time,
-            },
-            Phase::Baking { elapsed } => Phase::Baking {
-                elapsed: elapsed + time,
-            },
-            Phase::Warm { elapsed } if elapsed + time >= self.spec.keep_warm => {
-                promoting(Promotion::Shifting)
-            }
-            Phase::Warm { elapsed } => Phase::Warm {
-                elapsed: elapsed + time,
-            },
-            Phase::Promoting {
-                stage: Promotion::Returning,
-                elapsed,
-            } if elapsed + time >= DRAIN_MAX
-                && self.left_by_stable(self.observed.stable_updated) == Weight::ZERO =>
-            {
-                promoting(Promotion::Removing)
-            }
-            Phase::Promoting {
-                stage: Promotion::Removing,
-                elapsed,
-            } if elapsed + time >= REMOVE_MAX => Phase::Promoted,
-            Phase::Promoting { stage, elapsed } => Phase::Promoting {
-                stage,
-                elapsed: elapsed + time,
-            },
-            Phase::RollingBack {
-                cause,
-                stage: Retreat::Leaving,
-                elapsed,
-            } if elapsed + time >= DRAIN_MAX => rolling_back(cause, Retreat::Removing),
-            Phase::RollingBack {
-                cause,
-                stage: Retreat::Removing,
-                elapsed,
-            } if elapsed + time >= REMOVE_MAX => Phase::RolledBack { cause },
-            Phase::RollingBack {
-                cause,
-                stage,
-                elapsed,
-            } => Phase::RollingBack {
-                cause,
-                stage,
-                elapsed: elapsed + time,
-            },
-            Phase::Paused { .. } | Phase::Promoted | Phase::RolledBack { .. } => phase,
-        }
-    }
-
-    /// The step to begin with, and a record of those before it.
-    fn begin(&mut self) -> Phase {
-        let Spec { plan, guard, .. } = &self.spec;
-        let rate = self.observed.requests_per_second;
-        let step = rate.map_or(0, |rate| first_step(plan, rate, guard));
-        self.skipped = rate.filter(|_| step > 0).map(|rate| Skipped {
-            steps: step,
-            requests_per_second: rate,
-            canary_rate_min: guard.tuning.canary_rate_min,
-        });
-        Phase::Analyzing {
-            step,
-            elapsed: Duration::ZERO,
-        }
-    }
-
-    fn after_observation(&mut self, phase: Phase) -> Phase {
-        let seen = &self.observed;
-        let full = seen.stable_replicas.max(1);
-        let left = seen.weight_seen == Some(Weight::ZERO) && seen.canary_in_flight == 0;
-        match phase {
-            // No deadline need be waited for.
-            Phase::Deploying { .. }
-            | Phase::Promoting {
-                stage: Promotion::Shifting | Promotion::Updating,
-                ..
-            } if seen.refused.is_some() => {
-                let trouble = seen.refused.clone();
-                retreat(phase, Cause::NotReady { trouble })
-            }
-            Phase::Deploying { .. }
-                if seen.canary_ready >= self.first_replicas() && seen.stable_replicas > 0 =>
-            {
-                if self.full {
-                    promoting(Promotion::Shifting)
-                } else {
-                    self.begin()
-                }
-            }
-            Phase::Promoting {
-                stage: Promotion::Shifting,
-                ..
-            } if seen.canary_ready >= full && seen.weight_seen == Some(Weight::ALL) => {
-                promoting(Promotion::Updating)
-            }
-            Phase::Promoting {
-                stage: Promotion::Updating,
-                ..
-            } if seen.stable_updated >= full => promoting(Promotion::Returning),
-            Phase::Promoting {
-                stage: Promotion::Returning,
-                ..
-            } if left && seen.stable_updated >= full => promoting(Promotion::Removing),
-            Phase::Promoting {
-                stage: Promotion::Removing,
-                ..
-            } if !seen.canary_exists => Phase::Promoted,
-            // Ready is not enough: while the group still wants the new release, its old tasks are about to go.
-            Phase::RollingBack {
-                ref cause,
-                stage: Retreat::Restoring { .. },
-                ..
-            } if seen.stable_ready >= full
-                && seen.stable_wants.as_ref() == Some(&self.stable.id) =>
-            {
-                rolling_back(cause.clone(), Retreat::Leaving)
-            }
-            Phase::RollingBack {
-                ref cause,
-                stage: Retreat::Leaving,
-                ..
-            } if left => rolling_back(cause.clone(), Retreat::Removing),
-            Phase::RollingBack {
-                ref cause,
-                stage: Retreat::Removing,
-                ..
-            } if !seen.canary_exists => Phase::RolledBack {
-                cause: cause.clone(),
-            },
-            Phase::Deploying { .. }
-            | Phase::Analyzing { .. }
-            | Phase::Gated { .. }
-            | Phase::Baking { .. }
-            | Phase::Warm { .. }
-            | Phase::Paused { .. }
-            | Phase::Promoting { .. }
-            | Phase::RollingBack { .. }
-            | Phase::Promoted
-            | Phase::RolledBack { .. } => phase,
-        }
-    }
-
-    fn after_ruling(&self, phase: Phase, stage: Stage, ruling: Ruling) -> Phase {
-        let current = match self.stage_of(&phase) {
-            Some(current) if current == stage => current,
-            _ => return phase,
-        };
-        match (phase, ruling) {
-            // The harm test goes on while a person holds the rollout: a pause must not keep users on a bad release.
-            (phase, Ruling::Fail { signal }) => retreat(phase, Cause::Evidence { signal }),
-            (Phase::Analyzing { .. } | Phase::Baking { .. }, Ruling::Pass) => {
-                self.after_stage(current)
-            }
-            (phase, Ruling::Pass | Ruling::Hold) => phase,
-        }
-    }
-
-    fn after_order(&mut self, phase: Phase, command: Command) -> Phase {
-        match (command, phase) {
-            (
-                _,
-                phase @ (Phase::Promoted | Phase::RolledBack { .. } | Phase::RollingBack { .. }),
-            ) => phase,
-            (Command::Abort(cause), phase) => retreat(phase, cause),
-            (Command::Pause, phase @ Phase::Paused { .. }) => phase,
-            (Command::Pause, phase) => Phase::Paused {
-                at: Box::new(phase),
-            },
-            (Command::Resume | Command::Promote, Phase::Paused { at }) => *at,
-            (Command::Resume, phase) => phase,
-            (Command::Promote, Phase::Analyzing { step, .. } | Phase::Gated { step, .. })
-            | (Command::Approve { .. }, Phase::Gated { step, .. }) => {
-                self.after_stage(Stage::Step(step))
-            }
-            (Command::Promote, Phase::Baking { .. }) => self.after_stage(Stage::Bake),
-            (Command::Promote, Phase::Warm { .. }) => promoting(Promotion::Shifting),
-            (Command::PromoteFull, phase @ Phase::Promoting { .. }) => phase,
-            (Command::PromoteFull, Phase::Paused { at })
-                if matches!(*at, Phase::Promoting { .. }) =>
-            {
-                *at
-            }
-            (Command::PromoteFull, Phase::Paused { at }) => {
-                self.after_order(*at, Command::PromoteFull)
-            }
-            // Not ready yet: nothing is skipped but the analysis.
-            (Command::PromoteFull, phase @ Phase::Deploying { .. }) => {
-                self.full = true;
-                phase
-            }
-            (Command::PromoteFull, _) => promoting(Promotion::Shifting),
-            (Command::Promote | Command::Approve { .. }, phase) => phase,
-        }
-    }
-
-    fn stage_of(&self, phase: &Phase) -> Option<Stage> {
-        match phase {
-            Phase::Analyzing { step, .. } | Phase::Gated { step, .. } => Some(Stage::Step(*step)),
-            Phase::Baking { .. } => Some(Stage::Bake),
-            Phase::Warm { .. } => Some(Stage::Warm),
-            Phase::Paused { at } => self.stage_of(at),
-            Phase::Deploying { .. }
-            | Phase::Promoting { .. }
-            | Phase::RollingBack { .. }
-            | Phase::Promoted
-            | Phase::RolledBack { .. } => None,
-        }
-    }
-
-    fn after_stage(&self, stage: Stage) -> Phase {
-        let elapsed = Duration::ZERO;
-        match stage {
-            Stage::Step(step) => match self.spec.plan.steps().get(step + 1) {
-                Some(Step::Weight { .. }) => Phase::Analyzing {
-                    step: step + 1,
-                    elapsed,
-                },
-                Some(Step::Gate { .. }) => Phase::Gated {
-                    step: step + 1,
-                    elapsed,
-                },
-                None => Phase::Baking { elapsed },
-            },
-            Stage::Bake | Stage::Warm => Phase::Warm { elapsed },
-        }
-    }
-}
-
-fn promoting(stage: Promotion) -> Phase {
-    Phase::Promoting {
-        stage,
-        elapsed: Duration::ZERO,
-    }
-}
-
-fn rolling_back(cause: Cause, stage: Retreat) -> Phase {
-    Phase::RollingBack {
-        cause,
-        stage,
-        elapsed: Duration::ZERO,
-    }
-}
-
-/// The way back from `phase`: straight away where stable was not touched, else by restoring it first.
-fn retreat(phase: Phase, cause: Cause) -> Phase {
-    match phase {
-        Phase::Paused { at } => retreat(*at, cause),
-        Phase::Promoting {
-            stage: Promotion::Updating | Promotion::Returning,
-            ..
-        } => rolling_back(cause, Retreat::Restoring { canary: true }),
-        Phase::Promoting {
-            stage: Promotion::Removing,
-            ..
-        } => rolling_back(cause, Retreat::Restoring { canary: false }),
-        Phase::Promoted | Phase::RolledBack { .. } | Phase::RollingBack { .. } => phase,
-        Phase::Deploying { .. }
-        | Phase::Analyzing { .. }
-        | Phase::Gated { .. }
-        | Phase::Baking { .. }
-        | Phase::Warm { .. }
-        | Phase::Promoting {
-            stage: Promotion::Shifting,
-            ..
-        } => rolling_back(cause, Retreat::Leaving),
     }
 }
 

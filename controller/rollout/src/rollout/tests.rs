@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use proptest::prelude::*;
 
 use super::*;
+use crate::desired::{Desired, Placement};
 use crate::plan::{Bake, Deadlines, Guard, Plan, Ready, RouteMatch, Start, Sticky};
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
@@ -92,6 +93,7 @@ fn healthy(canary_ready: u32, weight: Weight) -> Observed {
         stable_wants: Some(rollout().stable.id),
         stable_ready: 4,
         stable_updated: 0,
+        stable_serving: 4,
         canary_exists: true,
         canary_ready,
         weight_seen: Some(weight),
@@ -143,6 +145,12 @@ fn phases() -> Vec<Phase> {
         promoting(Promotion::Updating),
         promoting(Promotion::Returning),
         promoting(Promotion::Removing),
+        back(Retreat::Regaining {
+            weight: Weight::from_percent(10).unwrap(),
+        }),
+        back(Retreat::Yielding {
+            weight: Weight::from_percent(10).unwrap(),
+        }),
         back(Retreat::Restoring { canary: true }),
         back(Retreat::Restoring { canary: false }),
         back(Retreat::Leaving),
@@ -297,6 +305,7 @@ fn asks_of_the_world_what_the_table_says() {
                 weight,
                 canary,
                 stable,
+                stable_replicas,
             } = rollout.desired();
             let canary = match canary {
                 Placement::Absent => "absent".to_owned(),
@@ -310,15 +319,56 @@ fn asks_of_the_world_what_the_table_says() {
                     "new release"
                 }
             });
+            let replicas = stable_replicas.map_or(String::new(), |least| {
+                format!(", not scaled to nothing: {least}")
+            });
             writeln!(
                 table,
-                "  {name:24} weight {weight:>5}  canary {canary:8} stable {stable}",
+                "  {name:24} weight {weight:>5}  canary {canary:8} stable {stable}{replicas}",
                 weight = weight.to_string()
             )
             .unwrap();
         }
     }
     insta::assert_snapshot!(table);
+}
+
+#[test]
+fn f15_an_abort_without_stable_tasks_gets_them_back_before_the_canary_loses_its_share() {
+    let elapsed = Duration::from_secs(5);
+    let baking = at(Phase::Baking { elapsed });
+    let share = baking.spec.bake.weight;
+    let seen = |rollout: Rollout, replicas, ready| {
+        let observed = Observed {
+            stable_replicas: replicas,
+            stable_ready: ready,
+            ..healthy(4, share)
+        };
+        rollout.on(Event::Observed(observed), NOW)
+    };
+    let scaled_to_nothing = seen(seen(baking, 4, 4), 0, 0);
+    let mut rollout = scaled_to_nothing.on(Event::Ordered(Command::Abort(cause())), NOW);
+    for (replicas, ready, weight) in [(0, 0, 8000), (4, 0, 8000), (4, 1, 7500), (4, 3, 2500)] {
+        rollout = seen(rollout, replicas, ready);
+        let desired = rollout.desired();
+        assert_eq!(desired.weight.basis_points(), weight, "{:?}", rollout.phase);
+        assert_eq!(desired.stable_replicas, Some(4));
+        assert_eq!(desired.stable, Some(rollout.stable.clone()));
+        assert_eq!(desired.canary, Placement::Keep);
+    }
+    rollout = seen(rollout, 4, 4);
+    assert_eq!(rollout.desired().weight, Weight::ZERO);
+    assert!(
+        matches!(
+            rollout.phase,
+            Phase::RollingBack {
+                stage: Retreat::Leaving,
+                ..
+            }
+        ),
+        "{:?}",
+        rollout.phase
+    );
 }
 
 #[test]
@@ -405,6 +455,86 @@ fn f17_a_superseded_rollout_goes_back_to_the_last_promoted_release() {
         );
         assert_eq!(rollout.ending(), Some(Ending::Superseded));
         assert_eq!(rollout.desired().canary, Placement::Absent);
+    }
+}
+
+/// A release that this rollout knows nothing of.
+fn foreign() -> ReleaseId {
+    let digest = format!("sha256:{}", "3".repeat(64));
+    Release::new("web:v3".to_owned(), digest, None).id
+}
+
+/// Four replicas, of which so many are ready, that their owner updates to a release of their own.
+fn overtaken(serving: u32) -> Observed {
+    Observed {
+        stable_wants: Some(foreign()),
+        stable_ready: 0,
+        stable_serving: serving,
+        ..healthy(4, Weight::ALL)
+    }
+}
+
+#[test]
+fn what_the_owner_deploys_meanwhile_is_left_to_stand_and_gets_requests_as_it_gets_ready() {
+    for (phase, cause) in [
+        (
+            Phase::Warm {
+                elapsed: Duration::ZERO,
+            },
+            None,
+        ),
+        (
+            pause(Phase::Warm {
+                elapsed: Duration::ZERO,
+            }),
+            None,
+        ),
+        (
+            Phase::Promoting {
+                stage: Promotion::Updating,
+                elapsed: Duration::ZERO,
+            },
+            None,
+        ),
+        (
+            Phase::RollingBack {
+                cause: cause(),
+                stage: Retreat::Restoring { canary: true },
+                elapsed: Duration::ZERO,
+            },
+            Some(cause()),
+        ),
+    ] {
+        let overtakes = Cause::Overtaken { release: foreign() };
+        let mut rollout = at(phase).on(Event::Observed(overtaken(1)), NOW);
+        assert_eq!(rollout.cause(), Some(&cause.unwrap_or(overtakes)));
+        for (ready, left) in [(0, 10_000), (1, 7_500), (3, 2_500), (2, 5_000)] {
+            rollout = rollout.on(Event::Observed(overtaken(ready)), NOW);
+            let Desired {
+                weight,
+                stable,
+                stable_replicas,
+                ..
+            } = rollout.desired();
+            assert_eq!(weight.basis_points(), left, "with {ready} of 4 ready");
+            assert_eq!(
+                (stable, stable_replicas),
+                (None, None),
+                "theirs is not written over"
+            );
+        }
+        rollout = rollout.on(Event::Observed(overtaken(4)), NOW);
+        assert_eq!(rollout.desired().weight, Weight::ZERO);
+        let gone = Observed {
+            canary_exists: false,
+            canary_ready: 0,
+            weight_seen: Some(Weight::ZERO),
+            ..overtaken(4)
+        };
+        rollout = rollout
+            .on(Event::Observed(gone.clone()), NOW)
+            .on(Event::Observed(gone), NOW);
+        assert!(rollout.phase.is_ended(), "{:?}", rollout.phase);
     }
 }
 
@@ -694,31 +824,35 @@ fn passes_over_steps_that_are_too_small_for_the_traffic_and_says_so() {
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
+    let wanted = [rollout().stable.id, rollout().canary.id, foreign()];
     let all: Vec<Event> = events().into_iter().map(|(_, event)| event).collect();
     let observed = (
-        0u32..6,
-        0u32..6,
+        prop::sample::select(wanted.to_vec()),
+        (0u32..6, 0u32..6, 0u32..6),
         0u32..6,
         any::<bool>(),
         0u32..3,
         prop::option::of(0u16..=10_000),
         prop::option::of(0.0..100.0),
     )
-        .prop_map(|(ready, updated, canary, exists, in_flight, seen, rate)| {
-            Event::Observed(Observed {
-                stable_replicas: 4,
-                stable_wants: Some(self::rollout().stable.id),
-                stable_ready: ready,
-                stable_updated: updated,
-                canary_exists: exists,
-                canary_ready: canary,
-                weight_seen: seen.and_then(Weight::from_basis_points),
-                canary_in_flight: in_flight,
-                requests_per_second: rate,
-                trouble: None,
-                refused: None,
-            })
-        });
+        .prop_map(
+            |(wants, (ready, updated, serving), canary, exists, in_flight, seen, rate)| {
+                Event::Observed(Observed {
+                    stable_replicas: 4,
+                    stable_wants: Some(wants),
+                    stable_ready: ready,
+                    stable_updated: updated,
+                    stable_serving: serving,
+                    canary_exists: exists,
+                    canary_ready: canary,
+                    weight_seen: seen.and_then(Weight::from_basis_points),
+                    canary_in_flight: in_flight,
+                    requests_per_second: rate,
+                    trouble: None,
+                    refused: None,
+                })
+            },
+        );
     prop_oneof![
         prop::sample::select(all),
         observed,
@@ -792,6 +926,17 @@ proptest! {
             prop_assert!(weight <= decided, "{weight} in {:?}", rollout.phase);
             if rollout.observed.canary_ready == 0 {
                 prop_assert_eq!(weight, Weight::ZERO);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_over_what_the_owner_deployed(events in prop::collection::vec(any_event(), 0..100)) {
+        let mut rollout = rollout();
+        for event in events {
+            rollout = rollout.on(event.clone(), NOW);
+            if matches!(&event, Event::Observed(seen) if seen.stable_wants == Some(foreign())) {
+                prop_assert_eq!(rollout.desired().stable, None);
             }
         }
     }

@@ -28,8 +28,9 @@ pub use crate::routes::LoadError;
 use crate::routes::{self, Routes, Save};
 use crate::signals::{EPOCH_LENGTH, EPOCHS_WAITING_MAX, Signals};
 use crate::telemetry::Telemetry;
-use crate::tls::{Certificate, TlsError};
-use crate::upstream::Peers;
+use crate::tls::{Asking, AskingError, Certificate, TlsError};
+use crate::token::{Token, TokenError};
+use crate::upstream::{Dial, Peers};
 
 /// The file of the last table, below the state directory.
 const TABLE_FILE: &str = "table.json";
@@ -81,6 +82,20 @@ pub enum AppError {
     Certificate {
         /// What is wrong with it.
         source: TlsError,
+    },
+    /// The controller cannot be verified.
+    #[error(
+        "the controller at https:// cannot be verified; --controller-ca names the PEM file of its authorities"
+    )]
+    Authorities {
+        /// Why not.
+        source: AskingError,
+    },
+    /// The token for the controller cannot be used.
+    #[error("the token of --token-file is refused")]
+    Token {
+        /// What is wrong with it.
+        source: TokenError,
     },
     /// The route table of --routes cannot be put in force.
     #[error("the route table is refused")]
@@ -143,7 +158,11 @@ impl AppError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Routes { .. } | Self::Certificate { .. } | Self::Table { .. } => 2,
+            Self::Routes { .. }
+            | Self::Certificate { .. }
+            | Self::Authorities { .. }
+            | Self::Token { .. }
+            | Self::Table { .. } => 2,
             Self::SavedTable { .. }
             | Self::StateDir { .. }
             | Self::Bind { .. }
@@ -172,6 +191,9 @@ pub struct App {
     config: Config,
     access_log: Option<(AccessLog, access_log::Writer)>,
     certificate: Option<Arc<Certificate>>,
+    /// How the controller is connected to.
+    dial: Dial,
+    token: Option<Arc<Token>>,
     /// Of each worker.
     listeners: Vec<Vec<std::net::TcpListener>>,
     offer: Option<Offer>,
@@ -234,6 +256,24 @@ impl App {
             .map_err(|source| AppError::Certificate { source })?
             .map(Arc::new);
 
+        let token = match &config.source {
+            Source::Controller {
+                token_file: Some(file),
+                ..
+            } => {
+                let opened = Token::open(file).map_err(|source| AppError::Token { source })?;
+                Some(Arc::new(opened))
+            }
+            Source::Controller { .. } | Source::File(_) => None,
+        };
+        let dial = match &config.source {
+            Source::Controller { controller, ca, .. } if controller.is_tls => {
+                let asking = Asking::controller(&controller.host, ca.as_deref());
+                let asking = asking.map_err(|source| AppError::Authorities { source })?;
+                Dial::by_tls(asking)
+            }
+            Source::Controller { .. } | Source::File(_) => Dial::default(),
+        };
         let (admin, admin_address) = bind(config.admin, "--admin").await?;
         let taken = if config.takeover {
             taken(config.listen).await
@@ -263,6 +303,8 @@ impl App {
             config,
             access_log,
             certificate,
+            dial,
+            token,
             listeners,
             offer,
             admin,
@@ -326,6 +368,8 @@ impl App {
             } => {
                 let link = Arc::new(Link::new(
                     controller,
+                    self.dial,
+                    self.token,
                     name,
                     Arc::clone(&self.routes),
                     Arc::clone(&self.signals),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use http::Uri;
 use http::uri::Scheme;
 use proxy_api::{BasisPoints, Endpoint};
@@ -38,9 +39,23 @@ pub struct Args {
         conflicts_with_all = ["controller", "state_dir", "name"]
     )]
     pub routes: Option<PathBuf>,
-    /// Take route tables from this controller and report to it: http://HOST:PORT
+    /// Take route tables from this controller and report to it: https://HOST:PORT or http://HOST:PORT
     #[arg(long, value_name = "URL", requires = "state_dir")]
     pub controller: Option<String>,
+    /// PEM file of the authorities that a controller at https:// is verified with, in place of those that the system
+    /// trusts
+    #[arg(
+        long,
+        env = "FRIDAY_CONTROLLER_CA",
+        hide_env_values = true,
+        // An empty variable is one that is not set, and no mistake.
+        value_parser = OsStringValueParser::new().map(PathBuf::from),
+        value_name = "FILE"
+    )]
+    pub controller_ca: Option<PathBuf>,
+    /// File of the token by which the controller knows this proxy; read again when the controller refuses it
+    #[arg(long, value_name = "FILE", requires = "controller")]
+    pub token_file: Option<PathBuf>,
     /// Where the last route table is kept; made if missing
     #[arg(long, value_name = "DIR", requires = "controller")]
     pub state_dir: Option<PathBuf>,
@@ -152,20 +167,28 @@ pub enum Source {
     Controller {
         /// Where it is.
         controller: Controller,
+        /// The file of the authorities that it is verified with; without one those of the system.
+        ca: Option<PathBuf>,
         /// Where the last table is kept.
         state_dir: PathBuf,
         /// This proxy's name.
         name: String,
+        /// The file of the token to sign in with.
+        token_file: Option<PathBuf>,
     },
 }
 
-/// The address of a controller, `http://HOST:PORT` with or without a path in front of `/api`.
+/// The address of a controller, `https://HOST:PORT` or `http://HOST:PORT`, with or without a path in front of `/api`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Controller {
     /// Where to connect.
     pub endpoint: Endpoint,
     /// What goes into `Host`.
     pub authority: String,
+    /// Whose certificate it must show, if it speaks TLS.
+    pub host: String,
+    /// Whether it speaks TLS.
+    pub is_tls: bool,
     /// What its paths begin with; empty or `/…` without a slash at the end.
     pub base: String,
 }
@@ -174,13 +197,16 @@ pub struct Controller {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// Not the URL of a controller.
-    #[error("--controller {url:?}: {problem}; expected http://HOST:PORT")]
+    #[error("--controller {url:?}: {problem}; expected https://HOST:PORT or http://HOST:PORT")]
     Controller {
         /// What was given.
         url: String,
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// Authorities for nobody.
+    #[error("--controller-ca goes with a controller at https://; this one is asked in the clear")]
+    AuthoritiesOfNobody,
     /// An admin address that others reach.
     #[error(
         "--admin {0}: everyone who reaches it can read the table, and it has no sign-in; expected a loopback address, or --admin-anywhere"
@@ -206,20 +232,25 @@ impl FromStr for Controller {
             problem,
         };
         let uri: Uri = url.parse().map_err(|_| refused("not a URL"))?;
-        if uri.scheme() != Some(&Scheme::HTTP) {
-            return Err(refused("not http"));
+        let is_tls = uri.scheme() == Some(&Scheme::HTTPS);
+        if !is_tls && uri.scheme() != Some(&Scheme::HTTP) {
+            return Err(refused("neither https nor http"));
         }
         let authority = uri.authority().ok_or_else(|| refused("without a host"))?;
         if uri.query().is_some() || authority.as_str().contains('@') {
             return Err(refused("with a query or a user"));
         }
-        let port = authority.port_u16().unwrap_or(80);
+        let port = authority
+            .port_u16()
+            .unwrap_or(if is_tls { 443 } else { 80 });
         let endpoint = format!("{}:{port}", authority.host())
             .parse()
             .map_err(|_| refused("not a host and a port"))?;
         Ok(Self {
             endpoint,
             authority: authority.to_string(),
+            host: authority.host().to_owned(),
+            is_tls,
             base: uri.path().trim_end_matches('/').to_owned(),
         })
     }
@@ -238,9 +269,11 @@ impl TryFrom<Args> for Config {
         let source = match (args.routes, args.controller, args.state_dir) {
             (Some(file), None, None) => Source::File(file),
             (None, Some(url), Some(state_dir)) => Source::Controller {
+                ca: authorities(&url.parse()?, args.controller_ca)?,
                 controller: url.parse()?,
                 state_dir,
                 name: checked_name(args.name.unwrap_or_else(host_name))?,
+                token_file: args.token_file,
             },
             (_, _, _) => return Err(ConfigError::Source),
         };
@@ -266,6 +299,18 @@ impl TryFrom<Args> for Config {
             drain_max: Duration::from_secs(args.drain_seconds),
         })
     }
+}
+
+/// The file of the authorities that the controller is verified with. An empty variable is one that is not set.
+fn authorities(
+    controller: &Controller,
+    file: Option<PathBuf>,
+) -> Result<Option<PathBuf>, ConfigError> {
+    let file = file.filter(|file| !file.as_os_str().is_empty());
+    if file.is_some() && !controller.is_tls {
+        return Err(ConfigError::AuthoritiesOfNobody);
+    }
+    Ok(file)
 }
 
 fn checked_name(name: String) -> Result<String, ConfigError> {
@@ -370,16 +415,37 @@ mod tests {
         assert_eq!(parts("http://c"), ("c:80".into(), String::new()));
         assert_eq!(parts("http://[::1]:7/"), ("[::1]:7".into(), String::new()));
         assert_eq!(parts("http://c:7/a/b/"), ("c:7".into(), "/a/b".into()));
+        assert_eq!(parts("https://c/a"), ("c:443".into(), "/a".into()));
+        let by_tls: Controller = "https://[::1]:7".parse().unwrap();
+        assert!(by_tls.is_tls && by_tls.host == "[::1]", "{by_tls:?}");
         for url in [
             "",
             "c:7",
-            "https://c",
+            "ftp://c",
             "http://u@c:7",
             "http://c:7/?x",
             "http://c:0",
         ] {
             assert!(url.parse::<Controller>().is_err(), "{url}");
         }
+    }
+
+    #[test]
+    fn authorities_are_for_a_controller_that_speaks_tls() {
+        let led = |url, ca| {
+            config(&[
+                "--controller",
+                url,
+                "--state-dir",
+                "d",
+                "--controller-ca",
+                ca,
+            ])
+        };
+        led("https://c:7070", "ca.pem").unwrap();
+        led("http://c:7070", "").unwrap();
+        let refused = led("http://c:7070", "ca.pem").unwrap_err();
+        assert!(refused.contains("--controller-ca"), "{refused}");
     }
 
     #[test]

@@ -8,10 +8,7 @@
 use std::sync::OnceLock;
 
 use http::HeaderValue;
-use proxy_api::{KIND_NONE, KIND_OTHER, KINDS_MAX};
-
-/// Longest name of a kind, in bytes.
-const KIND_BYTES_MAX: usize = 64;
+use proxy_api::{KIND_BYTES_MAX, KIND_NONE, KIND_OTHER, KINDS_MAX};
 
 /// The kinds of one route's answers that are told apart, in the order in which they showed up. Only ever grows, from the
 /// first free place on, so that readers need no lock.

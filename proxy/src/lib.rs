@@ -15,8 +15,10 @@ pub mod config;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod health;
 pub mod pick;
 pub mod tls;
+pub mod token;
 
 mod access_log;
 mod admin;

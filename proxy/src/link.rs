@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue};
+use friday_tls::Trouble;
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT,
+};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use proxy_api::{Generation, ReportAck, RouteTable};
+use proxy_api::{Generation, ReportAck, RouteTable, TLS_REQUIRED};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +23,7 @@ use crate::body::{Download, Outgoing};
 use crate::config::Controller;
 use crate::routes::{ApplyError, Routes, Save};
 use crate::signals::Signals;
+use crate::token::Token;
 use crate::upstream::{Dial, Failure, Peer};
 
 /// How long the controller may keep a poll without news. Below the 30 s after which many a middlebox ends a silent
@@ -55,10 +59,18 @@ pub(crate) const LAST_REPORT_MAX: Duration = Duration::from_secs(2);
 pub(crate) enum LinkError {
     #[error("the controller takes no connection")]
     Connect,
+    #[error("the controller is not trusted: {0}{advice}", advice = advice(.0))]
+    Untrusted(Trouble),
+    #[error("the controller speaks TLS; --controller takes its address with https://")]
+    InTheClear,
     #[error("the controller broke the connection")]
     Reset,
     #[error("the controller did not answer in time")]
     Timeout,
+    #[error(
+        "the controller does not know this proxy's token ({0}); --token-file names the file of one that its --tokens has"
+    )]
+    Token(StatusCode),
     #[error("the controller answered {0}")]
     Status(StatusCode),
     #[error("the controller's answer broke off or is too long: {0}")]
@@ -69,6 +81,15 @@ pub(crate) enum LinkError {
     Report(serde_json::Error),
     #[error("the controller's table is not put in force: {0:#}")]
     Apply(ApplyChain),
+}
+
+/// What a person can do about it here.
+fn advice(trouble: &Trouble) -> &'static str {
+    if trouble.is_of_authority() {
+        "; --controller-ca names the PEM file of the right one"
+    } else {
+        ""
+    }
 }
 
 /// An [`ApplyError`] with its source on one line.
@@ -90,6 +111,7 @@ impl std::fmt::Display for ApplyChain {
 pub(crate) struct Link {
     peer: Arc<Peer>,
     controller: Controller,
+    token: Option<Arc<Token>>,
     name: String,
     routes: Arc<Routes>,
     signals: Arc<Signals>,
@@ -98,17 +120,20 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// A link that says nothing yet. It reports whenever `due` is notified.
+    /// A link that says nothing yet, and will by `dial`. It reports whenever `due` is notified.
     pub(crate) fn new(
         controller: Controller,
+        dial: Dial,
+        token: Option<Arc<Token>>,
         name: String,
         routes: Arc<Routes>,
         signals: Arc<Signals>,
         due: Arc<Notify>,
     ) -> Self {
         Self {
-            peer: Arc::new(Peer::new(controller.endpoint.clone(), Dial::default(), 1)),
+            peer: Arc::new(Peer::new(controller.endpoint.clone(), dial, 1)),
             controller,
+            token,
             name,
             routes,
             signals,
@@ -193,7 +218,7 @@ impl Link {
     async fn report_once(&self) -> Result<(), LinkError> {
         // A report of ten minutes is large: it is only written when there is somebody to read it.
         if !self.peer.is_healthy() && !self.peer.probe().await {
-            return Err(LinkError::Connect);
+            return Err(self.unconnected());
         }
         let peers = self.routes.peers();
         let now = Instant::now();
@@ -212,17 +237,21 @@ impl Link {
 
     async fn exchange(
         &self,
-        request: Request<Outgoing>,
+        mut request: Request<Outgoing>,
         wait_max: Duration,
         bytes_max: usize,
     ) -> Result<(StatusCode, Bytes), LinkError> {
+        let shown = self.token.as_ref().map(|token| token.header());
+        if let Some(header) = shown.clone() {
+            request.headers_mut().insert(AUTHORIZATION, header);
+        }
         let exchange = async {
             let sent = self
                 .peer
                 .send(0, Box::new(request), Instant::now(), CONNECT_MAX, wait_max)
                 .await;
             let (response, connection) = sent.map_err(|failure| match failure {
-                Failure::Connect(_) => LinkError::Connect,
+                Failure::Connect(_) => self.unconnected(),
                 Failure::Reset | Failure::Client(_) => LinkError::Reset,
                 Failure::Timeout => LinkError::Timeout,
             })?;
@@ -235,9 +264,27 @@ impl Link {
                 .to_bytes();
             Ok((status, body))
         };
-        timeout(wait_max, exchange)
+        let (status, body) = timeout(wait_max, exchange)
             .await
-            .map_err(|_| LinkError::Timeout)?
+            .map_err(|_| LinkError::Timeout)??;
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            if let Some((token, shown)) = self.token.as_ref().zip(shown) {
+                token.reread(&shown).await;
+            }
+            return Err(LinkError::Token(status));
+        }
+        if status == StatusCode::BAD_REQUEST && wants_tls(&body) {
+            return Err(LinkError::InTheClear);
+        }
+        Ok((status, body))
+    }
+
+    /// Why there is no connection.
+    fn unconnected(&self) -> LinkError {
+        match self.peer.trouble() {
+            Some(trouble) => LinkError::Untrusted(trouble),
+            None => LinkError::Connect,
+        }
     }
 }
 
@@ -268,6 +315,10 @@ fn request(
     let headers = request.headers_mut();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(
+        USER_AGENT,
+        HeaderValue::from_static(concat!("friday-proxy/", env!("CARGO_PKG_VERSION"))),
+    );
+    headers.insert(
         HOST,
         HeaderValue::from_str(&controller.authority).expect("it was part of a URL"),
     );
@@ -292,6 +343,12 @@ fn read_poll(status: StatusCode, body: &[u8]) -> Result<Option<RouteTable>, Link
         StatusCode::NO_CONTENT => Ok(None),
         other => Err(LinkError::Status(other)),
     }
+}
+
+/// Whether a refusal is that of a controller that was to be asked by TLS.
+fn wants_tls(body: &[u8]) -> bool {
+    let problem: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    problem.is_some_and(|problem| problem["code"] == TLS_REQUIRED)
 }
 
 fn read_ack(status: StatusCode, body: &[u8]) -> Result<ReportAck, LinkError> {
@@ -333,8 +390,11 @@ impl Health {
                             error!(what, error = %text, "serving on without the controller");
                         }
                         LinkError::Connect
+                        | LinkError::Untrusted(_)
+                        | LinkError::InTheClear
                         | LinkError::Reset
                         | LinkError::Timeout
+                        | LinkError::Token(_)
                         | LinkError::Status(_)
                         | LinkError::Body(_) => {
                             warn!(what, error = %text, "serving on without the controller");

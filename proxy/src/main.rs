@@ -3,9 +3,9 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
-use friday_proxy::app;
+use clap::{Parser, Subcommand};
 use friday_proxy::config::{Args, Config};
+use friday_proxy::{app, health};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -19,15 +19,33 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// A weighted reverse proxy that reports what became of every request.
 #[derive(Debug, Parser)]
-#[command(name = "friday-proxy", version)]
+#[command(
+    name = "friday-proxy",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true
+)]
 struct Cli {
     #[command(flatten)]
     args: Args,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What it does instead of serving.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Ask a running proxy whether it works: for the health check of its container
+    Health(health::Args),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Some(Command::Health(args)) = cli.command {
+        return health::run(args).await;
+    }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -29,6 +29,9 @@ const WAITING_BYTES_MAX: usize = 8 << 10;
 /// Buffers that a thread keeps for what waits: a turn has some dozens of writes.
 const BUFFERS_MAX: usize = 128;
 
+/// A turn with so many connections to write to is long enough to end without another look at what has arrived.
+const BURST_WRITES: usize = 32;
+
 /// A TCP connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Socket(Arc<Mutex<Inner>>);
@@ -64,6 +67,16 @@ impl Socket {
     /// As of [`TcpStream::readable`].
     pub(crate) async fn readable(&self) -> io::Result<()> {
         poll_fn(|context| lock(&self.0).stream.poll_read_ready(context)).await
+    }
+
+    /// From here on closing it throws away what the kernel has not delivered yet, and tells the other side that the
+    /// connection broke. Else the kernel would go on trying for minutes: an endpoint that was out of reach would get a
+    /// request long after it was given up and made elsewhere.
+    pub(crate) fn break_when_closed(&self) {
+        let mut inner = lock(&self.0);
+        inner.waiting.clear();
+        // If it fails the connection is broken already.
+        drop(inner.stream.set_zero_linger());
     }
 
     /// Puts a write off, if it is small and this thread has turns.
@@ -235,12 +248,19 @@ pub(crate) fn take_turns() -> impl Future<Output = ()> {
     async {
         loop {
             poll_fn(first_write).await;
-            // What has arrived meanwhile belongs to the turn: a longer burst wakes the others less often. Once, so that what
-            // was written first does not wait for a whole stream of others.
-            yield_now().await;
+            // What has arrived meanwhile belongs to the turn: a longer burst wakes the others less often. Once, and only after
+            // a short one, so that what was written first does not wait for a whole stream of others.
+            if writes() < BURST_WRITES {
+                yield_now().await;
+            }
             end_turn();
         }
     }
+}
+
+/// Connections that wait for the end of the turn.
+fn writes() -> usize {
+    TURN.with_borrow(|turn| turn.as_ref().map_or(0, |turn| turn.written.len()))
 }
 
 /// Waits for the first write of a turn.

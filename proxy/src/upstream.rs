@@ -5,33 +5,38 @@
 //! task. A connection is given a request only while it is ready for one; a request that was not written comes back to
 //! the caller, so nothing is sent twice behind its back.
 
-use std::collections::HashMap;
+mod peers;
+mod wire;
+
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::StreamExt;
+use friday_tls::Trouble;
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, Scheme, Uri};
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use proxy_api::{Arm, Endpoint, InFlight, Outcome, Protocol, Transport};
+use proxy_api::{Endpoint, Outcome, Protocol};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, MissedTickBehavior, Sleep, interval, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::body::{ClientFault, Outgoing, UploadWatch};
 use crate::lock;
 use crate::socket::Socket;
-use crate::stream::{Stream, Watched};
+use crate::stream::Stream;
 use crate::tls::Asking;
+pub(crate) use peers::{PeerKey, Peers};
+pub(crate) use wire::Connection;
+use wire::{Wire, failure_of, still_coming};
 
 /// Longest time a connection is kept without work. Servers close idle connections too (gunicorn after 2 s, Node.js and
 /// uvicorn after 5 s), and a request written at that moment is lost: so we let go first.
@@ -106,6 +111,14 @@ pub(crate) struct Dial {
 }
 
 impl Dial {
+    /// HTTP/1.1 by TLS.
+    pub(crate) fn by_tls(asking: Asking) -> Self {
+        Self {
+            tls: Some(asking),
+            ..Self::default()
+        }
+    }
+
     fn scheme(&self) -> Scheme {
         match self.tls {
             Some(_) => Scheme::HTTPS,
@@ -124,6 +137,8 @@ pub(crate) struct Peer {
     /// Until when it is avoided for them.
     avoided_until: Mutex<Option<Instant>>,
     dial: Dial,
+    /// Why TLS was not agreed on the last time, if that was it.
+    trouble: Mutex<Option<Trouble>>,
     /// For HTTP/2 the connection of each worker, which all its requests share.
     shared: Box<[Mutex<Option<http2::SendRequest<Outgoing>>>]>,
     /// Connections without work by worker, last used last. Only the watch takes the lock of another worker.
@@ -151,6 +166,7 @@ impl Peer {
             healthy: AtomicBool::new(true),
             timeouts: AtomicU32::new(0),
             avoided_until: Mutex::default(),
+            trouble: Mutex::default(),
             idle: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
         }
     }
@@ -172,6 +188,11 @@ impl Peer {
     /// Whether it took the last connection that was tried, and is not avoided for being silent.
     pub(crate) fn is_healthy(&self) -> bool {
         self.healthy.load(Ordering::Acquire)
+    }
+
+    /// What was wrong with TLS when the last connection was tried, if that was it.
+    pub(crate) fn trouble(&self) -> Option<Trouble> {
+        lock(&self.trouble).clone()
     }
 
     /// Counts a request in until the lease is dropped.
@@ -327,24 +348,33 @@ impl Peer {
     }
 
     /// A new connection, or `None`, and then the endpoint counts as unhealthy.
-    async fn connect(&self, wait_max: Duration) -> Option<TokioIo<Stream>> {
+    async fn connect(&self, wait_max: Duration) -> Option<(Socket, TokioIo<Stream>)> {
         let connecting = async {
             let stream = TcpStream::connect(self.address.as_str()).await?;
             // Small heads must not wait for an acknowledgement. Without it things are slower, not wrong.
             drop(stream.set_nodelay(true));
-            let stream = Socket::new(stream);
-            match &self.dial.tls {
-                None => Ok(Stream::Plain(stream)),
-                Some(tls) => tls.connect(stream).await,
-            }
+            let socket = Socket::new(stream);
+            let stream = match &self.dial.tls {
+                None => Stream::Plain(socket.clone()),
+                Some(tls) => tls.connect(socket.clone()).await?,
+            };
+            Ok::<_, io::Error>((socket, stream))
         };
         match timeout(wait_max, connecting).await {
-            Ok(Ok(stream)) => {
+            Ok(Ok((socket, stream))) => {
+                if self.dial.tls.is_some() {
+                    lock(&self.trouble).take();
+                }
                 self.set_healthy(true, &"it takes connections");
-                Some(TokioIo::new(stream))
+                Some((socket, TokioIo::new(stream)))
             }
             Ok(Err(error)) => {
-                self.set_healthy(false, &error);
+                let trouble = Trouble::of(&error);
+                match &trouble {
+                    Some(trouble) => self.set_healthy(false, trouble),
+                    None => self.set_healthy(false, &error),
+                }
+                *lock(&self.trouble) = trouble;
                 None
             }
             Err(elapsed) => {
@@ -355,7 +385,7 @@ impl Peer {
     }
 
     async fn connect_h1(&self, wait_max: Duration) -> Option<Box<Wire>> {
-        let stream = self.connect(wait_max).await?;
+        let (socket, stream) = self.connect(wait_max).await?;
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER_BYTES_MAX)
             .handshake(stream)
@@ -366,13 +396,15 @@ impl Peer {
             sender,
             driver: Some(driver),
             has_ended: false,
+            is_busy: false,
+            socket,
             timer: Box::pin(sleep_until(now)),
             idle_since: now,
         }))
     }
 
     async fn connect_h2(&self, wait_max: Duration) -> Option<http2::SendRequest<Outgoing>> {
-        let stream = self.connect(wait_max).await?;
+        let (socket, stream) = self.connect(wait_max).await?;
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(H2_PING_INTERVAL)
@@ -384,6 +416,7 @@ impl Peer {
         tokio::spawn(async move {
             if let Err(error) = driver.await {
                 debug!(%error, "a connection to an upstream ended");
+                socket.break_when_closed();
             }
         });
         Some(sender)
@@ -463,186 +496,6 @@ impl Peer {
     }
 }
 
-/// A connection to an endpoint. It moves only while it is driven.
-struct Wire {
-    sender: http1::SendRequest<Outgoing>,
-    /// Gone when a request still waited for it at its end: so the request comes back.
-    driver: Option<http1::Connection<TokioIo<Stream>, Outgoing>>,
-    has_ended: bool,
-    /// Set once for many requests: see [`Wire::poll_deadline`].
-    timer: Pin<Box<Sleep>>,
-    idle_since: Instant,
-}
-
-impl Wire {
-    /// Reads and writes what can be read and written now, and asks to be woken for more.
-    fn drive(&mut self, context: &mut Context<'_>) {
-        if !self.has_ended
-            && let Some(driver) = &mut self.driver
-            && let Poll::Ready(ended) = Pin::new(driver).poll(context)
-        {
-            self.has_ended = true;
-            if let Err(error) = ended {
-                debug!(%error, "a connection to an upstream ended");
-            }
-        }
-    }
-
-    fn is_young(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.idle_since) < IDLE_MAX
-    }
-
-    /// Sends the request and waits for the head of its answer.
-    async fn exchange(
-        &mut self,
-        request: Box<Request<Outgoing>>,
-        mut deadline: Instant,
-        wait_max: Duration,
-        upload: Option<&UploadWatch>,
-    ) -> Result<Response<Incoming>, Failure> {
-        let mut answer = pin!(self.sender.try_send_request(*request));
-        let mut parts = upload.map(UploadWatch::parts);
-        let answer = poll_fn(|context| {
-            self.drive(context);
-            if let Poll::Ready(answer) = answer.as_mut().poll(context) {
-                return Poll::Ready(Ok(answer));
-            }
-            if self.has_ended {
-                self.driver = None;
-                return match answer.as_mut().poll(context) {
-                    Poll::Ready(answer) => Poll::Ready(Ok(answer)),
-                    Poll::Pending => Poll::Ready(Err(Failure::Reset)),
-                };
-            }
-            while self.poll_deadline(deadline, context).is_ready() {
-                if let Err(failure) = still_coming(upload, &mut parts) {
-                    return Poll::Ready(Err(failure));
-                }
-                deadline = Instant::now() + wait_max;
-            }
-            Poll::Pending
-        })
-        .await?;
-        answer.map_err(|failed| failure_of(failed, upload))
-    }
-
-    /// Whether the deadline has passed; if not, it asks to be woken by then. A timer that still waits for the deadline
-    /// of an earlier request stays as it is and is set again when it rings: that costs less than setting it each time.
-    fn poll_deadline(&mut self, deadline: Instant, context: &mut Context<'_>) -> Poll<()> {
-        if self.timer.deadline() > deadline {
-            self.timer.as_mut().reset(deadline);
-        }
-        while self.timer.as_mut().poll(context).is_ready() {
-            if Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            self.timer.as_mut().reset(deadline);
-        }
-        Poll::Pending
-    }
-}
-
-/// Once the time for an answer is over: whether the request's body moved since, so that one may wait on.
-fn still_coming(upload: Option<&UploadWatch>, parts: &mut Option<u64>) -> Result<(), Failure> {
-    let now = upload.map(UploadWatch::parts);
-    match upload {
-        // A long upload on its way is no silence.
-        Some(_) if now != *parts => {
-            *parts = now;
-            Ok(())
-        }
-        Some(upload) if upload.is_waiting_for_client() => {
-            Err(Failure::Client(ClientFault::Stalled))
-        }
-        Some(_) | None => Err(Failure::Timeout),
-    }
-}
-
-fn failure_of(
-    mut failed: TrySendError<Request<Outgoing>>,
-    upload: Option<&UploadWatch>,
-) -> Failure {
-    match failed.take_message() {
-        Some(unsent) => Failure::Connect(Box::new(unsent)),
-        None => match upload.and_then(UploadWatch::fault) {
-            Some(fault) => Failure::Client(fault),
-            None => Failure::Reset,
-        },
-    }
-}
-
-/// A request as HTTP/2 wants it: with the authority in its target, and without what frames a body in HTTP/1.1.
-fn for_h2(mut request: Request<Outgoing>, scheme: &Scheme) -> Request<Outgoing> {
-    let headers = request.headers_mut();
-    headers.remove(TRANSFER_ENCODING);
-    let host = headers.remove(HOST);
-    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
-    let mut target = request.uri().clone().into_parts();
-    target.scheme = Some(scheme.clone());
-    target.authority = Some(authority.unwrap_or_else(|| Authority::from_static("localhost")));
-    if let Ok(target) = Uri::from_parts(target) {
-        *request.uri_mut() = target;
-    }
-    *request.version_mut() = Version::HTTP_2;
-    request
-}
-
-/// A connection whose answer is still being read.
-pub(crate) struct Connection {
-    /// Its own alone; `None` for HTTP/2, where many requests share one that drives itself.
-    wire: Option<Box<Wire>>,
-    peer: Arc<Peer>,
-    worker: usize,
-}
-
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection")
-            .field("peer", &self.peer.address)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Connection {
-    /// Moves the answer's body on: to be called before each look at it.
-    pub(crate) fn drive(&mut self, context: &mut Context<'_>) {
-        if let Some(wire) = &mut self.wire {
-            wire.drive(context);
-        }
-    }
-
-    /// Keeps the connection for the next request. Only after request and answer were read to their ends; dropping it
-    /// instead closes it.
-    pub(crate) fn keep(self) {
-        let Some(mut wire) = self.wire.filter(|wire| !wire.has_ended) else {
-            return;
-        };
-        wire.idle_since = Instant::now();
-        let mut idle = lock(self.peer.idle(self.worker));
-        if idle.len() < IDLE_CONNECTIONS_MAX {
-            idle.push(wire);
-        }
-    }
-
-    /// The bare connection, after the endpoint has said that it speaks another protocol from here on.
-    pub(crate) async fn upgraded(self) -> Option<Watched> {
-        let mut wire = self.wire?;
-        let over = poll_fn(|context| {
-            wire.drive(context);
-            if wire.has_ended {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
-        });
-        // It ends with the answer that said so; the limit is for one that does not.
-        timeout(UPGRADE_WAIT_MAX, over).await.ok()?;
-        let parts = wire.driver?.into_parts();
-        let stream = Watched::new(parts.io.into_inner(), Arc::default());
-        Some(stream.rewound(parts.read_buf))
-    }
-}
-
 /// A request in flight at an endpoint.
 #[derive(Debug)]
 pub(crate) struct Lease {
@@ -662,119 +515,18 @@ impl Drop for Lease {
     }
 }
 
-/// What tells one endpoint of the proxy from another.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct PeerKey {
-    pub(crate) route: Arc<str>,
-    pub(crate) arm: Arm,
-    pub(crate) release: Arc<str>,
-    pub(crate) address: Endpoint,
-    /// Last, so that the order of endpoints is by what people see.
-    pub(crate) transport: Transport,
-}
-
-/// All endpoints: those of the table, and those of earlier tables that still have requests. So load, health and
-/// connections outlive a change of the table.
-#[derive(Debug)]
-pub(crate) struct Peers {
-    workers: usize,
-    known: Mutex<HashMap<PeerKey, Arc<Peer>>>,
-}
-
-impl Peers {
-    /// None yet; so many threads may send to those to come.
-    pub(crate) fn new(workers: usize) -> Self {
-        Self {
-            workers,
-            known: Mutex::default(),
-        }
+/// A request as HTTP/2 wants it: with the authority in its target, and without what frames a body in HTTP/1.1.
+fn for_h2(mut request: Request<Outgoing>, scheme: &Scheme) -> Request<Outgoing> {
+    let headers = request.headers_mut();
+    headers.remove(TRANSFER_ENCODING);
+    let host = headers.remove(HOST);
+    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let mut target = request.uri().clone().into_parts();
+    target.scheme = Some(scheme.clone());
+    target.authority = Some(authority.unwrap_or_else(|| Authority::from_static("localhost")));
+    if let Ok(target) = Uri::from_parts(target) {
+        *request.uri_mut() = target;
     }
-
-    /// How many threads send to them.
-    pub(crate) fn workers(&self) -> usize {
-        self.workers
-    }
-
-    /// The endpoint of that key, new if it is not known.
-    pub(crate) fn get(&self, key: PeerKey, dial: &Dial) -> Arc<Peer> {
-        let mut known = lock(&self.known);
-        let peer = known.entry(key).or_insert_with_key(|key| {
-            let peer = Peer::new(key.address.clone(), dial.clone(), self.workers);
-            Arc::new(peer)
-        });
-        Arc::clone(peer)
-    }
-
-    /// Forgets endpoints that no table and no request holds any more.
-    pub(crate) fn forget_unused(&self) {
-        lock(&self.known).retain(|_, peer| Arc::strong_count(peer) > 1 || peer.in_flight() > 0);
-    }
-
-    /// Each endpoint with requests in flight.
-    pub(crate) fn in_flight(&self) -> Vec<(PeerKey, u32)> {
-        lock(&self.known)
-            .iter()
-            .map(|(key, peer)| (key.clone(), peer.in_flight()))
-            .filter(|(_, requests)| *requests > 0)
-            .collect()
-    }
-
-    /// The same as it stands in a report, in a fixed order.
-    pub(crate) fn in_flight_report(&self) -> Vec<InFlight> {
-        let mut busy = self.in_flight();
-        busy.sort_unstable();
-        let mut report: Vec<InFlight> = Vec::with_capacity(busy.len());
-        for (key, requests) in busy {
-            let same = report.iter_mut().find(|known| {
-                *known.route == *key.route
-                    && *known.release == *key.release
-                    && known.endpoint == key.address
-            });
-            match same {
-                Some(known) => known.requests += requests,
-                None => report.push(InFlight {
-                    route: key.route.to_string(),
-                    release: key.release.to_string(),
-                    endpoint: key.address,
-                    requests,
-                }),
-            }
-        }
-        report
-    }
-
-    /// Looks again and again at endpoints that took no connection, and closes connections that idle too long, until
-    /// `stop`.
-    pub(crate) async fn keep_watch(self: Arc<Self>, stop: CancellationToken) {
-        let mut ticks = interval(PROBE_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while stop
-            .run_until_cancelled(async {
-                ticks.tick().await;
-                self.watch_once().await;
-            })
-            .await
-            .is_some()
-        {}
-        for peer in lock(&self.known).values() {
-            peer.close_idle();
-        }
-    }
-
-    async fn watch_once(&self) {
-        self.forget_unused();
-        let now = Instant::now();
-        let mut sick = Vec::new();
-        for peer in lock(&self.known).values() {
-            peer.close_old_connections(now);
-            if !peer.is_avoided(now) && !peer.is_healthy() {
-                sick.push(Arc::clone(peer));
-            }
-        }
-        futures::stream::iter(sick)
-            .for_each_concurrent(PROBES_MAX, |peer| async move {
-                peer.probe().await;
-            })
-            .await;
-    }
+    *request.version_mut() = Version::HTTP_2;
+    request
 }

@@ -9,9 +9,12 @@
 pub mod report;
 pub mod table;
 
+/// The code of the problem document (RFC 9457) that a controller answers in the clear where it speaks TLS.
+pub const TLS_REQUIRED: &str = "tls_required";
+
 pub use report::{
-    Arm, BootId, Cell, Chosen, Epoch, InFlight, KIND_NONE, KIND_OTHER, KINDS_MAX, LATENCY_BUCKETS,
-    Outcome, Report, ReportAck, latency_bucket,
+    Arm, BootId, Cell, Chosen, Epoch, InFlight, KIND_BYTES_MAX, KIND_NONE, KIND_OTHER, KINDS_MAX,
+    LATENCY_BUCKETS, Outcome, Report, ReportAck, latency_bucket,
 };
 pub use table::{
     BasisPoints, Endpoint, Generation, Limits, Match, Protocol, Route, RouteTable, Shield, Sticky,

@@ -193,10 +193,13 @@ pub struct Cell {
 /// Kinds of answers that are told apart on one route. Whoever has more has an identifier in the header.
 pub const KINDS_MAX: usize = 16;
 
+/// Longest name of a kind, in bytes. What is longer names none.
+pub const KIND_BYTES_MAX: usize = 64;
+
 /// What all kinds beyond [`KINDS_MAX`] are counted as.
 pub const KIND_OTHER: &str = "(other)";
 
-/// What answers are counted as that name no kind, or one that is no word of up to 64 characters.
+/// What answers are counted as that name no kind, or one that is no word of up to [`KIND_BYTES_MAX`].
 pub const KIND_NONE: &str = "(none)";
 
 impl Cell {

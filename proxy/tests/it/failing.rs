@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use proxy_api::{Arm, Outcome};
 use serde_json::json;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
@@ -290,6 +291,26 @@ async fn a_silent_upstream_is_a_timeout_and_shielded_on_the_canary() {
             1.0
         );
     }
+}
+
+#[tokio::test]
+async fn a_request_that_is_given_up_is_taken_back_from_the_network() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let timeouts = json!({ "response_ms": 100 });
+    let address = listener.local_addr().unwrap();
+    let proxy = Proxy::alone(&table(1, &[address], json!({ "timeouts": timeouts }))).await;
+    let asking = tokio::spawn({
+        let url = proxy.url("/");
+        async move { Client::new().get(&url, &[]).await.unwrap().status }
+    });
+    let (mut upstream, _) = listener.accept().await.unwrap();
+    let mut head = vec![0; 4096];
+    assert!(upstream.read(&mut head).await.unwrap() > 0);
+    assert_eq!(asking.await.unwrap(), StatusCode::GATEWAY_TIMEOUT);
+    // Not closed in order: what was not delivered by now is thrown away, and arrives at no time.
+    let ended = upstream.read(&mut head).await.unwrap_err();
+    assert_eq!(ended.kind(), std::io::ErrorKind::ConnectionReset);
+    proxy.stop().await;
 }
 
 /// Halves of answers: of a known length, between two chunks, within a chunk, and where only the end is missing.

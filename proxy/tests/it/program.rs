@@ -135,6 +135,8 @@ async fn wrong_arguments_and_wrong_files_end_with_2_and_say_what_is_wrong() {
     let file = directory.path().join("routes.json");
     let file = file.to_str().unwrap();
     std::fs::write(file, "{\n  \"routes\": [{\"nam\": \"a\"}]\n}").unwrap();
+    let state = directory.path().join("state");
+    let state = state.to_str().unwrap();
     let cases = [
         (vec![], "--routes"),
         (vec!["--routes", file, "--listen", "here"], "--listen"),
@@ -152,7 +154,18 @@ async fn wrong_arguments_and_wrong_files_end_with_2_and_say_what_is_wrong() {
         ),
         (
             vec!["--controller", "ftp://c", "--state-dir", "d"],
-            "expected http://HOST:PORT",
+            "expected https://HOST:PORT or http://HOST:PORT",
+        ),
+        (
+            vec![
+                "--controller",
+                "https://c",
+                "--state-dir",
+                state,
+                "--controller-ca",
+                "/nowhere.pem",
+            ],
+            "--controller-ca names the PEM file",
         ),
     ];
     for (args, expected) in cases {
@@ -229,4 +242,34 @@ async fn reads_its_file_again_on_sighup_keeps_the_old_table_if_it_is_bad_and_end
 
     proxy.signal(Signal::SIGTERM);
     assert_eq!(proxy.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn health_asks_a_running_proxy_and_ends_as_docker_wants_it() {
+    let backend = Backend::named("one").await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = table_file(directory.path(), &table(1, &[backend.address], json!({})));
+    let proxy = Running::start(directory.path(), &["--routes", &file]).await;
+    let ask = async |args: &[&str]| {
+        let mut command = program(&[&["health", "--admin", &proxy.admin], args].concat());
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap());
+        let Output { status, stdout, .. } = output.await.unwrap();
+        (status.code(), String::from_utf8(stdout).unwrap())
+    };
+    assert_eq!(
+        ask(&[]).await,
+        (Some(0), format!("ready: {}\n", proxy.admin))
+    );
+    assert_eq!(
+        ask(&["--live"]).await,
+        (Some(0), format!("live: {}\n", proxy.admin))
+    );
+    let admin = proxy.admin.clone();
+    drop(proxy);
+    let mut command = program(&["health", "--admin", &admin]);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap());
+    let Output { status, stdout, .. } = output.await.unwrap();
+    let said = String::from_utf8(stdout).unwrap();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("Connection refused"), "{said}");
 }

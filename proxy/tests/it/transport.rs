@@ -1,14 +1,13 @@
 //! What is spoken on either side: upgrades, HTTP/2 to endpoints, TLS.
 
 use std::convert::Infallible;
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use friday_proxy::config::Source;
-use friday_proxy::tls::CertificateFiles;
+use friday_tls::Authorities;
+use friday_tls::testing::Pki;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -18,10 +17,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::world::{Backend, Client, PATIENCE, Proxy, eventually, table, text};
@@ -219,130 +217,26 @@ async fn an_http2_endpoint_that_goes_away_is_left_and_its_connection_is_made_ane
     again.abort();
 }
 
-/// A root, and what it has signed: a server's and a client's certificate.
-struct Pki(tempfile::TempDir);
-
-impl Pki {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let pki = Self(directory);
-        pki.openssl(&[
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=test root",
-            "-keyout",
-            "root.key",
-            "-out",
-            "root.pem",
-        ]);
-        pki.sign("server", "server.test");
-        pki.sign("client", "proxy.test");
-        pki
-    }
-
-    /// A new certificate for that name.
-    fn sign(&self, file: &str, name: &str) {
-        let (key, request, certificate) = (
-            format!("{file}.key"),
-            format!("{file}.csr"),
-            format!("{file}.pem"),
-        );
-        let subject = format!("/CN={name}");
-        self.openssl(&[
-            "req",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-subj",
-            &subject,
-            "-addext",
-            &format!("subjectAltName=DNS:{name}"),
-            "-keyout",
-            &key,
-            "-out",
-            &request,
-        ]);
-        let written = format!("{certificate}.new");
-        self.openssl(&[
-            "x509",
-            "-req",
-            "-in",
-            &request,
-            "-CA",
-            "root.pem",
-            "-CAkey",
-            "root.key",
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-copy_extensions",
-            "copyall",
-            "-out",
-            &written,
-        ]);
-        std::fs::rename(self.path(&written), self.path(&certificate)).unwrap();
-    }
-
-    fn openssl(&self, args: &[&str]) {
-        let output = Command::new("openssl")
-            .args(args)
-            .current_dir(self.0.path())
-            .output();
-        let output = output.expect("openssl is there: tests/run installs it");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-
-    fn path(&self, file: &str) -> std::path::PathBuf {
-        self.0.path().join(file)
-    }
-
-    fn text(&self, file: &str) -> String {
-        self.path(file).to_str().unwrap().to_owned()
-    }
-
-    fn chain(&self, file: &str) -> Vec<CertificateDer<'static>> {
-        certificates(&self.path(&format!("{file}.pem")))
-    }
-
-    fn key(&self, file: &str) -> PrivateKeyDer<'static> {
-        PrivateKeyDer::from_pem_file(self.path(&format!("{file}.key"))).unwrap()
-    }
-
-    fn roots(&self) -> RootCertStore {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.chain("root").remove(0)).unwrap();
-        roots
-    }
-
-    /// A client of TLS that knows the root and offers those protocols.
-    fn connector(&self, alpn: &[&str]) -> TlsConnector {
-        let mut config = ClientConfig::builder()
-            .with_root_certificates(self.roots())
-            .with_no_client_auth();
-        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        TlsConnector::from(Arc::new(config))
-    }
+/// A root that has signed a server's and a client's certificate.
+fn pki() -> Pki {
+    let pki = Pki::new();
+    pki.sign("server", &["server.test"]);
+    pki.sign("client", &["proxy.test"]);
+    pki
 }
 
-fn certificates(path: &Path) -> Vec<CertificateDer<'static>> {
-    CertificateDer::pem_file_iter(path)
-        .unwrap()
-        .collect::<Result<_, _>>()
-        .unwrap()
+fn roots(pki: &Pki) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    for root in friday_tls::certificates(&pki.path("root.pem")).unwrap() {
+        roots.add(root).unwrap();
+    }
+    roots
+}
+
+/// A client of TLS that knows the root and offers those protocols.
+fn connector(pki: &Pki, alpn: &[&str]) -> TlsConnector {
+    let authorities = Authorities::from_file(&pki.path("root.pem")).unwrap();
+    TlsConnector::from(Arc::new(authorities.client(None, alpn).unwrap()))
 }
 
 #[tokio::test]
@@ -355,15 +249,12 @@ async fn clients_are_served_by_tls_in_the_version_they_choose_and_a_new_certific
         response
     })
     .await;
-    let pki = Pki::new();
+    let pki = pki();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("routes.json");
     let routes = table(1, &[backend.address], json!({}));
     std::fs::write(&file, serde_json::to_vec(&routes).unwrap()).unwrap();
-    let files = CertificateFiles {
-        certificate: pki.path("server.pem"),
-        key: pki.path("server.key"),
-    };
+    let files = pki.files("server");
     let proxy = Proxy::with(Source::File(file), PATIENCE, |config| {
         config.certificate = Some(files)
     })
@@ -372,7 +263,7 @@ async fn clients_are_served_by_tls_in_the_version_they_choose_and_a_new_certific
     let connect = async |name: &str, alpn: &[&str]| {
         let stream = TcpStream::connect(proxy.listen).await.unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
-        pki.connector(alpn).connect(name, stream).await
+        connector(&pki, alpn).connect(name, stream).await
     };
 
     let stream = connect("server.test", &["http/1.1"]).await.unwrap();
@@ -418,7 +309,7 @@ async fn clients_are_served_by_tls_in_the_version_they_choose_and_a_new_certific
         connect("other.test", &[]).await.is_err(),
         "not its name yet"
     );
-    pki.sign("server", "other.test");
+    pki.sign("server", &["other.test"]);
     eventually("the new certificate", async || {
         connect("other.test", &[]).await.ok()
     })
@@ -428,13 +319,16 @@ async fn clients_are_served_by_tls_in_the_version_they_choose_and_a_new_certific
 
 #[tokio::test]
 async fn endpoints_are_spoken_to_by_tls_with_both_certificates_checked() {
-    let pki = Pki::new();
-    let verifier = WebPkiClientVerifier::builder(Arc::new(pki.roots()))
+    let pki = pki();
+    let verifier = WebPkiClientVerifier::builder(Arc::new(roots(&pki)))
         .build()
         .unwrap();
     let mut config = ServerConfig::builder()
         .with_client_cert_verifier(verifier)
-        .with_single_cert(pki.chain("server"), pki.key("server"))
+        .with_single_cert(
+            friday_tls::certificates(&pki.path("server.pem")).unwrap(),
+            friday_tls::private_key(&pki.path("server.key")).unwrap(),
+        )
         .unwrap();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(config));

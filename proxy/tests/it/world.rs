@@ -224,6 +224,8 @@ impl Proxy {
     /// One that is led by a controller.
     pub(crate) async fn led(controller: SocketAddr, state_dir: &Path) -> Result<Self, AppError> {
         let source = Source::Controller {
+            ca: None,
+            token_file: None,
             controller: format!("http://{controller}").parse().unwrap(),
             state_dir: state_dir.to_owned(),
             name: "edge".to_owned(),

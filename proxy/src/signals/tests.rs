@@ -1,0 +1,242 @@
+use proxy_api::Arm;
+
+use super::*;
+use crate::telemetry::Telemetry;
+use proxy_api::latency_bucket;
+
+const BOOT: BootId = BootId(7);
+const OLD: Duration = Duration::from_secs(10);
+const WORKERS: usize = 2;
+
+struct World {
+    signals: Arc<Signals>,
+    place: Arc<Place>,
+    routed: AtomicU64,
+}
+
+impl World {
+    fn new(waiting_max: usize) -> Self {
+        let telemetry = Telemetry::new().unwrap();
+        Self {
+            signals: Arc::new(Signals::new(BOOT, waiting_max, WORKERS, Instant::now())),
+            place: Arc::new(Place {
+                route: "web".into(),
+                arm: Arm::Canary,
+                release: "v2".into(),
+                endpoint: None,
+                kinds: Arc::default(),
+                metrics: telemetry.place("web", Arm::Canary, "v2", None),
+            }),
+            routed: AtomicU64::new(0),
+        }
+    }
+
+    fn route(&self, generation: Generation) -> Result<Ticket, Stale> {
+        let request = Request {
+            place: &self.place,
+            group: 3,
+            chosen: Chosen::Weight,
+            age_max: OLD,
+        };
+        // One worker after the other.
+        let worker = self.routed.fetch_add(1, Ordering::Relaxed) as usize;
+        let shard = self.signals.shard(worker);
+        let begun = shard.begin(generation, request, None, Instant::now());
+        begun.map(|(ticket, _)| ticket)
+    }
+
+    fn report(&self) -> Report {
+        self.signals.report("p", Instant::now(), Vec::new)
+    }
+
+    fn ack(&self, sent: &Report, acknowledged: u64) {
+        let ack = ReportAck {
+            boot: BOOT,
+            acknowledged,
+        };
+        self.signals.acknowledge(sent, ack);
+    }
+}
+
+const NONE: Generation = Generation { term: 0, seq: 0 };
+const FIRST: Generation = Generation { term: 1, seq: 1 };
+
+fn numbers(report: &Report) -> Vec<(u64, bool)> {
+    report
+        .epochs
+        .iter()
+        .map(|e| (e.number, e.is_final))
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn counts_a_request_in_the_epoch_in_which_it_was_routed() {
+    let world = World::new(10);
+    let mut ticket = world.route(NONE).unwrap();
+    ticket.answered();
+    tokio::time::advance(EPOCH_LENGTH).await;
+    world.signals.tick(Instant::now());
+    let report = world.report();
+    assert_eq!(numbers(&report), [(1, false), (2, false)]);
+    assert_eq!(report.epochs[0].duration_ms, 500);
+    assert_eq!(
+        (
+            report.epochs[0].cells[0].unfinished,
+            report.epochs[1].cells.len()
+        ),
+        (1, 0)
+    );
+    tokio::time::advance(Duration::from_millis(300)).await;
+    drop(ticket);
+    let epoch = world.report().epochs.remove(0);
+    assert!(epoch.is_final);
+    let cell = &epoch.cells[0];
+    assert_eq!((cell.outcomes, cell.unfinished), ([1, 0, 0, 0, 0], 0));
+    assert_eq!(cell.latency, [(latency_bucket(800_000), 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_table_cuts_the_epoch_and_stale_choices_are_sent_back() {
+    let world = World::new(10);
+    let old = world.route(NONE).unwrap();
+    let weights = Weights::from([("web".to_owned(), BasisPoints::ALL)]);
+    let now = Instant::now();
+    world.signals.cut(FIRST, weights.clone(), now, || {});
+    assert_eq!(world.route(NONE).unwrap_err(), Stale);
+    let new = world.route(FIRST).unwrap();
+    let report = world.report();
+    let generations: Vec<_> = report.epochs.iter().map(|e| e.generation).collect();
+    assert_eq!(generations, [NONE, FIRST]);
+    assert_eq!(
+        (report.epochs[0].weights.len(), &report.epochs[1].weights),
+        (0, &weights)
+    );
+    assert!(
+        report
+            .epochs
+            .iter()
+            .all(|epoch| epoch.cells[0].requests == 1)
+    );
+    drop((old, new));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_failure_is_the_outcome() {
+    let world = World::new(10);
+    let mut ticket = world.route(NONE).unwrap();
+    ticket.failed(Outcome::Connect);
+    ticket.failed(Outcome::Reset);
+    ticket.answered();
+    drop(ticket);
+    let mut broken = world.route(NONE).unwrap();
+    broken.answered();
+    broken.failed(Outcome::Reset);
+    broken.failed_to_user();
+    drop(broken);
+    let cell = world.report().epochs.remove(0).cells.remove(0);
+    assert_eq!(cell.outcomes, [0, 0, 0, 1, 1]);
+    assert_eq!((cell.failed_to_user, cell.latency.len()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_are_counted_by_kind_over_all_workers_and_the_bad_are_not() {
+    let world = World::new(10);
+    let kind = |text: &'static str| {
+        let header = http::HeaderValue::from_static(text);
+        world.place.kinds.of(Some(&header))
+    };
+    for text in ["glad", "sad", "glad", "two words"] {
+        let mut ticket = world.route(NONE).unwrap();
+        ticket.answered();
+        ticket.of_kind(kind(text));
+    }
+    let mut broken = world.route(NONE).unwrap();
+    broken.answered();
+    broken.of_kind(kind("glad"));
+    broken.failed(Outcome::Reset);
+    drop(broken);
+    // Its client left before the head came.
+    drop(world.route(NONE).unwrap());
+    let cell = world.report().epochs.remove(0).cells.remove(0);
+    assert_eq!(cell.requests, 6);
+    let expected = [("(none)", 1), ("glad", 2), ("sad", 1)];
+    assert_eq!(
+        cell.kinds,
+        expected.map(|(kind, n)| (kind.to_owned(), n)).into()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_request_ages_out_and_its_later_end_changes_nothing() {
+    let world = World::new(100);
+    let silent = world.route(NONE).unwrap();
+    let mut stream = world.route(NONE).unwrap();
+    stream.answered();
+    let mut shielded = world.route(NONE).unwrap();
+    shielded.failed(Outcome::ServerError);
+    tokio::time::advance(OLD - Duration::from_millis(1)).await;
+    world.signals.tick(Instant::now());
+    assert!(!world.report().epochs[0].is_final);
+    tokio::time::advance(Duration::from_millis(1)).await;
+    world.signals.tick(Instant::now());
+    let aged = world.report().epochs.remove(0);
+    assert!(aged.is_final);
+    assert_eq!(aged.cells[0].outcomes, [1, 1, 1, 0, 0]);
+    assert_eq!(aged.cells[0].latency, [(latency_bucket(10_000_000), 1)]);
+    stream.failed(Outcome::Reset);
+    stream.failed_to_user();
+    drop((silent, stream, shielded));
+    assert_eq!(world.report().epochs[0], aged);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_epoch_stays_until_it_was_acknowledged_as_final() {
+    let world = World::new(100);
+    let ticket = world.route(NONE).unwrap();
+    world.signals.tick(Instant::now());
+    world.signals.tick(Instant::now());
+    let sent = world.report();
+    assert_eq!(numbers(&sent), [(1, false), (2, true), (3, false)]);
+    drop(ticket);
+    // It became final after the report was made: that acknowledgement is not about it.
+    world.ack(&sent, 3);
+    assert_eq!(numbers(&world.report()), [(1, true), (3, false)]);
+    let sent = world.report();
+    world.ack(&sent, 0);
+    assert_eq!(
+        numbers(&world.report()),
+        [(1, true), (3, false)],
+        "none yet"
+    );
+    world.signals.acknowledge(
+        &sent,
+        ReportAck {
+            boot: BootId(8),
+            acknowledged: 9,
+        },
+    );
+    assert_eq!(
+        numbers(&world.report()),
+        [(1, true), (3, false)],
+        "of another boot"
+    );
+    world.ack(&sent, 3);
+    world.ack(&sent, 3);
+    assert_eq!(numbers(&world.report()), [(3, false)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lets_the_oldest_epochs_go_when_too_many_wait_and_says_so() {
+    let world = World::new(3);
+    let late = world.route(NONE).unwrap();
+    for _ in 0..5 {
+        world.signals.tick(Instant::now());
+    }
+    drop(late);
+    let report = world.report();
+    assert_eq!(report.epochs_dropped, 2);
+    assert_eq!(
+        numbers(&report),
+        [(3, true), (4, true), (5, true), (6, false)]
+    );
+}

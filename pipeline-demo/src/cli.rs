@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use friday_proxy::health;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -66,6 +67,8 @@ enum Command {
     Stats(StatsCommand),
     /// Run periodic jobs: fold counts, remove old rows, compare the store with the bus
     Jobs(JobsCommand),
+    /// Ask a running part whether it works: for the health check of its container
+    Health(Health),
     /// Try the whole system on this machine: all parts, a release, and what became of it
     Demo(DemoArgs),
     /// The command line of the controller: `pipeline-demo friday get tweets-worker`
@@ -88,7 +91,7 @@ enum Command {
 #[derive(Debug, Args)]
 struct Served {
     /// Where to answer /live, /ready, /metrics and /counts; port 0 takes any free one
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, env = "PIPELINE_LISTEN", value_name = "HOST:PORT")]
     listen: Option<SocketAddr>,
     /// File to write the address to, once it listens
     #[arg(long, value_name = "FILE")]
@@ -269,6 +272,15 @@ struct JobsCommand {
 }
 
 #[derive(Debug, Args)]
+struct Health {
+    /// The --listen address of the part that is asked
+    #[arg(long, env = "PIPELINE_LISTEN", value_name = "HOST:PORT")]
+    listen: SocketAddr,
+    #[command(flatten)]
+    question: health::Question,
+}
+
+#[derive(Debug, Args)]
 struct Query {
     #[command(flatten)]
     database: DatabaseArgs,
@@ -328,6 +340,7 @@ impl Cli {
                 let (server, labels) = (args.served.or_any_port(), args.labels.into());
                 jobs::run(args.jobs, args.bus.into(), server, labels, told_to_stop()?).await?
             }
+            Command::Health(args) => return Ok(health::tell(args.listen, args.question).await),
             Command::Demo(args) => return demo::run(args, told_to_stop()?).await,
             Command::Friday { args } => {
                 let words = std::iter::once("friday".into()).chain(args);

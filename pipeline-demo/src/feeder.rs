@@ -15,6 +15,7 @@ mod delivery;
 mod feeding;
 mod lanes;
 mod progress;
+mod slots;
 mod upstream;
 
 use std::fmt;

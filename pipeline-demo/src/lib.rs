@@ -43,6 +43,7 @@ pub mod server;
 pub mod telemetry;
 
 mod backoff;
+mod file_lock;
 mod intake;
 mod request;
 mod seeded;

@@ -327,6 +327,6 @@ async fn send(
     record: Record,
     stop: CancellationToken,
 ) -> Result<(Option<Lane>, Delivered), BusError> {
-    let delivered = delivery.deliver(&record, &stop).await?;
+    let delivered = delivery.deliver(&record, (), &stop).await?;
     Ok((Lane::of(&record), delivered))
 }

@@ -29,6 +29,7 @@ use super::{
     Bus, BusError, Consumer, NewRecord, PARTITIONS, Position, Reader, Record, Span, Standing,
     check_size,
 };
+use crate::file_lock::lock;
 use consumer::{LocalConsumer, LocalReader};
 use writer::Write;
 
@@ -105,7 +106,7 @@ impl LocalLog {
             source,
         };
         // Two processes that create the file at once would trip over each other; the lock ends with this function.
-        let _opening = lock(directory, "open")
+        let _opening = lock(&directory.join("open.lock"))
             .await
             .map_err(|e| failed(e.into()))?;
         let options = SqliteConnectOptions::new()
@@ -338,14 +339,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// Creates `directory` and waits for the lock `name` in it.
-async fn lock(directory: &Path, name: &str) -> std::io::Result<File> {
-    std::fs::create_dir_all(directory)?;
-    let file = File::create(directory.join(format!("{name}.lock")))?;
-    let locked = tokio::task::spawn_blocking(move || file.lock().map(|()| file));
-    locked.await.map_err(std::io::Error::other)?
 }
 
 /// Hands a write to the writing task and waits for its answer.

@@ -48,15 +48,19 @@ pub(crate) enum Delivered {
 
 impl Delivery {
     /// Sends one record until it is answered, and the answer to the bus until it is durable; then the record is done.
-    pub(crate) async fn deliver(
+    /// `slot` is dropped once no worker has it in hand any more.
+    pub(crate) async fn deliver<S>(
         &self,
         record: &Record,
+        slot: S,
         stop: &CancellationToken,
     ) -> Result<Delivered, BusError> {
         let ids = Ids::of(&record.value);
         // A record without an id is known by its place, which stays the same however often it is read.
         let key = ids.tweet.unwrap_or_else(|| record.position.to_string());
-        match self.answer(&key, record, stop).await {
+        let answer = self.answer(&key, record, stop).await;
+        drop(slot);
+        match answer {
             Ok(Answer::Done(result)) => {
                 let result = match self.topic.as_str() {
                     TWEETS => with_origin(result, Origin::of(record)),

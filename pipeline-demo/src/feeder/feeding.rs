@@ -14,6 +14,7 @@ use super::counts::Counts;
 use super::delivery::{Delivered, Delivery};
 use super::lanes::{Lane, Lanes};
 use super::progress::Progress;
+use super::slots::{Slot, Slots};
 use crate::backoff::wait_after;
 use crate::bus::{BusError, Consumer, Offsets, Polled, Position, Record};
 use crate::telemetry::chain;
@@ -28,7 +29,10 @@ const TAKEN_MAX: usize = 4_096;
 /// Bytes of records that wait for one of their key. Tweets of 400 bytes never come near it.
 const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// How long tasks in flight may take once the feeder is told to stop. What is not done then is done again next time.
+/// Answers on their way to the bus, beside the tasks in flight: 50 ms of a bus at 20,000 a second.
+const APPENDING_MAX: usize = 1_024;
+
+/// How long what was taken may take once the feeder is told to stop. What is not done then is done again next time.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// How long tasks in flight may take when the group wants their partition back. Then they are left to its next owner.
@@ -45,6 +49,7 @@ pub(super) struct Feeding<'a> {
     offsets: Arc<dyn Offsets>,
     progress: Progress,
     lanes: Lanes,
+    slots: Arc<Slots>,
     partitions: BTreeMap<u32, Partition>,
     /// Partitions that were taken so far: tells a partition from the same one that came back.
     taken_over: u64,
@@ -93,6 +98,7 @@ impl<'a> Feeding<'a> {
             consumer,
             progress: Progress::default(),
             lanes: Lanes::default(),
+            slots: Arc::default(),
             partitions: BTreeMap::new(),
             taken_over: 0,
             tasks: JoinSet::new(),
@@ -104,7 +110,7 @@ impl<'a> Feeding<'a> {
     pub(super) async fn run(mut self, shutdown: CancellationToken) -> Result<(), FeederError> {
         let fed = self.feed(&shutdown).await;
         let ended = match fed {
-            Ok(()) => self.finish().await,
+            Ok(()) => self.finish(&shutdown).await,
             Err(error) => Err(error),
         };
         self.counts.in_flight.set(0);
@@ -129,6 +135,7 @@ impl<'a> Feeding<'a> {
             tokio::select! {
                 () = shutdown.cancelled() => {}
                 Some(ended) = self.tasks.join_next() => self.ended(ended??),
+                () = self.slots.freed() => {}
                 saved = saved(&mut self.commit) => self.saved(saved)?,
                 polled = next => match polled {
                     Ok(polled) => {
@@ -155,9 +162,16 @@ impl<'a> Feeding<'a> {
         if self.lanes.waiting_bytes() >= WAITING_BYTES_MAX {
             return 0;
         }
-        let idle = self.in_flight_max.saturating_sub(self.tasks.len());
+        let idle = self.idle();
         let idle = idle.saturating_sub(self.lanes.ready());
         idle.min(TAKEN_MAX.saturating_sub(self.progress.taken()))
+    }
+
+    /// How many tasks more may be sent.
+    fn idle(&self) -> usize {
+        let sending = self.in_flight_max.saturating_sub(self.slots.busy());
+        let appending = (self.in_flight_max + APPENDING_MAX).saturating_sub(self.tasks.len());
+        sending.min(appending)
     }
 
     fn polled(&mut self, polled: Polled) {
@@ -212,15 +226,16 @@ impl<'a> Feeding<'a> {
 
     /// Sends what may be sent, as far as there is room in flight.
     fn send_ready(&mut self, shutdown: &CancellationToken) {
-        while self.tasks.len() < self.in_flight_max
+        while self.idle() > 0
             && let Some(record) = self.lanes.next()
         {
             let partition = self.partition(record.position.partition);
             partition.in_flight += 1;
             let (epoch, abandon) = (partition.epoch, partition.abandon.clone());
             let (delivery, stop) = (self.delivery.clone(), shutdown.clone());
+            let slot = self.slots.take();
             self.tasks
-                .spawn(task(delivery, record, epoch, abandon, stop));
+                .spawn(task(delivery, record, slot, epoch, abandon, stop));
         }
     }
 
@@ -332,15 +347,18 @@ impl<'a> Feeding<'a> {
         }
     }
 
-    /// Lets what is in flight end, and commits what is done.
-    async fn finish(&mut self) -> Result<(), FeederError> {
+    /// Lets what was taken end, also what waits for another of its key, so that nobody does any of it again; and commits
+    /// what is done. What fails now is left.
+    async fn finish(&mut self, shutdown: &CancellationToken) -> Result<(), FeederError> {
         let stopping = Instant::now() + STOP_WAIT_MAX;
         loop {
+            self.send_ready(shutdown);
             tokio::select! {
                 ended = self.tasks.join_next() => match ended {
                     Some(ended) => self.ended(ended??),
                     None => break,
                 },
+                () = self.slots.freed() => {}
                 () = sleep_until(stopping) => break,
             }
         }
@@ -381,12 +399,13 @@ async fn saved(commit: &mut Option<Commit>) -> (Commit, Result<(), BusError>) {
 async fn task(
     delivery: Arc<Delivery>,
     record: Record,
+    slot: Slot,
     epoch: u64,
     abandon: CancellationToken,
     stop: CancellationToken,
 ) -> Result<Ended, BusError> {
     let delivered = tokio::select! {
-        delivered = delivery.deliver(&record, &stop) => delivered?,
+        delivered = delivery.deliver(&record, slot, &stop) => delivered?,
         () = abandon.cancelled() => Delivered::Left,
     };
     Ok(Ended {

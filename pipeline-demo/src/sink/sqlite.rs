@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::Migrator;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
     SqliteSynchronous,
@@ -21,6 +21,7 @@ use super::postgres::{hashtags_of, hashtags_text, origin_of};
 use super::rows::{Batch, Duplicate, Fact, Letter, Old, Row, place, settle};
 use super::storage::{Receipt, Storage, StorageError, Stored};
 use crate::bus::Position;
+use crate::file_lock::lock;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -29,9 +30,6 @@ const BUSY_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// One for the sink's transactions, the others for whoever reads meanwhile.
 const CONNECTIONS_MAX: u32 = 4;
-
-/// How often the tables are made when somebody else makes them as well. There are two steps, so two collisions.
-const MIGRATE_ATTEMPTS_MAX: u32 = 5;
 
 /// SQLite's primary result codes that say that the data are at fault: too big, constraint, mismatch.
 const REFUSED: [i64; 3] = [18, 19, 20];
@@ -52,22 +50,17 @@ impl SqliteStorage {
             path: path.to_owned(),
             source,
         };
-        if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(|e| failed(e.into()))?;
-        }
+        // SQLite does not wait for another that turns a new file to its write-ahead log, nor one migration for another.
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".lock");
+        let _opening = lock(beside.as_ref()).await.map_err(|e| failed(e.into()))?;
         let options = SqliteConnectOptions::new()
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full);
         let storage = Self::connect(path, options).await?;
-        let mut attempt = 1;
-        while let Err(error) = MIGRATIONS.run(&storage.pool).await {
-            // Of several processes that open a new file at once one makes the tables; the others find them then.
-            if attempt == MIGRATE_ATTEMPTS_MAX || !is_collision(&error) {
-                return Err(failed(error.into()));
-            }
-            attempt += 1;
-        }
+        let made = MIGRATIONS.run(&storage.pool).await;
+        made.map_err(|e| failed(e.into()))?;
         Ok(storage)
     }
 
@@ -109,14 +102,6 @@ impl SqliteStorage {
             })?;
         Ok(Self { pool })
     }
-}
-
-/// Whether another process may have made the same step at the same time.
-fn is_collision(error: &MigrateError) -> bool {
-    matches!(
-        error,
-        MigrateError::Execute(_) | MigrateError::ExecuteMigration(..)
-    )
 }
 
 /// What an error means to whoever asked.

@@ -254,3 +254,29 @@ async fn the_port_of_the_environment_is_taken() {
     .await;
     worker.kill().await.unwrap();
 }
+
+#[tokio::test]
+async fn health_asks_a_part_where_it_listens() {
+    let directory = tempfile::tempdir().unwrap();
+    let worker = Process::start(directory.path(), "work", &["work"]).await;
+    let ask = async |port: u16| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline-demo"));
+        // As a container has it: the part listens on all addresses and is asked on loopback.
+        command
+            .arg("health")
+            .env("PIPELINE_LISTEN", format!("0.0.0.0:{port}"));
+        let output = command.output().await.unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), said)
+    };
+    let (code, said) = ask(worker.address.port()).await;
+    assert_eq!(
+        (code, said),
+        (Some(0), format!("ready: {}\n", worker.address))
+    );
+    let port = worker.address.port();
+    worker.terminate();
+    worker.end().await;
+    let (code, said) = ask(port).await;
+    assert_eq!(code, Some(1), "{said}");
+}

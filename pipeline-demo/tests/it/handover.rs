@@ -1,10 +1,10 @@
-//! Tasks that move from one release to the other: a worker that drains, behind a real proxy.
+//! What becomes of tasks when somebody stops: a worker that drains, behind a real proxy, and a feeder.
 
-use pipeline_demo::bus::TWEETS;
+use pipeline_demo::bus::{NewRecord, TWEETS};
 use serde_json::json;
 
 use crate::failures::{Feeding, drained, store};
-use crate::support::{Process, local_bus, produce_tweets, until};
+use crate::support::{Process, local_bus, produce_tweets, tweet, until};
 
 #[tokio::test]
 async fn a_worker_that_drains_hands_its_tasks_back_and_they_are_stored_once() {
@@ -55,4 +55,34 @@ async fn a_worker_that_drains_hands_its_tasks_back_and_they_are_stored_once() {
         counts["completed"].as_u64() > Some(TWEETS_MADE / 2),
         "{counts}"
     );
+}
+
+#[tokio::test]
+async fn a_feeder_that_stops_finishes_what_it_took_also_what_waits_for_another_of_its_key() {
+    // As many as it takes at once, one after another: a task takes 20 ms.
+    const TWEETS_MADE: u64 = 16;
+    let directory = tempfile::tempdir().unwrap();
+    let bus = local_bus(&directory.path().join("bus")).await;
+    let worker = Process::start(directory.path(), "worker", &["work", "--release", "a"]).await;
+    for id in 1..=TWEETS_MADE {
+        let record = NewRecord {
+            key: Some("one".into()),
+            value: tweet(id),
+        };
+        bus.produce(TWEETS, record).await.unwrap();
+    }
+    let feeding = Feeding::start(&bus, worker.address);
+    until("all are taken", async || {
+        let fed = feeding.feeder.fed();
+        let taken = fed.in_flight + fed.tasks_completed;
+        if taken == TWEETS_MADE {
+            Ok(())
+        } else {
+            Err(fed)
+        }
+    })
+    .await;
+    let fed = feeding.stop().await;
+    assert_eq!((fed.tasks_completed, fed.in_flight), (TWEETS_MADE, 0));
+    assert_eq!(bus.lag(TWEETS, "feeder").await.unwrap(), 0);
 }

@@ -551,6 +551,21 @@ async fn real_postgres_keeps_the_storage_contract() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_may_open_a_new_sqlite_file_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    for file in 0..20 {
+        let path = directory.path().join(format!("{file}/store.sqlite"));
+        let opened = (0..6).map(|_| {
+            let path = path.clone();
+            tokio::spawn(async move { SqliteStorage::open(&path).await })
+        });
+        for storage in try_join_all(opened).await.unwrap() {
+            storage.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sqlite_counts_exactly_while_several_store() {
     let directory = tempfile::tempdir().unwrap();
     let config = DatabaseConfig::Sqlite(directory.path().join("store.sqlite"));

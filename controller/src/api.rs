@@ -7,15 +7,20 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use tokio::sync::watch;
 use utoipa::OpenApi;
 
+use crate::agents::Agents;
+use crate::auth::{self, Tokens};
 use crate::clock::Clock;
 use crate::fleet::Fleet;
+use crate::metrics_source::MetricsSource;
 use crate::reconciler::Handle;
 use crate::store::Store;
 
+pub mod agents;
 pub mod board;
 pub mod error;
 pub mod events;
@@ -36,8 +41,14 @@ pub struct Api {
     pub store: Arc<dyn Store>,
     /// The proxies.
     pub fleet: Arc<Fleet>,
+    /// The nodes' agents.
+    pub agents: Arc<Agents>,
     /// The loop.
     pub handle: Handle,
+    /// What the checks of guards are asked of, if anybody.
+    pub metrics: Option<Arc<dyn MetricsSource>>,
+    /// Who may do what; `None` lets everybody do everything.
+    pub tokens: Option<Arc<Tokens>>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Turns true when the server stops: waits and streams end.
@@ -64,7 +75,10 @@ pub struct Api {
         proxies::table,
         proxies::report,
         proxies::list,
+        agents::report,
+        agents::list,
         health::ready,
+        health::health,
     ),
     components(schemas(
         types::Problem,
@@ -92,6 +106,12 @@ pub fn router(api: Api) -> Router {
         .route("/api/v1/proxies", get(proxies::list))
         .route("/api/v1/proxies/{name}/table", get(proxies::table))
         .route("/api/v1/proxies/{name}/reports", post(proxies::report))
+        .route("/api/v1/agents", get(agents::list))
+        .route(
+            "/api/v1/agents/{node}/reports",
+            post(agents::report).layer(DefaultBodyLimit::max(types::agents::REPORT_BYTES_MAX)),
+        )
+        .route("/api/v1/health", get(health::health))
         .route(
             "/api/v1/openapi.json",
             get(|| async { axum::Json(Document::openapi()) }),
@@ -102,5 +122,6 @@ pub fn router(api: Api) -> Router {
         .route("/", get(board::page))
         .fallback(error::no_such_path)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn_with_state(api.tokens.clone(), auth::check))
         .with_state(api)
 }

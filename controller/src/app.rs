@@ -1,9 +1,11 @@
 //! `friday serve`: builds the adapters from the arguments, wires them, runs them, and stops them in order.
 
+mod engine;
 mod tasks;
+mod tls;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -12,17 +14,25 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::agents::Agents;
 use crate::api::{Api, router};
+use crate::auth::Tokens;
+use crate::cli::{Usage, path};
 use crate::clock::{Clock, SystemClock};
 use crate::fleet::Fleet;
 use crate::metrics_source::{MetricsSource, Prometheus};
 use crate::orchestrator::Orchestrator;
 use crate::reconciler::Reconciler;
+use crate::server::Server;
 use crate::spec::{self, ReadOptions};
 use crate::store::{Sqlite, Store};
 
+pub use engine::EngineArgs;
+pub(crate) use engine::EngineIfAny;
 use tasks::Tasks;
+pub(crate) use tasks::docker_config;
 pub use tasks::{Kind, TaskArgs};
+pub use tls::TlsArgs;
 
 /// Longest wait for requests that are being answered when the server stops.
 const STOP_MAX: Duration = Duration::from_secs(5);
@@ -38,6 +48,16 @@ pub struct ServeArgs {
         value_name = "ADDR"
     )]
     pub listen: SocketAddr,
+    /// Who may do what: a file of hashed tokens, of lines that `friday token` prints; read again when it changes
+    #[arg(long, env = "FRIDAY_TOKENS", value_parser = path(), value_name = "FILE")]
+    pub tokens: Option<PathBuf>,
+    /// TLS of our own
+    #[command(flatten)]
+    pub tls: TlsArgs,
+    /// Lets --listen be an address that other machines reach without TLS of our own: something in front speaks it, or the
+    /// network is encrypted
+    #[arg(long)]
+    pub tls_in_front: bool,
     /// Folder of the state: rollouts, event log, tasks
     #[arg(
         long,
@@ -121,13 +141,7 @@ fn read_specs(args: &ServeArgs) -> anyhow::Result<Vec<Spec>> {
 /// # Errors
 /// As [`serve`].
 pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Result<()> {
-    if !args.listen.ip().is_loopback() {
-        bail!(
-            "--listen {}: without accounts the controller listens on loopback only; take 127.0.0.1:{} and let a proxy with sign-in and TLS stand before it",
-            args.listen,
-            args.listen.port()
-        );
-    }
+    check_reach(&args)?;
     let specs = read_specs(&args)?;
     // An empty variable is one that is not set.
     let prometheus = args.prometheus.as_deref().filter(|url| !url.is_empty());
@@ -138,31 +152,43 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
     let metrics = prometheus.map(|prometheus| Arc::new(prometheus) as Arc<dyn MetricsSource>);
     std::fs::create_dir_all(&args.state_dir)
         .with_context(|| format!("--state-dir {} cannot be made", args.state_dir.display()))?;
-    let listener = TcpListener::bind(args.listen).await.with_context(|| {
-        format!(
-            "cannot listen on {}: choose another address with --listen, or port 0",
-            args.listen
-        )
-    })?;
+    let certificate = args.tls.open(&stop)?;
+    let listener = bind(args.listen).await?;
+    let tokens = match given(&args.tokens) {
+        None => None,
+        Some(file) => {
+            let tokens = Tokens::open(file).context("--tokens")?;
+            tracing::info!(count = tokens.count(), "requests need a token");
+            let watching = Arc::clone(&tokens).keep_watch(file.clone(), stop.child_token());
+            tokio::spawn(async move {
+                if let Err(error) = watching.await {
+                    tracing::error!(%error, "cannot wait for SIGHUP: the tokens stay as they are");
+                }
+            });
+            Some(tokens)
+        }
+    };
     let clock: Arc<dyn Clock> = SystemClock::new();
     let store: Arc<dyn Store> = Arc::new(Sqlite::open(&args.state_dir.join("friday.db")).await?);
     let tasks = Tasks::open(&args.tasks, &args.state_dir, Arc::clone(&clock)).await?;
     let orchestrator = tasks.orchestrator();
-    let address = listener
-        .local_addr()
-        .context("the address that was taken cannot be read")?;
-    if let Some(file) = &args.addresses_file {
-        write_whole(file, &serde_json::json!({ "listen": address }).to_string())
-            .with_context(|| format!("--addresses-file {} cannot be written", file.display()))?;
-    }
-    tracing::info!(%address, "the controller listens: board at http://{address}/");
+    let address = announce(&listener, args.addresses_file.as_deref())?;
+    let scheme = if certificate.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    tracing::info!(%address, "the controller listens: board at {scheme}://{address}/");
     let outcome = run(
-        listener,
-        Arc::clone(&store),
-        orchestrator,
-        clock,
-        specs,
-        metrics,
+        Server::new(listener, certificate),
+        Adapters {
+            store: Arc::clone(&store),
+            orchestrator,
+            clock,
+            specs,
+            metrics,
+            tokens,
+        },
         stop,
     )
     .await;
@@ -171,8 +197,76 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
     outcome
 }
 
+/// An empty variable is one that is not set.
+fn given(path: &Option<PathBuf>) -> Option<&PathBuf> {
+    path.as_ref().filter(|path| !path.as_os_str().is_empty())
+}
+
+/// Whoever reaches the API commands releases. Elsewhere than on this machine it takes tokens, and TLS so that none is read on
+/// its way.
+fn check_reach(args: &ServeArgs) -> Result<(), Usage> {
+    let listen = args.listen;
+    let is_tls = args.tls.files()?.is_some() || args.tls_in_front;
+    if listen.ip().is_loopback() {
+        return Ok(());
+    }
+    if given(&args.tokens).is_none() {
+        return Err(Usage(format!(
+            "--listen {listen}: other machines reach it, and everybody there could command releases; expected a loopback address, or --tokens FILE (`friday token NAME --role ROLE` prints its lines) and TLS: --tls-cert FILE with --tls-key FILE, or --tls-in-front"
+        )));
+    }
+    if !is_tls {
+        return Err(Usage(format!(
+            "--listen {listen}: other machines reach it, and tokens would go there in the clear; expected a loopback address, --tls-cert FILE with --tls-key FILE, or --tls-in-front if something in front speaks TLS or the network is encrypted"
+        )));
+    }
+    Ok(())
+}
+
+/// What the controller works with.
+#[derive(Debug)]
+pub struct Adapters {
+    /// Where its state is kept.
+    pub store: Arc<dyn Store>,
+    /// Who runs the tasks.
+    pub orchestrator: Arc<dyn Orchestrator>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Services that are served before their first rollout.
+    pub specs: Vec<Spec>,
+    /// What the checks of guards are asked of.
+    pub metrics: Option<Arc<dyn MetricsSource>>,
+    /// Who may do what; `None` lets everybody do everything.
+    pub tokens: Option<Arc<Tokens>>,
+}
+
+/// Takes the address of `--listen`.
+///
+/// # Errors
+/// It is taken, or not this machine's.
+pub(crate) async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(listen).await.with_context(|| {
+        format!("cannot listen on {listen}: choose another address with --listen, or port 0")
+    })
+}
+
+/// The address that was taken, which is also written to the `--addresses-file`.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn announce(listener: &TcpListener, file: Option<&Path>) -> anyhow::Result<SocketAddr> {
+    let address = listener
+        .local_addr()
+        .context("the address that was taken cannot be read")?;
+    if let Some(file) = file {
+        write_whole(file, &serde_json::json!({ "listen": address }).to_string())
+            .with_context(|| format!("--addresses-file {} cannot be written", file.display()))?;
+    }
+    Ok(address)
+}
+
 /// Writes a file so that whoever reads it finds all of it or nothing.
-fn write_whole(file: &std::path::Path, text: &str) -> std::io::Result<()> {
+fn write_whole(file: &Path, text: &str) -> std::io::Result<()> {
     let partial = file.with_extension("partial");
     std::fs::write(&partial, text)?;
     std::fs::rename(&partial, file)
@@ -183,14 +277,18 @@ fn write_whole(file: &std::path::Path, text: &str) -> std::io::Result<()> {
 /// # Errors
 /// The store cannot be read, or another controller took over.
 pub async fn run(
-    listener: TcpListener,
-    store: Arc<dyn Store>,
-    orchestrator: Arc<dyn Orchestrator>,
-    clock: Arc<dyn Clock>,
-    specs: Vec<Spec>,
-    metrics: Option<Arc<dyn MetricsSource>>,
+    server: impl Into<Server>,
+    adapters: Adapters,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let Adapters {
+        store,
+        orchestrator,
+        clock,
+        specs,
+        metrics,
+        tokens,
+    } = adapters;
     let fleet = Fleet::new();
     let (reconciler, handle) = Reconciler::start(
         Arc::clone(&store),
@@ -200,12 +298,18 @@ pub async fn run(
         specs,
     )
     .await?;
-    let reconciler = reconciler.with_metrics(metrics);
+    let agents = Agents::new();
+    let reconciler = reconciler
+        .with_metrics(metrics.clone())
+        .with_agents(Arc::clone(&agents));
     let (stopping, stopped) = watch::channel(false);
     let api = Api {
         store,
         fleet,
+        agents,
         handle,
+        metrics,
+        tokens,
         clock,
         stopping: stopped,
     };
@@ -213,14 +317,12 @@ pub async fn run(
     let mut turning = tokio::spawn(reconciler.run(loop_stop.clone()));
     let server_stop = CancellationToken::new();
     let graceful = server_stop.clone();
-    let server = axum::serve(listener, router(api))
-        .with_graceful_shutdown(async move { graceful.cancelled().await });
-    let mut serving = tokio::spawn(async move { server.await });
+    let mut serving = tokio::spawn(server.into().serve(router(api), graceful));
     let ended = tokio::select! {
         () = stop.cancelled() => None,
         ended = &mut turning => Some(ended),
         ended = &mut serving => {
-            ended.context("the server panicked")?.context("the server failed")?;
+            ended.context("the server panicked")?;
             bail!("the server ended by itself");
         }
     };

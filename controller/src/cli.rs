@@ -3,24 +3,33 @@
 //! A command prints its result to standard output and everything else to standard error, so that `-o json` can be piped.
 //! The exit codes are a contract (`friday help` lists them): pipelines branch on them.
 
+mod adopt;
+mod doctor;
 mod explain;
 mod files;
 mod follow;
+mod health;
 mod orders;
 mod output;
 mod plan;
 mod replay;
 mod rollouts;
 mod simulate;
+mod token;
 mod tree;
 
 use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
-use crate::client::{Client, ClientError, Token};
+use crate::adopt::AdoptError;
+use crate::auth::read_limited;
+use crate::client::{Client, ClientError, Token, TokenError};
 use crate::metrics_source::MetricsError;
+use crate::orchestrator::swarm::VisitError;
 use crate::spec::Finding;
 use output::{Context, Format};
 
@@ -47,6 +56,9 @@ Exit codes of `deploy --wait` and `status`, and of every other command as far as
 
 /// Where `friday serve` listens when nobody says otherwise.
 const DEFAULT_URL: &str = "http://127.0.0.1:7070";
+
+/// Largest file of a token: a token has 50 characters, one of GitLab's some 1,500.
+const TOKEN_FILE_BYTES_MAX: u64 = 16 << 10;
 
 /// What every command understands.
 #[derive(Debug, Args)]
@@ -81,6 +93,76 @@ struct Common {
         value_name = "TOKEN"
     )]
     token: Option<Token>,
+    /// File of that token, which wins over it
+    #[arg(
+        long,
+        global = true,
+        env = "FRIDAY_TOKEN_FILE",
+        hide_env_values = true,
+        value_parser = path(),
+        value_name = "FILE"
+    )]
+    token_file: Option<PathBuf>,
+    /// PEM file of the authorities that a controller at https:// is verified with, in place of those that the system
+    /// trusts
+    #[arg(
+        long,
+        global = true,
+        env = "FRIDAY_CA",
+        hide_env_values = true,
+        value_parser = path(),
+        value_name = "FILE"
+    )]
+    ca: Option<PathBuf>,
+}
+
+/// A controller, and who says that it is the right one.
+#[derive(Debug, Clone, Copy)]
+struct Target<'a> {
+    url: &'a str,
+    ca: Option<&'a Path>,
+}
+
+impl Common {
+    /// Which controller is asked.
+    fn target(&self) -> Target<'_> {
+        // An empty variable is what a CI system makes of one that is not set.
+        let url = match self.url.as_str() {
+            "" => DEFAULT_URL,
+            url => url,
+        };
+        let ca = self
+            .ca
+            .as_deref()
+            .filter(|file| !file.as_os_str().is_empty());
+        Target { url, ca }
+    }
+
+    /// The token to sign in with.
+    fn token(&self) -> Result<Option<Token>, Usage> {
+        let file = self.token_file.as_ref();
+        let Some(file) = file.filter(|file| !file.as_os_str().is_empty()) else {
+            return Ok(self.token.clone());
+        };
+        let failed = |reason: String| Usage(format!("--token-file {}: {reason}", file.display()));
+        let text =
+            read_limited(file, TOKEN_FILE_BYTES_MAX).map_err(|error| failed(error.to_string()))?;
+        let token: Token = text
+            .parse()
+            .map_err(|error: TokenError| failed(error.to_string()))?;
+        if token.is_empty() {
+            return Err(failed("it is empty".to_owned()));
+        }
+        Ok(Some(token))
+    }
+}
+
+impl Cli {
+    /// Whether it runs until it is told to stop, and then ends in its own order.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        matches!(self.command, Command::Serve(_) | Command::Agent(_))
+    }
 }
 
 /// A command.
@@ -88,6 +170,10 @@ struct Common {
 enum Command {
     /// Run the controller
     Serve(Box<crate::app::ServeArgs>),
+    /// Say what the tasks on this node use, to the controller and to Prometheus; runs on every node
+    Agent(Box<crate::agent::AgentArgs>),
+    /// Make a token for a machine: a proxy, an agent, a pipeline
+    Token(token::TokenArgs),
     /// Start a rollout
     #[command(visible_alias = "set-image")]
     Deploy(rollouts::DeployArgs),
@@ -132,18 +218,24 @@ enum Command {
     Whatif(replay::WhatIfArgs),
     /// Release many made-up canaries and show what the judge does to them
     Simulate(simulate::SimulateArgs),
+    /// Write a friday.yml for a service that runs on a swarm, and say what to do before its first release
+    Adopt(adopt::AdoptArgs),
+    /// Say what is wrong with controller, engine, proxies, agents and metrics, and what every open rollout waits for
+    Doctor(doctor::DoctorArgs),
     /// Print the JSON Schema of friday.yml, for editors
     Schema,
     /// Print a completion script for a shell
     Completion(files::CompletionArgs),
     /// Print the version
     Version,
+    /// Ask a controller or an agent whether it works: for the health check of its container
+    Health(health::HealthArgs),
 }
 
 /// A command that cannot be carried out as it was written.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Usage(String);
+pub(crate) struct Usage(pub(crate) String);
 
 /// A command that would do something else than it says.
 #[derive(Debug, thiserror::Error)]
@@ -164,14 +256,17 @@ struct GivenUp(String);
 pub async fn run(cli: Cli) -> ExitCode {
     let Cli { common, command } = cli;
     let context = Context::of_process(common.output);
-    // An empty variable is what a CI system makes of one that is not set.
-    let url = if common.url.is_empty() {
-        DEFAULT_URL
-    } else {
-        &common.url
+    let target = common.target();
+    // The files of the token and of the authorities are read by those commands alone that ask a controller.
+    let client = |other: Option<&str>| {
+        let token = common.token()?;
+        Ok(Client::trusting(
+            target.ca,
+            other.unwrap_or(target.url),
+            token,
+        )?)
     };
-    let client = || Client::new(url, common.token.clone());
-    let result = dispatch(command, &context, client).await;
+    let result = dispatch(command, &context, client, target).await;
     ExitCode::from(result.unwrap_or_else(|error| {
         let code = exit_code(&error);
         // Whoever read our output has seen enough: `friday list | head -1`.
@@ -186,11 +281,18 @@ pub async fn run(cli: Cli) -> ExitCode {
 async fn dispatch(
     command: Command,
     context: &Context,
-    client: impl Fn() -> Result<Client, ClientError>,
+    client_of: impl Fn(Option<&str>) -> anyhow::Result<Client>,
+    target: Target<'_>,
 ) -> anyhow::Result<u8> {
     use crate::api::types::Order;
+    let client = || client_of(None);
     match command {
         Command::Serve(args) => crate::app::serve(*args).await.map(|()| 0),
+        Command::Agent(args) => {
+            let controller = args.controller().map(|url| client_of(Some(url)));
+            let controller = controller.transpose()?;
+            crate::agent::run(*args, controller).await.map(|()| 0)
+        }
         Command::Deploy(args)
         | Command::Set(rollouts::SetArgs {
             what: rollouts::SetCommand::Image(args),
@@ -214,15 +316,22 @@ async fn dispatch(
         Command::Replay(args) => replay::replay(args, context, &client()?).await,
         Command::Whatif(args) => replay::what_if(args, context, &client()?).await,
         Command::Simulate(args) => simulate::simulate(&args, context),
+        Command::Token(args) => token::token(&args, context),
+        Command::Adopt(args) => adopt::adopt(args, context).await,
+        Command::Doctor(args) => doctor::doctor(args, context, &client()?).await,
         Command::Schema => files::schema(context),
         Command::Completion(args) => files::completion(&args, context),
         Command::Version => files::version(context),
+        Command::Health(args) => health::health(args, context, target).await,
     }
 }
 
 /// The exit code of a command that failed.
 fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<ClientError>() {
+        return error.exit_code();
+    }
+    if let Some(error) = error.downcast_ref::<VisitError>() {
         return error.exit_code();
     }
     if let Some(error) = error.downcast_ref::<MetricsError>() {
@@ -235,7 +344,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     let is_broken_pipe = |error: &std::io::Error| error.kind() == ErrorKind::BrokenPipe;
     match () {
         () if error.is::<Usage>() => 2,
-        () if error.is::<Wrong>() || error.is::<Refusal>() => 20,
+        () if error.is::<Wrong>() || error.is::<Refusal>() || error.is::<AdoptError>() => 20,
         () if error.downcast_ref().is_some_and(is_broken_pipe) => 0,
         () => 1,
     }
@@ -257,6 +366,11 @@ fn name(text: &str) -> Result<String, String> {
                 .to_owned(),
         )
     }
+}
+
+/// A path, or an empty text: that of a variable that is not set.
+pub(crate) fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// Who gives the order.

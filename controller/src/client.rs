@@ -4,209 +4,87 @@
 //! told apart by what the caller can do: the controller is out of reach (try again, or look where it runs), it refused
 //! (its words say why), or its answer makes no sense.
 
-use std::fmt;
-use std::str::FromStr;
+mod error;
+mod events;
+mod token;
+pub(crate) mod transport;
 
-use futures::StreamExt;
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
+use std::path::Path;
+
+use bytes::Bytes;
+use friday_tls::{Authorities, Trouble};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use proxy_api::TLS_REQUIRED;
+use reqwest::Url;
 use rollout::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
+use crate::api::types::agents::{AgentReport, AgentView};
+use crate::api::types::health::HealthView;
 use crate::api::types::{
-    DeployRequest, EventView, OrderRequest, Problem, RolloutSummary, RolloutView, ServiceView,
-    UndoRequest,
+    DeployRequest, EventView, OrderRequest, Problem, ProxyView, RolloutSummary, RolloutView,
+    ServiceView, UndoRequest,
 };
-
-/// Longest wait for a connection. A controller in the same data centre answers in milliseconds.
-const CONNECT_MAX: Duration = Duration::from_secs(5);
+pub use error::ClientError;
+pub use events::Changes;
+pub use token::{Token, TokenError};
+pub use transport::TransportError;
+use transport::{Transport, Trust, is_loopback};
 
 /// Longest wait for a whole answer. A deploy looks up a digest at the registry, which may take ten seconds.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 
-/// Longest silence of a stream, heartbeats included, before it counts as broken. The controller's heartbeats come
-/// several times in this.
-const STREAM_SILENCE_MAX: Duration = Duration::from_secs(60);
-
 /// Longest answer. A rollout of 100 steps and 1,000 tasks is 400 KiB; a page of 1,000 events about as much.
 const BODY_BYTES_MAX: usize = 16 << 20;
-
-/// A bearer token, or none where it is empty. Nothing prints it.
-#[derive(Clone)]
-pub struct Token(String);
-
-impl FromStr for Token {
-    type Err = TokenError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let text = text.trim();
-        // An empty variable is what a CI system makes of one that is not set: no token.
-        let fits = text.bytes().all(|b| b.is_ascii_graphic());
-        fits.then(|| Self(text.to_owned())).ok_or(TokenError)
-    }
-}
-
-/// Why a text is no token. The text is not repeated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a token: expected visible ASCII characters without blanks")]
-pub struct TokenError;
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(…)")
-    }
-}
-
-/// Why the controller gave no answer to work with.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The address is none.
-    #[error(
-        "{url:?} is not the address of a controller: {reason}; set --url or FRIDAY_URL, such as http://127.0.0.1:7070"
-    )]
-    Address {
-        /// What was given.
-        url: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// No connection, no answer in time, or a connection that broke.
-    #[error(
-        "could not {action}: {url} is out of reach (is `friday serve` running there? set --url or FRIDAY_URL)"
-    )]
-    Unreachable {
-        /// What was tried.
-        action: String,
-        /// On what.
-        url: String,
-        /// What happened.
-        source: reqwest::Error,
-    },
-    /// It answered that something it needs is out of reach, or that it is not ready.
-    #[error("could not {action}: the controller at {url} cannot do it now: {}", problem.detail)]
-    Unavailable {
-        /// What was tried.
-        action: String,
-        /// On what.
-        url: String,
-        /// Its words.
-        problem: Box<Problem>,
-    },
-    /// It refused, and will refuse again.
-    #[error("could not {action}: {}", problem.detail)]
-    Refused {
-        /// What was tried.
-        action: String,
-        /// Its words.
-        problem: Box<Problem>,
-    },
-    /// It failed.
-    #[error("could not {action}: the controller at {url} failed: {}; its log says more", problem.detail)]
-    Failed {
-        /// What was tried.
-        action: String,
-        /// On what.
-        url: String,
-        /// Its words.
-        problem: Box<Problem>,
-    },
-    /// Something answered that does not speak our protocol, or another version of it.
-    #[error(
-        "could not {action}: {url} answered {status}, but not as a Friday controller does: {reason}; set --url or FRIDAY_URL"
-    )]
-    Alien {
-        /// What was tried.
-        action: String,
-        /// On what.
-        url: String,
-        /// The HTTP status.
-        status: StatusCode,
-        /// What is wrong with the answer.
-        reason: String,
-    },
-}
-
-impl ClientError {
-    /// Whether trying again may help: the controller may be restarting.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Unreachable { .. } | Self::Unavailable { .. } => true,
-            Self::Address { .. }
-            | Self::Refused { .. }
-            | Self::Failed { .. }
-            | Self::Alien { .. } => false,
-        }
-    }
-
-    /// The exit code of a command that ends with it.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Address { .. } => 2,
-            Self::Refused { .. } => 20,
-            Self::Unreachable { .. } | Self::Unavailable { .. } | Self::Alien { .. } => 30,
-            Self::Failed { .. } => 1,
-        }
-    }
-}
 
 /// The controller at one address.
 #[derive(Debug, Clone)]
 pub struct Client {
-    http: reqwest::Client,
+    transport: Transport,
     base: Url,
     token: Option<Token>,
 }
 
 impl Client {
-    /// The controller at `url`, a whole one or `HOST:PORT`.
+    /// The controller at `url`, a whole one or `HOST:PORT`. One at https:// is verified with the authorities that the
+    /// system trusts, which are read from the disk.
     ///
     /// # Errors
-    /// `url` is no address of a controller.
+    /// `url` is no address of a controller, or the system trusts nobody.
     pub fn new(url: &str, token: Option<Token>) -> Result<Self, ClientError> {
-        let bad = |reason: &str| ClientError::Address {
-            url: url.to_owned(),
-            reason: reason.to_owned(),
+        Self::trusting(None, url, token)
+    }
+
+    /// The same, and one at https:// is verified with the authorities in the PEM file `ca` alone, if there is one.
+    ///
+    /// # Errors
+    /// `url` is no address of a controller, or there are no such authorities.
+    pub fn trusting(
+        ca: Option<&Path>,
+        url: &str,
+        token: Option<Token>,
+    ) -> Result<Self, ClientError> {
+        let base = address(url)?;
+        let authorities = match (base.scheme(), ca) {
+            ("https", Some(file)) => Authorities::from_file(file).map(Some),
+            ("https", None) => Authorities::of_system().map(Some),
+            _ => Ok(None),
         };
-        let whole = if url.contains("://") {
-            url.to_owned()
-        } else {
-            format!("http://{url}")
-        };
-        let base = Url::parse(&whole).map_err(|error| bad(&error.to_string()))?;
-        match base.scheme() {
-            "http" => {}
-            "https" => {
-                return Err(bad(
-                    "https is not supported by this version, use http on this machine or through a tunnel",
-                ));
-            }
-            _ => return Err(bad("expected http://HOST:PORT")),
-        }
-        let Some(host) = base.host_str().filter(|_| !base.cannot_be_a_base()) else {
-            return Err(bad("expected http://HOST:PORT"));
-        };
-        if !base.username().is_empty() || base.password().is_some() || base.query().is_some() {
-            return Err(bad(
-                "expected no user, password or query in it; a token goes to FRIDAY_TOKEN",
-            ));
-        }
-        // A token goes to whom it is for: no redirects, and nobody in between on this machine.
-        let mut http = reqwest::Client::builder()
-            .user_agent(concat!("friday/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_MAX);
-        if host == "localhost"
-            || host
-                .trim_matches(['[', ']'])
-                .parse()
-                .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
-        {
-            http = http.no_proxy();
-        }
-        let http = http.build().map_err(|error| bad(&error.to_string()))?;
-        Ok(Self { http, base, token })
+        let made = authorities.and_then(|authorities| {
+            let is_near = base.host_str().is_some_and(is_loopback);
+            Transport::new(authorities.map(Trust::Signed), is_near)
+        });
+        let transport = made.map_err(|source| ClientError::Authorities { source })?;
+        Ok(Self {
+            transport,
+            base,
+            token,
+        })
     }
 
     /// The controller's address, for messages.
@@ -232,14 +110,13 @@ impl Client {
         service: Option<&str>,
         limit: u32,
     ) -> Result<Vec<RolloutSummary>, ClientError> {
-        let request = self
-            .request(Method::GET, &["rollouts"])
-            .query(&[("limit", limit)]);
-        let request = match service {
-            Some(service) => request.query(&[("service", service)]),
-            None => request,
-        };
-        self.answer("list rollouts", request).await
+        let mut url = self.at(&["rollouts"]);
+        url.query_pairs_mut()
+            .append_pair("limit", &limit.to_string());
+        if let Some(service) = service {
+            url.query_pairs_mut().append_pair("service", service);
+        }
+        self.get("list rollouts", &url).await
     }
 
     /// A rollout by its id, or the newest of a service.
@@ -247,8 +124,8 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn rollout(&self, name: &str) -> Result<RolloutView, ClientError> {
-        let request = self.request(Method::GET, &["rollouts", name]);
-        self.answer(&format!("get rollout {name}"), request).await
+        let url = self.at(&["rollouts", name]);
+        self.get(&format!("get rollout {name}"), &url).await
     }
 
     /// Orders something of the rollout with this id.
@@ -276,14 +153,11 @@ impl Client {
         after: i64,
         limit: u32,
     ) -> Result<Vec<EventView>, ClientError> {
-        let request = self
-            .request(Method::GET, &["rollouts", id, "events"])
-            .query(&[("after", after)]);
-        self.answer(
-            &format!("read the events of {id}"),
-            request.query(&[("limit", limit)]),
-        )
-        .await
+        let mut url = self.at(&["rollouts", id, "events"]);
+        url.query_pairs_mut()
+            .append_pair("after", &after.to_string())
+            .append_pair("limit", &limit.to_string());
+        self.get(&format!("read the events of {id}"), &url).await
     }
 
     /// The services, each with its newest rollout.
@@ -291,8 +165,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn services(&self) -> Result<Vec<ServiceView>, ClientError> {
-        self.answer("list services", self.request(Method::GET, &["services"]))
-            .await
+        self.get("list services", &self.at(&["services"])).await
     }
 
     /// Starts a rollout back to an earlier release of a service.
@@ -335,40 +208,100 @@ impl Client {
     /// See [`ClientError`].
     pub async fn watch(&self, id: &str) -> Result<Changes, ClientError> {
         let action = format!("watch rollout {id}");
-        let request = self
-            .request(Method::GET, &["stream"])
-            .query(&[("rollout", id)]);
-        let request = request.header(header::ACCEPT, "text/event-stream");
-        let send = tokio::time::timeout(ANSWER_MAX, request.send());
-        let response = match send.await {
-            Ok(response) => response.map_err(|source| self.unreachable(&action, source))?,
-            // As if there had been no stream: whoever follows a rollout asks for it by itself too.
-            Err(_) => {
-                return Ok(Changes {
-                    stream: None,
-                    decoder: Decoder::default(),
-                });
+        let mut url = self.at(&["stream"]);
+        url.query_pairs_mut().append_pair("rollout", id);
+        let mut request = self.request(Method::GET, &url, Bytes::new());
+        let stream = HeaderValue::from_static("text/event-stream");
+        request.headers_mut().insert(ACCEPT, stream);
+        match timeout(ANSWER_MAX, self.transport.send(request)).await {
+            Ok(Ok(answer)) if answer.status().is_success() => {
+                Ok(Changes::of(Some(answer.into_body())))
             }
-        };
-        if !response.status().is_success() {
-            return Err(self.refusal(&action, response).await);
+            Ok(Ok(answer)) => {
+                let status = answer.status();
+                let body = timeout(ANSWER_MAX, self.body(&action, answer)).await;
+                Err(self.read_refusal(&action, status, &body.unwrap_or(Ok(Bytes::new()))?))
+            }
+            Ok(Err(source)) => Err(self.unreachable(&action, source)),
+            // As if there had been no stream: whoever follows a rollout asks for it by itself too.
+            Err(_) => Ok(Changes::of(None)),
         }
-        Ok(Changes {
-            stream: Some(response),
-            decoder: Decoder::default(),
-        })
     }
 
-    fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
+    /// Tells what the tasks of a node use.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn report_agent(&self, report: &AgentReport) -> Result<(), ClientError> {
+        let url = self.at(&["agents", &report.node, "reports"]);
+        let action = format!("report node {}", report.node);
+        let request = self.with_body(&action, &url, report)?;
+        self.exchange(&action, request).await.map(drop)
+    }
+
+    /// The nodes' agents, each with its last report.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn agents(&self) -> Result<Vec<AgentView>, ClientError> {
+        self.get("list agents", &self.at(&["agents"])).await
+    }
+
+    /// How the controller is.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn health(&self) -> Result<HealthView, ClientError> {
+        self.get("ask the controller how it is", &self.at(&["health"]))
+            .await
+    }
+
+    /// The proxies, by name.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn proxies(&self) -> Result<Vec<ProxyView>, ClientError> {
+        self.get("list proxies", &self.at(&["proxies"])).await
+    }
+
+    /// The address of something below `/api/v1`.
+    fn at(&self, path: &[&str]) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(["api", "v1"]).extend(path);
         }
-        let request = self.http.request(method, url);
-        match &self.token {
-            Some(token) if !token.0.is_empty() => request.bearer_auth(&token.0),
-            Some(_) | None => request,
+        url
+    }
+
+    fn request(&self, method: Method, url: &Url, body: Bytes) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = Uri::try_from(url.as_str()).expect("a URL of http is a URI");
+        if let Some(shown) = self.token.as_ref().and_then(Token::header) {
+            request.headers_mut().insert(AUTHORIZATION, shown);
         }
+        request
+    }
+
+    fn with_body(
+        &self,
+        action: &str,
+        url: &Url,
+        body: &impl Serialize,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Unwritable {
+            action: action.to_owned(),
+            source: error,
+        })?;
+        let mut request = self.request(Method::POST, url, body.into());
+        let json = HeaderValue::from_static("application/json");
+        request.headers_mut().insert(CONTENT_TYPE, json);
+        Ok(request)
+    }
+
+    async fn get<T: DeserializeOwned>(&self, action: &str, url: &Url) -> Result<T, ClientError> {
+        let request = self.request(Method::GET, url, Bytes::new());
+        self.answer(action, request).await
     }
 
     async fn post<T: DeserializeOwned>(
@@ -377,47 +310,52 @@ impl Client {
         path: &[&str],
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
-        self.answer(action, self.request(Method::POST, path).json(body))
-            .await
+        let request = self.with_body(action, &self.at(path), body)?;
+        self.answer(action, request).await
     }
 
     async fn answer<T: DeserializeOwned>(
         &self,
         action: &str,
-        request: RequestBuilder,
+        request: Request<Full<Bytes>>,
     ) -> Result<T, ClientError> {
-        let response = request.timeout(ANSWER_MAX).send().await;
-        let response = response.map_err(|source| self.unreachable(action, source))?;
-        let status = response.status();
-        if !status.is_success() {
-            return Err(self.refusal(action, response).await);
-        }
-        let body = self.body(action, response).await?;
+        let (status, body) = self.exchange(action, request).await?;
         serde_json::from_slice(&body).map_err(|error| self.alien(action, status, error.to_string()))
     }
 
-    async fn body(&self, action: &str, response: Response) -> Result<Vec<u8>, ClientError> {
-        let status = response.status();
-        let mut stream = response.bytes_stream();
-        let mut body = Vec::new();
-        while let Some(piece) = stream.next().await {
-            body.extend_from_slice(&piece.map_err(|source| self.unreachable(action, source))?);
-            if body.len() > BODY_BYTES_MAX {
-                return Err(self.alien(
-                    action,
-                    status,
-                    format!("more than {BODY_BYTES_MAX} bytes"),
-                ));
-            }
+    /// Sends a request and reads an answer that is a success.
+    async fn exchange(
+        &self,
+        action: &str,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let exchange = async {
+            let answer = self.transport.send(request).await;
+            let answer = answer.map_err(|source| self.unreachable(action, source))?;
+            let status = answer.status();
+            Ok((status, self.body(action, answer).await?))
+        };
+        let late = |_| self.unreachable(action, TransportError::Late(ANSWER_MAX));
+        let (status, body) = timeout(ANSWER_MAX, exchange).await.map_err(late)??;
+        if status.is_success() {
+            Ok((status, body))
+        } else {
+            Err(self.read_refusal(action, status, &body))
         }
-        Ok(body)
     }
 
-    async fn refusal(&self, action: &str, response: Response) -> ClientError {
-        let status = response.status();
-        match self.body(action, response).await {
-            Ok(body) => self.read_refusal(action, status, &body),
-            Err(error) => error,
+    async fn body(&self, action: &str, answer: Response<Incoming>) -> Result<Bytes, ClientError> {
+        let (head, body) = answer.into_parts();
+        match Limited::new(body, BODY_BYTES_MAX).collect().await {
+            Ok(body) => Ok(body.to_bytes()),
+            Err(error) => Err(match error.downcast::<hyper::Error>() {
+                Ok(broken) => self.unreachable(action, TransportError::Broken(*broken)),
+                Err(_) => self.alien(
+                    action,
+                    head.status,
+                    format!("more than {BODY_BYTES_MAX} bytes"),
+                ),
+            }),
         }
     }
 
@@ -425,6 +363,7 @@ impl Client {
     fn read_refusal(&self, action: &str, status: StatusCode, body: &[u8]) -> ClientError {
         let (action, url) = (action.to_owned(), self.url().to_owned());
         match serde_json::from_slice::<Box<Problem>>(body) {
+            Ok(problem) if problem.code == TLS_REQUIRED => ClientError::InTheClear { action, url },
             // A full disk refuses what is new and goes on with what runs (F40); waiting does not mend it.
             Ok(problem)
                 if status.is_client_error() || status == StatusCode::INSUFFICIENT_STORAGE =>
@@ -445,13 +384,20 @@ impl Client {
         }
     }
 
-    fn unreachable(&self, action: &str, source: reqwest::Error) -> ClientError {
-        // The address stands in our own words already.
-        let source = source.without_url();
-        ClientError::Unreachable {
-            action: action.to_owned(),
-            url: self.url().to_owned(),
-            source,
+    fn unreachable(&self, action: &str, source: TransportError) -> ClientError {
+        let (action, url) = (action.to_owned(), self.url().to_owned());
+        match source.trouble() {
+            // It may be on its way up or down.
+            None | Some(Trouble::BrokenOff) => ClientError::Unreachable {
+                action,
+                url,
+                source,
+            },
+            Some(trouble) => ClientError::Untrusted {
+                action,
+                url,
+                trouble: trouble.clone(),
+            },
         }
     }
 
@@ -465,116 +411,36 @@ impl Client {
     }
 }
 
-/// The changes of one rollout.
-#[derive(Debug)]
-pub struct Changes {
-    stream: Option<Response>,
-    decoder: Decoder,
-}
-
-impl Changes {
-    /// The next change. `None` once the stream ended, broke or fell silent: whoever wants to go on watches anew.
-    ///
-    /// # Cancel safety
-    /// A call that is given up loses nothing that the next one would have returned.
-    pub async fn next(&mut self) -> Option<RolloutView> {
-        loop {
-            if let Some(data) = self.decoder.take("rollout") {
-                match serde_json::from_str(&data) {
-                    Ok(view) => return Some(view),
-                    // Another version's document. What is asked for by itself will say so.
-                    Err(_) => return None,
-                }
-            }
-            let stream = self.stream.as_mut()?;
-            let piece = tokio::time::timeout(STREAM_SILENCE_MAX, stream.chunk()).await;
-            match piece {
-                Ok(Ok(Some(piece))) if self.decoder.push(&piece) => {}
-                _ => self.stream = None,
-            }
-        }
+/// The address of a controller, out of a whole one or `HOST:PORT`.
+///
+/// # Errors
+/// It is none.
+pub(crate) fn address(url: &str) -> Result<Url, ClientError> {
+    let bad = |reason: &str| ClientError::Address {
+        url: url.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let whole = if url.contains("://") {
+        url.to_owned()
+    } else {
+        format!("http://{url}")
+    };
+    let base = Url::parse(&whole).map_err(|error| bad(&error.to_string()))?;
+    let is_web = matches!(base.scheme(), "http" | "https");
+    if !is_web || base.cannot_be_a_base() || base.host_str().is_none() {
+        return Err(bad("expected https://HOST:PORT or http://HOST:PORT"));
     }
-}
-
-/// Server-sent events out of bytes (WHATWG HTML, 9.2.6), as much of them as the API uses: `event` and `data`.
-#[derive(Debug, Default)]
-struct Decoder {
-    bytes: Vec<u8>,
-}
-
-impl Decoder {
-    /// Takes more bytes; whether they fit.
-    fn push(&mut self, bytes: &[u8]) -> bool {
-        self.bytes.extend_from_slice(bytes);
-        self.bytes.len() <= BODY_BYTES_MAX
+    if !base.username().is_empty() || base.password().is_some() || base.query().is_some() {
+        return Err(bad(
+            "expected no user, password or query in it; a token goes to FRIDAY_TOKEN",
+        ));
     }
-
-    /// The data of the next whole event of this kind. Other kinds and comments are passed over.
-    fn take(&mut self, kind: &str) -> Option<String> {
-        loop {
-            let (end, next) = self.event_end()?;
-            let event: Vec<u8> = self.bytes.drain(..next).collect();
-            let text = String::from_utf8_lossy(&event[..end]);
-            let (mut name, mut data) = ("message", Vec::new());
-            for line in text.lines() {
-                let (field, value) = line.split_once(':').unwrap_or((line, ""));
-                let value = value.strip_prefix(' ').unwrap_or(value);
-                match field {
-                    "event" => name = value,
-                    "data" => data.push(value),
-                    _ => {}
-                }
-            }
-            if name == kind && !data.is_empty() {
-                return Some(data.join("\n"));
-            }
-        }
-    }
-
-    /// Where the first event ends, and where what follows the empty line after it begins.
-    fn event_end(&self) -> Option<(usize, usize)> {
-        let mut line_start = 0;
-        for (at, byte) in self.bytes.iter().enumerate() {
-            if *byte == b'\n' {
-                let line = &self.bytes[line_start..at];
-                if line.is_empty() || line == b"\r" {
-                    return Some((line_start, at + 1));
-                }
-                line_start = at + 1;
-            }
-        }
-        None
-    }
+    Ok(base)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn take_all(decoder: &mut Decoder) -> Vec<String> {
-        std::iter::from_fn(|| decoder.take("rollout")).collect()
-    }
-
-    #[test]
-    fn reads_events_however_their_bytes_are_cut() {
-        let stream = ": heartbeat\n\nevent: rollout\ndata: {\"a\":\ndata: 1}\n\nevent: other\ndata: x\n\n\
-                      event:rollout\r\ndata:2\r\n\r\ndata: no kind\n\nevent: rollout\n\nevent: rollout\ndata: unfinished";
-        for cut in 0..stream.len() {
-            let mut decoder = Decoder::default();
-            assert!(decoder.push(&stream.as_bytes()[..cut]));
-            let mut seen = take_all(&mut decoder);
-            assert!(decoder.push(&stream.as_bytes()[cut..]));
-            seen.extend(take_all(&mut decoder));
-            assert_eq!(seen, ["{\"a\":\n1}", "2"], "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn refuses_an_event_without_end() {
-        let mut decoder = Decoder::default();
-        assert!(decoder.push(&vec![b'x'; BODY_BYTES_MAX]));
-        assert!(!decoder.push(b"x"));
-    }
 
     #[test]
     fn says_which_address_is_none() {
@@ -587,11 +453,8 @@ mod tests {
         assert_eq!(
             said("ftp://localhost"),
             format!(
-                "\"ftp://localhost\" is not the address of a controller: expected http://HOST:PORT{hint}"
+                "\"ftp://localhost\" is not the address of a controller: expected https://HOST:PORT or http://HOST:PORT{hint}"
             )
-        );
-        assert!(
-            said("https://friday.example.org").contains("https is not supported by this version")
         );
         assert!(said("http://user:secret@host").contains("a token goes to FRIDAY_TOKEN"));
         assert!(said("").contains("is not the address"));

@@ -4,7 +4,7 @@
 //! order; they lie here until the reconciler takes the epochs that are final, in the order of their numbers, and has
 //! saved what it made of them. Only then are they acknowledged, so a controller that dies in between reads them again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use proxy_api::{
@@ -27,9 +27,6 @@ pub const PROXIES_MAX: usize = 1_000;
 
 /// Most epochs kept of one proxy: what it keeps itself, 10 minutes.
 const EPOCHS_MAX: usize = 1_200;
-
-/// Longest name of a kind of answer, in bytes; proxies tell no longer ones apart.
-const KIND_BYTES_MAX: usize = 64;
 
 /// How much of the past the signals that people see cover.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -74,6 +71,8 @@ pub struct ProxyStatus {
     pub generation: Generation,
     /// Time since it last reported.
     pub silent: Duration,
+    /// Its version, where it said it.
+    pub version: Option<String>,
 }
 
 #[derive(Debug)]
@@ -91,6 +90,8 @@ struct Proxy {
     weights: BTreeMap<String, Weight>,
     /// Final epochs of the last seconds, for people: number, and when it was heard.
     recent: BTreeMap<u64, (Duration, Epoch)>,
+    /// Its program's version, as it says.
+    version: Option<String>,
 }
 
 /// Why a report was refused.
@@ -134,7 +135,7 @@ fn cell_of(cell: &Cell) -> rollout::Cell {
         kinds: cell
             .kinds
             .iter()
-            .filter(|(kind, _)| kind.len() <= KIND_BYTES_MAX)
+            .filter(|(kind, _)| kind.len() <= proxy_api::KIND_BYTES_MAX)
             .take(rollout::judge::KINDS_MAX)
             .map(|(kind, count)| (kind.clone(), u64::from(*count)))
             .collect(),
@@ -247,6 +248,7 @@ impl Fleet {
             in_flight: Vec::new(),
             weights: BTreeMap::new(),
             recent: BTreeMap::new(),
+            version: None,
         };
         let proxy = proxies.entry(name.to_owned()).or_insert_with(fresh);
         if proxy.boot != report.boot {
@@ -286,6 +288,13 @@ impl Fleet {
         drop(proxies);
         self.heard.notify_one();
         Ok(ack)
+    }
+
+    /// Which version of its program a proxy says it is. One that is not known yet is known by its first report.
+    pub fn introduce(&self, name: &str, version: Option<String>) {
+        if let Some(proxy) = self.lock().get_mut(name) {
+            proxy.version = version;
+        }
     }
 
     /// The final epochs that were not read yet, as slices by service. The same again, until [`Fleet::acknowledge`].
@@ -384,6 +393,16 @@ impl Fleet {
             .sum()
     }
 
+    /// The proxies that are not waited for any more, by name: silent for [`PROXY_LIVE`].
+    #[must_use]
+    pub fn silent(&self, now: Duration) -> BTreeSet<String> {
+        let proxies = self.lock();
+        let silent = proxies
+            .iter()
+            .filter(|(_, proxy)| now.saturating_sub(proxy.heard) >= PROXY_LIVE);
+        silent.map(|(name, _)| name.clone()).collect()
+    }
+
     /// What became of the requests to one arm of a service lately.
     #[must_use]
     pub fn recent(&self, service: &str, arm: Arm, now: Duration) -> Recent {
@@ -424,6 +443,7 @@ impl Fleet {
                 name: name.clone(),
                 generation: proxy.generation,
                 silent: now.saturating_sub(proxy.heard),
+                version: proxy.version.clone(),
             })
             .collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));

@@ -4,12 +4,17 @@
 //! ([`orchestrator`], [`store`], [`fleet`], [`metrics_source`], [`clock`]) and what the world needs of it ([`api`], [`cli`]). What a rollout
 //! is, and how it is judged, is the crate `rollout`, which knows none of this.
 
+pub mod adopt;
+pub mod agent;
+pub mod agents;
 pub mod api;
 pub mod app;
+pub mod auth;
 pub mod checks;
 pub mod cli;
 pub mod client;
 pub mod clock;
+pub mod doctor;
 pub mod fleet;
 pub mod metrics_source;
 pub mod orchestrator;
@@ -18,6 +23,7 @@ pub mod replay;
 mod request_rate;
 pub mod routing;
 pub mod saturation;
+pub mod server;
 pub mod simulate;
 pub mod spec;
 pub mod stack;

@@ -7,6 +7,9 @@ use clap::Parser;
 use friday::cli::{self, Cli};
 use tracing_subscriber::EnvFilter;
 
+/// The exit code after Ctrl-C, as shells have it.
+const INTERRUPTED: i32 = 130;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -19,5 +22,13 @@ async fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(has_colours)
         .init();
+    if std::process::id() == 1 && !cli.serves() {
+        // The first process of a container gets no signal that it has not asked for: Ctrl-C would do nothing.
+        tokio::spawn(async {
+            if friday::app::terminated().await.is_ok() {
+                std::process::exit(INTERRUPTED);
+            }
+        });
+    }
     cli::run(cli).await
 }

@@ -12,6 +12,7 @@ use proxy_api::Endpoint;
 use rollout::{Duration, Release, ReleaseId, ServiceName, Spec};
 
 pub mod process;
+mod ready;
 pub mod swarm;
 
 /// One task of a service: a process, or a Swarm task.
@@ -58,6 +59,13 @@ impl Group {
             .tasks
             .iter()
             .filter(|task| task.ready && task.release == *release);
+        u32::try_from(ready.count()).unwrap_or(u32::MAX)
+    }
+
+    /// How many tasks may get requests, whichever release they run.
+    #[must_use]
+    pub fn serving(&self) -> u32 {
+        let ready = self.tasks.iter().filter(|task| task.ready);
         u32::try_from(ready.count()).unwrap_or(u32::MAX)
     }
 }
@@ -151,6 +159,17 @@ pub trait Orchestrator: fmt::Debug + Send + Sync {
     /// Of no use to who chooses ports.
     fn know(&self, _spec: &Spec) {}
 
+    /// Waits until something may have changed. A hint: it may come for nothing, late or never; who has none to give waits
+    /// for ever. A word that comes while nobody waits is kept.
+    async fn changed(&self) {
+        std::future::pending().await
+    }
+
+    /// Whether [`Self::changed`] tells of changes at present, so that what is at rest may be looked at less often.
+    fn tells(&self) -> bool {
+        false
+    }
+
     /// The names of the services there are, sorted.
     ///
     /// # Errors
@@ -185,6 +204,20 @@ pub trait Orchestrator: fmt::Debug + Send + Sync {
         release: &Release,
     ) -> Result<(), OrchestratorError>;
 
+    /// The stable group, from which somebody took all tasks, shall run `release` with `replicas` of them again. For who
+    /// scales and removes no service by another's word, it is [`Self::ensure_stable`].
+    ///
+    /// # Errors
+    /// The wish was not taken down.
+    async fn restore_stable(
+        &self,
+        service: &ServiceName,
+        release: &Release,
+        _replicas: u32,
+    ) -> Result<(), OrchestratorError> {
+        self.ensure_stable(service, release).await
+    }
+
     /// There shall be a canary group: a clone of the stable group that runs `release` with `replicas` tasks.
     ///
     /// # Errors
@@ -201,4 +234,18 @@ pub trait Orchestrator: fmt::Debug + Send + Sync {
     /// # Errors
     /// The wish was not taken down.
     async fn ensure_no_canary(&self, service: &ServiceName) -> Result<(), OrchestratorError>;
+}
+
+/// Runs what blocks on the disk off the runtime.
+async fn off_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, OrchestratorError> + Send + 'static,
+) -> Result<T, OrchestratorError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => Err(OrchestratorError::Unreachable {
+            what: "the thread that reads files".to_owned(),
+            source: std::io::Error::other(error),
+        }),
+    }
 }

@@ -5,42 +5,54 @@
 //! what any other does. A state is saved before it is acted upon. Only the way back does not wait for the store: if a
 //! rollback cannot be written it happens all the same, and is written as soon as that is possible (F40).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use futures::future::join_all;
 use proxy_api::{Generation, RouteTable};
-use rollout::judge::{Baseline, CheckSample, Decision, Judged, RULES_VERSION, Signal};
+use rollout::judge::{CheckSample, Decision, Judged, RULES_VERSION, Signal};
 use rollout::rollout::Ruling;
 use rollout::{
-    Block, Duration, Event, Judge, Observed, Phase, Placement, Release, Rollout, RolloutId,
-    ServiceName, Spec, Weight,
+    Block, Duration, Event, Judge, Placement, Release, Rollout, ServiceName, Spec, Weight,
 };
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::agents::Agents;
 use crate::checks::Checks;
 use crate::clock::Clock;
-use crate::fleet::{Fleet, Slice, Taken};
+use crate::fleet::{Fleet, PROXY_LIVE, Slice, Taken};
 use crate::metrics_source::MetricsSource;
 use crate::orchestrator::{Orchestrator, OrchestratorError, ServiceState};
 use crate::replay::{Began, Sample};
-use crate::request_rate::RequestRate;
 use crate::routing;
-use crate::saturation::Saturation;
-use crate::store::{Change, NewEvent, Saved, Store, StoreError};
+use crate::store::{Change, Saved, Store, StoreError};
 
+mod commit;
 mod ledger;
+mod look;
 mod request;
+mod service;
 
 pub use request::{Deploy, Reply, Request, RequestError};
 
 use ledger::Ledger;
+use service::Service;
 
 /// How often the world is looked at when nothing calls. A reaction takes at most this much longer; an observation of
 /// some tasks takes a few milliseconds.
 pub const TICK: Duration = Duration::from_millis(250);
+
+/// How often a service at rest is looked at, where its orchestrator tells of changes. What it does not tell of, such as a
+/// task that died on another node, is seen within this; a task that replaces it takes about as long to start, and the
+/// proxies leave the dead one by themselves.
+const REST: Duration = Duration::from_secs(1);
+
+/// How long after a word of a change nothing counts as at rest: its tasks follow over some seconds.
+const RESTLESS: Duration = Duration::from_secs(10);
+
+/// How long a word of a change waits for others: a task that starts makes several.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// Longest time that one turn may count as passed: after the machine slept, or an engine hung, a deadline shall not
 /// fire for time in which nothing was seen.
@@ -51,9 +63,6 @@ pub const REQUESTS_MAX: usize = 64;
 
 /// Stretches of stable traffic that are learned from at once, outside analysis: as long as the judge's blocks.
 const LEARN_EVERY: Duration = Duration::from_secs(2);
-
-/// Endpoints whose node is remembered, so that late reports of a dead task find it.
-const NODES_MAX: usize = 10_000;
 
 /// The author of what nobody ordered.
 pub const FRIDAY: &str = "friday";
@@ -71,6 +80,8 @@ pub struct ServiceSnapshot {
     pub last: Option<Saved>,
     /// What the tasks use.
     pub usage: crate::saturation::Usage,
+    /// Why its tasks could not be seen at the last look; then what is known of them is older.
+    pub trouble: Option<String>,
 }
 
 /// What the loop publishes.
@@ -78,102 +89,8 @@ pub struct ServiceSnapshot {
 pub struct Snapshot {
     /// By name.
     pub services: BTreeMap<ServiceName, ServiceSnapshot>,
-}
-
-#[derive(Debug)]
-struct Service {
-    spec: Spec,
-    state: Option<ServiceState>,
-    open: Vec<Saved>,
-    last: Option<Saved>,
-    baseline: Baseline,
-    learning: Block,
-    rate: RequestRate,
-    nodes: HashMap<String, String>,
-    saturation: Saturation,
-    /// Restarts of the canary and of stable, as the judge was last told.
-    restarts: (u32, u32),
-    /// Why the last wish of a rollout was refused for good.
-    refused: Option<(RolloutId, String)>,
-    /// Whether the last look failed; said once, not at every turn.
-    blind: bool,
-}
-
-impl Service {
-    fn new(spec: Spec) -> Self {
-        Self {
-            spec,
-            state: None,
-            open: Vec::new(),
-            last: None,
-            baseline: Baseline::default(),
-            learning: Block::default(),
-            rate: RequestRate::default(),
-            nodes: HashMap::new(),
-            saturation: Saturation::default(),
-            restarts: (0, 0),
-            refused: None,
-            blind: false,
-        }
-    }
-
-    /// The rollout whose wishes count: the oldest that has not ended, else the newest that has.
-    fn in_charge(&self) -> Option<&Rollout> {
-        self.open
-            .first()
-            .or(self.last.as_ref())
-            .map(|saved| &saved.rollout)
-    }
-
-    /// What the service goes by now.
-    fn spec(&self) -> &Spec {
-        self.open
-            .first()
-            .map_or(&self.spec, |saved| &saved.rollout.spec)
-    }
-
-    fn remember_nodes(&mut self) {
-        let Some(state) = &self.state else { return };
-        if self.nodes.len() > NODES_MAX {
-            self.nodes.clear();
-        }
-        for task in state
-            .stable
-            .tasks
-            .iter()
-            .chain(state.canary.iter().flat_map(|group| &group.tasks))
-        {
-            self.nodes
-                .insert(task.endpoint.to_string(), task.node.clone());
-        }
-    }
-
-    /// The block with nodes in place of the addresses that proxies know.
-    fn by_node(&self, block: &Block) -> Block {
-        let translate = |cells: &[rollout::Cell]| {
-            let mut named = Vec::with_capacity(cells.len());
-            for cell in cells {
-                let node = self
-                    .nodes
-                    .get(&cell.node)
-                    .cloned()
-                    .unwrap_or_else(|| cell.node.clone());
-                rollout::signals::merge_cells(
-                    &mut named,
-                    &[rollout::Cell {
-                        node,
-                        ..cell.clone()
-                    }],
-                );
-            }
-            named
-        };
-        Block {
-            canary: translate(&block.canary),
-            stable: translate(&block.stable),
-            ..block.clone()
-        }
-    }
+    /// Why the last change could not be saved, and when by the clock's elapsed time; nothing was saved since.
+    pub unsaved: Option<(String, Duration)>,
 }
 
 /// The loop and all it owns.
@@ -190,9 +107,16 @@ pub struct Reconciler {
     snapshot: watch::Sender<Arc<Snapshot>>,
     table: RouteTable,
     turned: Duration,
+    /// The proxies that are not waited for.
+    silent: BTreeSet<String>,
+    /// When the orchestrator last had word of a change.
+    told: Option<Duration>,
     checks: Checks,
+    agents: Arc<Agents>,
     /// What went ahead although it could not be saved: rollouts on their way back, and the events that tell of it.
     unsaved: Change,
+    /// Why the last change could not be saved, and since when.
+    save_trouble: Option<(String, Duration)>,
 }
 
 /// What others hold of the loop.
@@ -265,8 +189,12 @@ impl Reconciler {
             snapshot,
             table: RouteTable::default(),
             turned,
+            silent: BTreeSet::new(),
+            told: None,
             checks: Checks::of(None),
+            agents: Agents::new(),
             unsaved: Change::default(),
+            save_trouble: None,
         };
         Ok((reconciler, handle))
     }
@@ -278,6 +206,12 @@ impl Reconciler {
             checks: Checks::of(source),
             ..self
         }
+    }
+
+    /// The same, with what these agents say of the tasks.
+    #[must_use]
+    pub fn with_agents(self, agents: Arc<Agents>) -> Self {
+        Self { agents, ..self }
     }
 
     /// Turns until told to stop. What runs goes on running.
@@ -292,6 +226,10 @@ impl Reconciler {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 _ = tick.tick() => {}
+                () = self.orchestrator.changed() => {
+                    tokio::time::sleep(GATHER).await;
+                    self.told = Some(self.clock.elapsed());
+                }
                 request = self.requests.recv() => match request {
                     Some(request) => self.answer(request).await?,
                     None => return Ok(()),
@@ -321,92 +259,6 @@ impl Reconciler {
         Ok(())
     }
 
-    async fn look(&mut self) {
-        let now = self.clock.elapsed();
-        // All at once: an engine that hangs costs one time-out a turn, however many services it has.
-        let looks = join_all(self.services.iter().map(async |(name, service)| {
-            self.orchestrator.know(service.spec());
-            self.orchestrator.observe(name).await
-        }));
-        let looks = looks.await;
-        for ((name, service), look) in self.services.iter_mut().zip(looks) {
-            match look {
-                Ok(state) => {
-                    if std::mem::take(&mut service.blind) {
-                        tracing::info!(service = %name, "the orchestrator answers again");
-                    }
-                    service.saturation.see(&state, now);
-                    service.state = Some(state);
-                    service.remember_nodes();
-                }
-                Err(error) => {
-                    if !std::mem::replace(&mut service.blind, true) {
-                        tracing::warn!(service = %name, error = %chain(&error), "cannot see the tasks: what was known stays in force");
-                    }
-                }
-            }
-        }
-    }
-
-    fn observed(
-        &self,
-        name: &ServiceName,
-        service: &Service,
-        rollout: &Rollout,
-    ) -> Option<Observed> {
-        let state = service.state.as_ref()?;
-        let now = self.clock.elapsed();
-        let canary = state.canary.as_ref();
-        Some(Observed {
-            stable_replicas: state.stable.replicas,
-            stable_wants: Some(state.stable.release.id.clone()),
-            stable_ready: state.stable.ready(&rollout.stable.id),
-            stable_updated: state.stable.ready(&rollout.canary.id),
-            canary_exists: canary.is_some(),
-            canary_ready: canary.map_or(0, |group| group.ready(&rollout.canary.id)),
-            weight_seen: self.fleet.weight_seen(name.as_str(), now),
-            canary_in_flight: self.canary_in_flight(name, rollout, now),
-            requests_per_second: match rollout.running_phase() {
-                Phase::Deploying { .. } => service.rate.per_second(),
-                Phase::Analyzing { .. }
-                | Phase::Gated { .. }
-                | Phase::Baking { .. }
-                | Phase::Warm { .. }
-                | Phase::Paused { .. }
-                | Phase::Promoting { .. }
-                | Phase::RollingBack { .. }
-                | Phase::Promoted
-                | Phase::RolledBack { .. } => None,
-            },
-            trouble: canary.and_then(|group| group.trouble.clone()),
-            refused: service
-                .refused
-                .as_ref()
-                .filter(|(id, _)| *id == rollout.id)
-                .map(|(_, words)| words.clone()),
-        })
-    }
-
-    /// Requests in flight to the canary's tasks. Once the stable group runs the same release they cannot be told apart
-    /// by release; then only the drain limit of the tasks themselves protects them.
-    fn canary_in_flight(&self, name: &ServiceName, rollout: &Rollout, now: Duration) -> u32 {
-        match rollout.running_phase() {
-            Phase::Promoting { .. } => 0,
-            Phase::Deploying { .. }
-            | Phase::Analyzing { .. }
-            | Phase::Gated { .. }
-            | Phase::Baking { .. }
-            | Phase::Warm { .. }
-            | Phase::Paused { .. }
-            | Phase::RollingBack { .. }
-            | Phase::Promoted
-            | Phase::RolledBack { .. } => {
-                self.fleet
-                    .in_flight(name.as_str(), rollout.canary.id.as_str(), now)
-            }
-        }
-    }
-
     /// Moves every running rollout by what was seen, and saves that.
     async fn decide(&mut self, passed: Duration, taken: &Taken) -> Result<(), StoreError> {
         let mut change = Change {
@@ -421,6 +273,7 @@ impl Reconciler {
                 .map_or(&[][..], Vec::as_slice);
             self.decide_one(name, passed, slices, &mut change);
         }
+        self.tell_of_proxies(&mut change);
         let only_marks =
             change.rollouts.is_empty() && change.events.is_empty() && self.unsaved.is_empty();
         if only_marks {
@@ -432,6 +285,30 @@ impl Reconciler {
             // Said already. What was not saved comes again at the next turn.
         }
         Ok(())
+    }
+
+    /// Says which proxies are not waited for any more, and which are again: a rollout that goes on without one says so.
+    fn tell_of_proxies(&mut self, change: &mut Change) {
+        let silent = self.fleet.silent(self.clock.elapsed());
+        let before = std::mem::replace(&mut self.silent, silent);
+        for name in before.symmetric_difference(&self.silent) {
+            let is_silent = self.silent.contains(name);
+            let seconds = PROXY_LIVE.as_secs();
+            if is_silent {
+                tracing::warn!(proxy = %name, seconds, "a proxy is silent: rollouts go on without waiting for it");
+            } else {
+                tracing::info!(proxy = %name, "a silent proxy is heard again");
+            }
+            let running = self
+                .services
+                .values()
+                .filter_map(|service| service.open.first());
+            change.events.extend(running.map(|saved| {
+                let data =
+                    json!({ "proxy": name, "silent": is_silent, "silent_seconds_min": seconds });
+                Ledger::of(&saved.rollout).event("proxy", FRIDAY, data)
+            }));
+        }
     }
 
     fn decide_one(
@@ -532,7 +409,9 @@ impl Reconciler {
             service.saturation.served(&block);
         }
         let state = service.state.as_ref()?;
-        let gauges = service.saturation.sample(state, now);
+        let judge = service.open.first().and_then(|saved| saved.judge.as_ref());
+        let waited = judge.and_then(Judge::since_sample);
+        let gauges = service.saturation.sample(state, now, waited);
         let restarts = (state.canary.as_ref()?.restarts, state.stable.restarts);
         let more = std::mem::replace(&mut service.restarts, restarts) != restarts;
         let limits = service.saturation.at_limit(state);
@@ -586,102 +465,6 @@ impl Reconciler {
                 if block.weight != Weight::ALL {
                     service.baseline.learn(&block, &guard);
                 }
-            }
-        }
-    }
-
-    /// Saves a change and makes it true in memory. If it cannot be saved and `backwards` is allowed, what only goes back
-    /// to stable becomes true all the same, and is saved as soon as that is possible. The inner result says whether it
-    /// was saved.
-    async fn commit(
-        &mut self,
-        mut change: Change,
-        backwards: bool,
-    ) -> Result<Result<(), StoreError>, StoreError> {
-        change
-            .events
-            .splice(0..0, self.unsaved.events.iter().cloned());
-        for waiting in &self.unsaved.rollouts {
-            if !change
-                .rollouts
-                .iter()
-                .any(|saved| saved.rollout.id == waiting.rollout.id)
-            {
-                change.rollouts.push(waiting.clone());
-            }
-        }
-        match self.store.save(self.term, self.clock.now(), &change).await {
-            Ok(()) => {
-                self.unsaved = Change::default();
-                self.fleet.acknowledge(&change.marks);
-                self.take_in(change);
-                Ok(Ok(()))
-            }
-            Err(error @ StoreError::Fenced { .. }) => Err(error),
-            Err(error) => {
-                tracing::error!(error = %chain(&error), "not saved; only rollbacks go ahead until it can be");
-                if backwards {
-                    let goes_back = |saved: &Saved| {
-                        matches!(
-                            saved.rollout.phase,
-                            Phase::RollingBack { .. } | Phase::RolledBack { .. }
-                        )
-                    };
-                    let rollouts: Vec<Saved> =
-                        change.rollouts.into_iter().filter(goes_back).collect();
-                    let tells = |event: &NewEvent| {
-                        // Verdicts come again with the blocks, which were not acknowledged.
-                        event.kind != "verdict"
-                            && rollouts
-                                .iter()
-                                .any(|saved| event.rollout.as_ref() == Some(&saved.rollout.id))
-                    };
-                    let events = change.events.into_iter().filter(tells).collect();
-                    self.unsaved = Change {
-                        rollouts,
-                        events,
-                        ..Change::default()
-                    };
-                    self.take_in(Change {
-                        rollouts: self.unsaved.rollouts.clone(),
-                        ..Change::default()
-                    });
-                }
-                Ok(Err(error))
-            }
-        }
-    }
-
-    fn take_in(&mut self, change: Change) {
-        for saved in change.started {
-            let name = saved.rollout.service.clone();
-            let service = self
-                .services
-                .entry(name)
-                .or_insert_with(|| Service::new(saved.rollout.spec.clone()));
-            service.open.push(saved);
-        }
-        for saved in change.rollouts {
-            let Some(service) = self.services.get_mut(&saved.rollout.service) else {
-                continue;
-            };
-            let Some(at) = service
-                .open
-                .iter()
-                .position(|open| open.rollout.id == saved.rollout.id)
-            else {
-                continue;
-            };
-            if saved.rollout.phase.is_ended() {
-                service.open.remove(at);
-                if saved.rollout.phase == Phase::Promoted {
-                    service.spec = saved.rollout.spec.clone();
-                    // Another release is stable now: what was known of the one before says little of it.
-                    service.baseline = Baseline::default();
-                }
-                service.last = Some(saved);
-            } else {
-                service.open[at] = saved;
             }
         }
     }
@@ -753,6 +536,14 @@ impl Reconciler {
             state.stable.trouble.is_some()
                 && state.stable.ready(&release.id) < state.stable.replicas
         };
+        // Before traffic returns to it (F15).
+        if let (Some(release), Some(replicas)) = (&desired.stable, desired.stable_replicas)
+            && state.stable.replicas == 0
+        {
+            self.orchestrator
+                .restore_stable(name, release, replicas)
+                .await?;
+        }
         if let Some(release) = &desired.stable
             && (state.stable.release.id != release.id || is_stuck(release))
         {
@@ -783,11 +574,15 @@ impl Reconciler {
                     open: service.open.clone(),
                     last: service.last.clone(),
                     usage: service.saturation.usage(),
+                    trouble: service.blind.clone(),
                 };
                 (name.clone(), snapshot)
             })
             .collect();
-        self.snapshot.send_replace(Arc::new(Snapshot { services }));
+        self.snapshot.send_replace(Arc::new(Snapshot {
+            services,
+            unsaved: self.save_trouble.clone(),
+        }));
     }
 }
 

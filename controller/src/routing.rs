@@ -6,7 +6,7 @@ use proxy_api::{
 };
 use rollout::plan::Sticky as PlanSticky;
 use rollout::proxy::{ProxySpec, TaskProtocol};
-use rollout::rollout::{Promotion, Retreat};
+use rollout::rollout::{Cause, Promotion, Retreat};
 use rollout::{Duration, Phase, Release, Rollout, Spec, Weight};
 
 use crate::orchestrator::{Group, ServiceState};
@@ -47,8 +47,16 @@ fn serving(rollout: &Rollout) -> Option<&Release> {
         }
         | Phase::Promoted => Some(&rollout.canary),
         Phase::RollingBack {
-            stage: Retreat::Restoring { canary: false },
+            stage: Retreat::Restoring { canary: false } | Retreat::Yielding { .. },
             ..
+        } => None,
+        // What the stable group runs is the owner's, and none of what this rollout knew.
+        Phase::RollingBack {
+            cause: Cause::Overtaken { .. },
+            ..
+        }
+        | Phase::RolledBack {
+            cause: Cause::Overtaken { .. },
         } => None,
         Phase::Deploying { .. }
         | Phase::Analyzing { .. }
@@ -96,7 +104,9 @@ pub fn route(spec: &Spec, state: &ServiceState, rollout: Option<&Rollout>) -> Ro
     let stable_release = rollout.and_then(serving).unwrap_or(&state.stable.release);
     let stable = Upstream {
         release: stable_release.id.to_string(),
-        endpoints: endpoints(&state.stable, rollout.map_or(Some(stable_release), serving)),
+        // Without a rollout it is the owner's business which release a task runs: while they update the service themselves,
+        // the first new task shall not get everything.
+        endpoints: endpoints(&state.stable, rollout.and_then(serving)),
     };
     let canary = rollout.and_then(|rollout| {
         let group = state.canary.as_ref()?;
@@ -151,6 +161,47 @@ pub fn route(spec: &Spec, state: &ServiceState, rollout: Option<&Rollout>) -> Ro
 mod tests {
     use super::*;
     use crate::spec::{ReadOptions, read};
+
+    #[test]
+    fn f16_while_the_owner_updates_the_service_all_its_ready_tasks_share_the_requests() {
+        let task = |id: u8, digest: &str, ready| crate::orchestrator::Task {
+            id: id.to_string(),
+            release: rollout::ReleaseId::of_digest(digest),
+            endpoint: format!("10.0.0.{id}:80").parse().unwrap(),
+            node: "n1".to_owned(),
+            ready,
+            memory_bytes: None,
+            memory_bytes_max: None,
+            cpu: None,
+        };
+        let old = |id| task(id, "sha256:1", true);
+        let state = ServiceState {
+            stable: Group {
+                release: Release::new("web:2", "sha256:2", None),
+                replicas: 4,
+                tasks: vec![
+                    task(9, "sha256:2", true),
+                    task(8, "sha256:2", false),
+                    old(1),
+                    old(2),
+                ],
+                restarts: 0,
+                trouble: None,
+            },
+            canary: None,
+        };
+        let text = "service: web\nport: 80\n";
+        let spec = read(text, "friday.yml", &ReadOptions::default()).unwrap();
+        let table = route(&spec, &state, None);
+        assert_eq!(table.stable.release, state.stable.release.id.to_string());
+        let endpoints: Vec<&str> = table
+            .stable
+            .endpoints
+            .iter()
+            .map(Endpoint::as_str)
+            .collect();
+        assert_eq!(endpoints, ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.9:80"]);
+    }
 
     #[test]
     fn what_friday_yml_says_of_the_proxy_stands_in_its_table() {

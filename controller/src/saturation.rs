@@ -71,6 +71,8 @@ pub struct Saturation {
     shown: Option<Moment>,
     usage: Usage,
     sampled: Option<Moment>,
+    /// The judge was given a sample since this controller started.
+    has_sampled: bool,
     requests: HashMap<(Arm, String), u64>,
 }
 
@@ -129,20 +131,39 @@ impl Saturation {
         })
     }
 
-    /// The next sample for the judge, if it is time for one.
-    pub fn sample(&mut self, state: &ServiceState, now: Duration) -> Option<SaturationSample> {
+    /// The next sample for the judge, if it is time for one. `waited` is how long the judge has had none: a controller that was
+    /// started in the middle of a rollout gives its first one when it is due, without CPU, of which it knows too little yet. Or
+    /// those that never live for a whole period would leave the judge without gauges, and its gates closed.
+    pub fn sample(
+        &mut self,
+        state: &ServiceState,
+        now: Duration,
+        waited: Option<Duration>,
+    ) -> Option<SaturationSample> {
         let before = self.sampled.get_or_insert_with(|| Moment::of(state, now));
-        if now.saturating_sub(before.at) < SAMPLE_PERIOD {
+        let is_whole = now.saturating_sub(before.at) >= SAMPLE_PERIOD;
+        let is_due = !self.has_sampled && waited.is_some_and(|waited| waited >= SAMPLE_PERIOD);
+        if !is_whole && !is_due {
             return None;
         }
         let requests = std::mem::take(&mut self.requests);
         let gauges = |arm: Arm, group: &Group| -> Vec<NodeGauges> {
-            let ready = group.tasks.iter().filter(|task| task.ready);
+            let ready: Vec<&Task> = group.tasks.iter().filter(|task| task.ready).collect();
+            let beside = |node: &str| ready.iter().filter(|task| task.node == node).count();
             ready
-                .map(|task| NodeGauges {
-                    cpu_seconds: before.since(task).map(|used| used.as_secs_f64()),
-                    requests: requests.get(&(arm, task.node.clone())).copied().map(as_f64),
-                    ..memory_of(task)
+                .iter()
+                .map(|task| {
+                    // Requests are counted by node: each of its tasks has served its share of them.
+                    let on_node = requests.get(&(arm, task.node.clone())).copied();
+                    let share = as_f64(beside(&task.node) as u64);
+                    NodeGauges {
+                        cpu_seconds: before
+                            .since(task)
+                            .filter(|_| is_whole)
+                            .map(|used| used.as_secs_f64()),
+                        requests: on_node.map(|requests| as_f64(requests) / share),
+                        ..memory_of(task)
+                    }
                 })
                 .collect()
         };
@@ -155,6 +176,7 @@ impl Saturation {
             stable: gauges(Arm::Stable, &state.stable),
         };
         self.sampled = Some(Moment::of(state, now));
+        self.has_sampled = true;
         Some(sample)
     }
 }

@@ -8,6 +8,10 @@
 //! (<https://docs.docker.com/reference/compose-file/deploy/>) and Docker's defaults for what is not given
 //! (<https://docs.docker.com/reference/cli/docker/service/create/>).
 
+pub mod image;
+pub mod running;
+mod why;
+
 use rollout::{Duration, ServiceName};
 
 use crate::yaml::{Fields, Finding, Findings, Place, Tree, Value, show_duration, units};
@@ -31,6 +35,8 @@ pub enum Rule {
     ShortMonitor,
     /// The new task waits for a port that the old one holds.
     FixedPort,
+    /// Neither the engine nor the registry has the image.
+    MissingImage,
 }
 
 /// What an engine does where the file says nothing.
@@ -122,6 +128,11 @@ struct Service<'a> {
 }
 
 impl<'a> Service<'a> {
+    /// Where a value stands, or where its key is missing.
+    fn spot(&self, value: Option<&Value<'_>>, key: &str) -> Spot {
+        value.map_or_else(|| self.missing(key), Spot::of)
+    }
+
     fn missing(&self, key: &str) -> Spot {
         Spot {
             at: self.at,
@@ -130,7 +141,7 @@ impl<'a> Service<'a> {
         }
     }
 
-    /// A key of `deploy`, or where it is missing.
+    /// A key of `deploy`.
     fn deploy(&mut self, key: &'static str) -> Option<Value<'a>> {
         self.deploy.as_mut()?.take(key)
     }
@@ -151,11 +162,7 @@ fn stack(root: Value<'_>, name: &ServiceName, report: &mut Report<'_>) {
     else {
         return;
     };
-    let is_it = |key: &str| {
-        let whole = name.as_str();
-        whole == key || (whole.ends_with(key) && whole[..whole.len() - key.len()].ends_with('_'))
-    };
-    let Some((_, value)) = services.entries().find(|(key, _)| is_it(key)) else {
+    let Some((_, value)) = services.entries().find(|(key, _)| is_it(key, name)) else {
         let known: Vec<&str> = services.entries().map(|(key, _)| key).collect();
         let expected = format!(
             "expected a service {name}, or what follows an underscore in it; there are: {}",
@@ -192,6 +199,12 @@ fn stack(root: Value<'_>, name: &ServiceName, report: &mut Report<'_>) {
     }
 }
 
+/// Whether a key of `services` is the service, whose name may begin with the stack's.
+fn is_it(key: &str, name: &ServiceName) -> bool {
+    let whole = name.as_str();
+    whole == key || (whole.ends_with(key) && whole[..whole.len() - key.len()].ends_with('_'))
+}
+
 fn image(service: &mut Service<'_>, report: &mut Report<'_>) {
     let Some(value) = service.fields.take("image") else {
         let spot = service.missing("image");
@@ -205,12 +218,15 @@ fn image(service: &mut Service<'_>, report: &mut Report<'_>) {
     };
     let why = match tag(image) {
         Tag::Fixed => return,
-        Tag::None => "it has no tag, which means latest: what runs tomorrow was never tried",
-        Tag::Moved => "this tag is moved with each build: what runs tomorrow was never tried",
+        Tag::None => why::NO_TAG,
+        Tag::Moved => why::MOVED_TAG,
     };
-    let mend = "name a version or a commit, such as web:1.4.2 or web:$CI_COMMIT_SHA; friday itself pins what it \
-                releases by digest";
-    report.broken(Rule::FloatingTag, Spot::of(&value), why, mend);
+    report.broken(
+        Rule::FloatingTag,
+        Spot::of(&value),
+        why,
+        why::NAME_A_VERSION,
+    );
 }
 
 enum Tag {
@@ -224,8 +240,9 @@ fn tag(image: &str) -> Tag {
     if image.contains('@') {
         return Tag::Fixed;
     }
-    if let Some(start) = image.rfind("${") {
-        let inside = image[start + 2..].trim_end_matches('}');
+    // The last variable, if the image ends with it.
+    let variable = image.rsplit_once("${").map(|(_, rest)| rest);
+    if let Some(inside) = variable.and_then(|rest| rest.strip_suffix('}')) {
         let default = inside
             .split_once(":-")
             .or_else(|| inside.split_once('-'))
@@ -236,12 +253,10 @@ fn tag(image: &str) -> Tag {
             Some(_) | None => Tag::Fixed,
         };
     }
-    if image.contains('$') {
-        return Tag::Fixed;
-    }
     // A colon before a slash is a registry's port.
     let last = image.rsplit('/').next().unwrap_or(image);
     match last.split_once(':') {
+        _ if last.contains('$') => Tag::Fixed,
         None => Tag::None,
         Some((_, tag)) if MOVED_TAGS.contains(&tag) => Tag::Moved,
         Some(_) => Tag::Fixed,
@@ -250,7 +265,7 @@ fn tag(image: &str) -> Tag {
 
 /// How long the health check may take to say that a new task is ill: start period and all its tries. `None` without one.
 fn health_check(service: &mut Service<'_>, report: &mut Report<'_>) -> Option<Duration> {
-    let why = "nothing asks a task whether it can work: Swarm calls it running as soon as its process is there";
+    let why = why::NO_HEALTH_CHECK;
     let mend = "add `healthcheck: { test: [CMD, …], interval: 5s, retries: 3 }`, unless the image brings one of its own";
     let Some(value) = service.fields.take("healthcheck") else {
         report.broken(
@@ -263,17 +278,9 @@ fn health_check(service: &mut Service<'_>, report: &mut Report<'_>) -> Option<Du
     };
     let spot = Spot::of(&value);
     let mut fields = value.map("a map like { test: [CMD, /app, health] }", report.findings)?;
-    let is_off = |value: Value<'_>, findings: &mut Findings| {
-        let is = value.scalar("true or false", findings, |text| match text {
-            "true" => Some(true),
-            "false" => Some(false),
-            _ => None,
-        });
-        is == Some(true)
-    };
     let disabled = fields
         .take("disable")
-        .is_some_and(|value| is_off(value, report.findings));
+        .is_some_and(|value| is(&value, "true", "false", report));
     let test = fields.take("test");
     let is_none = test.is_some_and(|test| {
         if test.is_list() {
@@ -301,6 +308,16 @@ fn health_check(service: &mut Service<'_>, report: &mut Report<'_>) -> Option<Du
     Some(start + interval.checked_mul(retries)?)
 }
 
+/// Whether it is the one word of two; what is neither is noted.
+fn is(value: &Value<'_>, yes: &str, no: &str, report: &mut Report<'_>) -> bool {
+    let read = |text| match text {
+        text if text == yes => Some(true),
+        text if text == no => Some(false),
+        _ => None,
+    };
+    value.scalar(&format!("{yes} or {no}"), report.findings, read) == Some(true)
+}
+
 /// A time as stack files have it, or its default.
 fn time(
     fields: &mut Fields<'_>,
@@ -320,35 +337,25 @@ fn time(
 fn order(service: &mut Service<'_>, report: &mut Report<'_>) {
     let fixed = fixed_port(service, report);
     let order = service.update("order");
-    let is_start_first = order.as_ref().is_some_and(|value| {
-        let expected = "start-first or stop-first";
-        let is = value.scalar(expected, report.findings, |text| match text {
-            "start-first" => Some(true),
-            "stop-first" => Some(false),
-            _ => None,
-        });
-        is == Some(true)
-    });
+    let is_start_first = order
+        .as_ref()
+        .is_some_and(|value| is(value, "start-first", "stop-first", report));
     match (is_start_first, fixed) {
         (true, Some(port)) => report.broken(
             Rule::FixedPort,
             port,
-            "start-first and a fixed port of the node: the new task waits for the port that the old one holds, and \
-             the update never ends",
+            why::FIXED_PORT,
             "remove the port: the proxy reaches tasks over their network",
         ),
         (true, None) => {}
         (false, fixed) => {
-            let spot = order
-                .map(|value| Spot::of(&value))
-                .unwrap_or_else(|| service.missing("deploy.update_config.order"));
+            let spot = service.spot(order.as_ref(), "deploy.update_config.order");
             let mend = if fixed.is_some() {
                 "set it to start-first, and remove the fixed port of the node, with which start-first never ends"
             } else {
                 "set it to start-first"
             };
-            let why = "each update takes a task away before the next one runs (stop-first is Swarm's default)";
-            report.broken(Rule::StopFirst, spot, why, mend);
+            report.broken(Rule::StopFirst, spot, why::STOP_FIRST, mend);
         }
     }
 }
@@ -365,11 +372,7 @@ fn fixed_port(service: &mut Service<'_>, report: &mut Report<'_>) -> Option<Spot
         let spot = Spot::of(&port);
         let mut fields = port.map("", report.findings)?;
         let mode = fields.take("mode")?;
-        let is_host = mode.scalar("host or ingress", report.findings, |text| match text {
-            "host" => Some(true),
-            "ingress" => Some(false),
-            _ => None,
-        })?;
+        let is_host = is(&mode, "host", "ingress", report);
         let published = fields.take("published")?;
         let shown = published.shown();
         (is_host && shown != "0").then(|| Spot {
@@ -381,26 +384,17 @@ fn fixed_port(service: &mut Service<'_>, report: &mut Report<'_>) -> Option<Spot
 
 fn endpoint_mode(service: &mut Service<'_>, report: &mut Report<'_>) {
     let value = service.deploy("endpoint_mode");
-    let is_dnsrr = value.as_ref().is_some_and(|value| {
-        let expected = "dnsrr or vip";
-        let is = value.scalar(expected, report.findings, |text| match text {
-            "dnsrr" => Some(true),
-            "vip" => Some(false),
-            _ => None,
-        });
-        is == Some(true)
-    });
-    if is_dnsrr {
+    if value
+        .as_ref()
+        .is_some_and(|value| is(value, "dnsrr", "vip", report))
+    {
         return;
     }
-    let spot = value
-        .map(|value| Spot::of(&value))
-        .unwrap_or_else(|| service.missing("deploy.endpoint_mode"));
+    let spot = service.spot(value.as_ref(), "deploy.endpoint_mode");
     report.broken(
         Rule::Vip,
         spot,
-        "a virtual address (vip is Swarm's default) keeps sending connections to tasks that stop, and hides which task \
-         answered",
+        why::VIP,
         "set it to dnsrr, and publish no port in mode ingress: the proxy balances over the tasks themselves",
     );
 }
@@ -426,13 +420,11 @@ fn replicas(service: &mut Service<'_>, report: &mut Report<'_>) {
     if enough {
         return;
     }
-    let spot = value
-        .map(|value| Spot::of(&value))
-        .unwrap_or_else(|| service.missing("deploy.replicas"));
+    let spot = service.spot(value.as_ref(), "deploy.replicas");
     report.broken(
         Rule::OneReplica,
         spot,
-        "with one task (Swarm's default) a node that dies takes the service along, and nothing is left to compare with",
+        why::ONE_REPLICA,
         "set it to 2 or more",
     );
 }
@@ -440,7 +432,6 @@ fn replicas(service: &mut Service<'_>, report: &mut Report<'_>) {
 fn limits(service: &mut Service<'_>, report: &mut Report<'_>) {
     let expected = "a map like { limits: { cpus: \"0.50\", memory: 256M } }";
     let resources = service.deploy("resources");
-    let spot = |service: &Service<'_>| service.missing("deploy.resources.limits");
     let limits = resources.and_then(|value| {
         let mut fields = value.map(expected, report.findings)?;
         fields.sub("limits", expected, report.findings)
@@ -455,13 +446,10 @@ fn limits(service: &mut Service<'_>, report: &mut Report<'_>) {
     if missing.is_empty() {
         return;
     }
-    let why = format!(
-        "no limit of {}: a release that leaks takes its node along, and its neighbours; and saturation is measured \
-         against the limit",
-        missing.join(" and ")
-    );
+    let why = why::no_limits(&missing);
     let mend = "set `deploy: { resources: { limits: { cpus: \"0.50\", memory: 256M } } }`, as much as it needs";
-    report.broken(Rule::NoLimits, spot(service), &why, mend);
+    let spot = service.missing("deploy.resources.limits");
+    report.broken(Rule::NoLimits, spot, &why, mend);
 }
 
 /// An update must be watched for as long as the health check may take to fail.
@@ -475,15 +463,8 @@ fn monitor(service: &mut Service<'_>, patience: Duration, report: &mut Report<'_
     if monitor >= patience {
         return;
     }
-    let spot = value
-        .map(|value| Spot::of(&value))
-        .unwrap_or_else(|| service.missing("deploy.update_config.monitor"));
-    let why = format!(
-        "an update is called good after {} (5s is Swarm's default), before the health check can have failed: its start \
-         period and all its tries take {}",
-        show_duration(monitor),
-        show_duration(patience)
-    );
+    let spot = service.spot(value.as_ref(), "deploy.update_config.monitor");
+    let why = why::short_monitor(monitor, patience);
     let mend = format!(
         "set it to {} or more, or try faster",
         show_duration(patience)

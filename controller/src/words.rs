@@ -64,6 +64,7 @@ pub fn cause(cause: &Cause) -> String {
         Cause::Person { by, reason } => format!("aborted by {by}{}", because(reason.as_deref())),
         Cause::Rejected { by, reason } => format!("rejected at the gate by {by}{}", because(reason.as_deref())),
         Cause::Superseded { by } => format!("superseded by {by}"),
+        Cause::Overtaken { release } => format!("somebody deployed another release ({release}) to the service itself"),
         Cause::InsufficientEvidence => {
             "not enough evidence before the deadline (deadlines.evidence): too few canary requests, or no proof"
                 .to_owned()
@@ -196,6 +197,10 @@ fn phase_message(rollout: &Rollout, phase: &Phase, verdict: Option<&Verdict>) ->
         }
         Phase::RollingBack { cause, stage, .. } => {
             let doing = match stage {
+                Retreat::Regaining { .. } => "gives stable back the tasks that somebody took away",
+                Retreat::Yielding { .. } => {
+                    "leaves the requests to what its owner deployed, as that gets ready"
+                }
                 Retreat::Restoring { .. } => "brings stable back to its release",
                 Retreat::Leaving => "the canary gets nothing more, its last requests finish",
                 Retreat::Removing => "removes the canary's tasks",

@@ -21,9 +21,9 @@ pub use units::{duration, long_duration, percent, show_duration};
 pub struct Finding {
     /// The file, as its reader named it.
     pub file: String,
-    /// From 1.
+    /// From 1; 0 for what is in no file: a setting of a service that runs.
     pub line: u64,
-    /// From 1, in characters.
+    /// From 1, in characters; 0 where the line is.
     pub column: u64,
     /// The dotted path of the key, list places from 0: `plan[1].hold`. Empty for the file as a whole.
     pub key: String,
@@ -38,7 +38,10 @@ pub struct Finding {
 impl fmt::Display for Finding {
     /// `friday.yml:12:5: plan[1].hold: "10x": expected a duration such as 10s`, and the mend in a line of its own.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: ", self.file, self.line, self.column)?;
+        match (self.line, self.column) {
+            (0, _) => write!(f, "{}: ", self.file)?,
+            (line, column) => write!(f, "{}:{line}:{column}: ", self.file)?,
+        }
         if !self.key.is_empty() {
             write!(f, "{}: ", self.key)?;
         }

@@ -6,6 +6,7 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
 use super::types::Problem;
+use crate::agents::AgentError;
 use crate::fleet::ReportError;
 use crate::orchestrator::OrchestratorError;
 use crate::reconciler::{RequestError, chain};
@@ -28,6 +29,12 @@ impl ApiError {
             code,
             detail: detail.into(),
         }
+    }
+
+    /// Its stable name.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.code
     }
 
     /// The loop has ended, or is so busy that it takes no more.
@@ -116,6 +123,18 @@ impl From<RequestError> for ApiError {
 impl From<ReportError> for ApiError {
     fn from(error: ReportError) -> Self {
         Self::new(StatusCode::CONFLICT, "report_refused", error.to_string())
+    }
+}
+
+impl From<AgentError> for ApiError {
+    fn from(error: AgentError) -> Self {
+        let status = match &error {
+            AgentError::Unfit { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            AgentError::TooMany(_) | AgentError::Name(..) | AgentError::Twice(_) => {
+                StatusCode::CONFLICT
+            }
+        };
+        Self::new(status, "report_refused", error.to_string())
     }
 }
 

@@ -6,10 +6,17 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use prometheus::{GaugeVec, Opts, Registry, TextEncoder};
 use proxy_api::Arm;
+use rollout::{Duration, ServiceName, Timestamp};
 use serde_json::{Value, json};
 
 use super::Api;
 use super::types::Problem;
+use super::types::health::{HealthView, MetricsView, SightView, TroubleView};
+use crate::metrics_source::MetricsSource;
+use crate::reconciler::{ServiceSnapshot, chain};
+
+/// Longest wait for a source of metrics, when somebody asks how the controller is.
+const METRICS_MAX: Duration = Duration::from_secs(5);
 
 /// The process answers.
 pub async fn live() -> &'static str {
@@ -38,6 +45,46 @@ pub async fn ready(State(api): State<Api>) -> Result<Json<Value>, super::error::
         ));
     }
     Ok(Json(json!({ "services": snapshot.services.len() })))
+}
+
+/// How the controller is: what it sees, saves and asks. A source of metrics is asked for it.
+#[utoipa::path(get, path = "/api/v1/health", responses((status = 200, body = HealthView)))]
+pub async fn health(State(api): State<Api>) -> Json<HealthView> {
+    let snapshot = api.handle.snapshot.borrow().clone();
+    let sight = |(name, service): (&ServiceName, &ServiceSnapshot)| SightView {
+        service: name.to_string(),
+        is_seen: service.state.is_some(),
+        trouble: service.trouble.clone(),
+    };
+    let store = snapshot.unsaved.clone().map(|(words, since)| TroubleView {
+        words,
+        seconds: api.clock.elapsed().saturating_sub(since).as_secs_f64(),
+    });
+    let metrics = match &api.metrics {
+        Some(source) => Some(MetricsView {
+            trouble: metrics_trouble(&**source, api.clock.now()).await,
+        }),
+        None => None,
+    };
+    let generation = api.fleet.table().borrow().generation;
+    Json(HealthView {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        now: api.clock.now(),
+        generation: generation.to_string(),
+        needs_token: api.tokens.is_some(),
+        services: snapshot.services.iter().map(sight).collect(),
+        store,
+        metrics,
+    })
+}
+
+/// Why a source does not answer a question that needs no data.
+async fn metrics_trouble(source: &dyn MetricsSource, now: Timestamp) -> Option<String> {
+    match tokio::time::timeout(METRICS_MAX, source.ask("vector(1)", now)).await {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(chain(&error)),
+        Err(_) => Some(format!("no answer within {METRICS_MAX:?}")),
+    }
 }
 
 /// Our own metrics, in Prometheus' text format. All of them are states, so they are read when they are asked for.
@@ -90,6 +137,16 @@ fn collect(api: &Api, registry: &Registry) -> prometheus::Result<()> {
         "Time since a proxy last reported.",
         &["proxy"],
     )?;
+    let silent_agent = gauge(
+        "friday_agent_silent_seconds",
+        "Time since a node's agent last reported.",
+        &["node"],
+    )?;
+    let blind_agent = gauge(
+        "friday_agent_engine_up",
+        "1 if the node's agent gets answers from its engine.",
+        &["node"],
+    )?;
     let rate = gauge(
         "friday_requests_per_second",
         "Requests routed lately, by side.",
@@ -135,6 +192,15 @@ fn collect(api: &Api, registry: &Registry) -> prometheus::Result<()> {
         silent
             .with_label_values(&[proxy.name.as_str()])
             .set(proxy.silent.as_secs_f64());
+    }
+    for agent in api.agents.status(now) {
+        let node = [agent.report.node.as_str()];
+        silent_agent
+            .with_label_values(&node)
+            .set(agent.silent_seconds);
+        blind_agent
+            .with_label_values(&node)
+            .set(f64::from(u8::from(agent.report.trouble.is_none())));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use proxy_api::{Generation, Report, ReportAck, RouteTable};
 use rollout::Duration;
@@ -15,6 +15,9 @@ use super::types::{Problem, ProxyView};
 
 /// Longest wait of a long poll. Middle boxes cut what is silent for a minute.
 const WAIT_SECONDS_MAX: u64 = 30;
+
+/// Longest version of a proxy that is kept.
+const VERSION_BYTES_MAX: usize = 64;
 
 /// What a proxy has, and how long it waits for more.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -63,14 +66,20 @@ pub async fn table(
 pub async fn report(
     State(api): State<Api>,
     Path(name): Path<String>,
+    headers: HeaderMap,
     report: Result<Json<Report>, JsonRejection>,
 ) -> Result<Json<ReportAck>, ApiError> {
     let Json(report) = report?;
-    Ok(Json(api.fleet.report(
-        &name,
-        report,
-        api.clock.elapsed(),
-    )?))
+    let ack = api.fleet.report(&name, report, api.clock.elapsed())?;
+    api.fleet.introduce(&name, version(&headers));
+    Ok(Json(ack))
+}
+
+/// The version in `user-agent: friday-proxy/VERSION`.
+fn version(headers: &HeaderMap) -> Option<String> {
+    let agent = headers.get(header::USER_AGENT)?.to_str().ok()?;
+    let version = agent.strip_prefix("friday-proxy/")?;
+    (version.len() <= VERSION_BYTES_MAX).then(|| version.to_owned())
 }
 
 /// The proxies.
@@ -81,6 +90,7 @@ pub async fn list(State(api): State<Api>) -> Json<Vec<ProxyView>> {
         name: proxy.name,
         generation: proxy.generation.to_string(),
         silent_seconds: proxy.silent.as_secs_f64(),
+        version: proxy.version,
     };
     Json(all.into_iter().map(view).collect())
 }

@@ -1,9 +1,9 @@
 //! Rollouts: to start, to read, to move.
 
-use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use rollout::{Cause, Command, RolloutId, ServiceName};
 use serde::Deserialize;
 use tokio::sync::oneshot;
@@ -15,6 +15,7 @@ use super::types::{
     SPEC_BYTES_MAX, ServiceView, UndoRequest,
 };
 use super::views;
+use crate::auth::{Caller, Rule};
 use crate::reconciler::{Deploy, Reply, Request, RequestError};
 use crate::spec::{self, ReadOptions};
 use crate::store::Saved;
@@ -69,6 +70,14 @@ fn check_text(name: &str, text: &str) -> Result<(), ApiError> {
 fn check_words(by: &str, reason: Option<&str>) -> Result<(), ApiError> {
     check_text("by", by)?;
     reason.map_or(Ok(()), |reason| check_text("reason", reason))
+}
+
+/// Who gives an order, for the event log: with tokens the name of theirs is the beginning.
+fn author(caller: Option<&Extension<Caller>>, claimed: String) -> String {
+    match caller {
+        Some(Extension(caller)) => caller.author(&claimed),
+        None => claimed,
+    }
 }
 
 /// Sends a request to the loop and waits for the rollout it made or moved.
@@ -151,6 +160,7 @@ pub(super) async fn find(api: &Api, name: &str) -> Result<Saved, ApiError> {
     responses((status = 201, body = RolloutView), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
 pub async fn deploy(
     State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
     body: Result<Json<DeployRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
     let Json(body) = body?;
@@ -185,7 +195,7 @@ pub async fn deploy(
         image: body.image,
         commit: body.commit,
         environment: body.environment.unwrap_or_else(|| "default".to_owned()),
-        author: body.author,
+        author: author(caller.as_ref(), body.author),
         retry: body.retry,
     };
     let made = ask(&api, |reply| Request::Deploy(Box::new(deploy), reply)).await?;
@@ -240,11 +250,16 @@ pub async fn get_one(
     request_body = OrderRequest, responses((status = 200, body = RolloutView), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn order(
     State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
     Path(name): Path<String>,
     body: Result<Json<OrderRequest>, JsonRejection>,
 ) -> Result<Json<RolloutView>, ApiError> {
     let Json(OrderRequest { order, by, reason }) = body?;
     check_words(&by, reason.as_deref())?;
+    if let (Some(Extension(caller)), Order::Approve | Order::Reject) = (&caller, order) {
+        caller.require(Rule::Approve)?;
+    }
+    let by = author(caller.as_ref(), by);
     let command = match order {
         Order::Promote => Command::Promote,
         Order::PromoteFull => Command::PromoteFull,
@@ -322,11 +337,13 @@ fn service_name(text: &str) -> Result<ServiceName, ApiError> {
     request_body = UndoRequest, responses((status = 201, body = RolloutView), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn undo(
     State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
     Path(name): Path<String>,
     body: Result<Json<UndoRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
     let Json(UndoRequest { to, by, reason }) = body?;
     check_words(&by, reason.as_deref())?;
+    let by = author(caller.as_ref(), by);
     let service = service_name(&name)?;
     let made = ask(&api, |reply| Request::Undo {
         service,
@@ -344,11 +361,13 @@ pub async fn undo(
     request_body = UndoRequest, responses((status = 201, body = RolloutView), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn retry(
     State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
     Path(name): Path<String>,
     body: Result<Json<UndoRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
     let Json(UndoRequest { by, reason, .. }) = body?;
     check_words(&by, reason.as_deref())?;
+    let by = author(caller.as_ref(), by);
     let service = service_name(&name)?;
     let made = ask(&api, |reply| Request::Retry {
         service,

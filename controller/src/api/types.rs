@@ -1,5 +1,8 @@
 //! The documents of the HTTP API: what callers send and get. The command line, the board and scripts read these.
 
+pub mod agents;
+pub mod health;
+
 use rollout::{Ending, Phase, Release, Skipped, Timestamp, Verdict};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -346,6 +349,9 @@ pub struct ProxyView {
     pub generation: String,
     /// Seconds since it last reported.
     pub silent_seconds: f64,
+    /// Its version, where it says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
 }
 
 /// A problem, as RFC 9457 has it.

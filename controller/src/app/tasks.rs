@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
+use super::EngineArgs;
+use super::given;
+use crate::cli::path;
 use crate::clock::Clock;
 use crate::orchestrator::Orchestrator;
 use crate::orchestrator::process::{Process, ProcessConfig};
-use crate::orchestrator::swarm::{DEFAULT_ENGINE, EngineAddress, Swarm, SwarmConfig};
+use crate::orchestrator::swarm::{Swarm, SwarmConfig};
 
 /// Who runs the tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -43,19 +46,11 @@ pub struct TaskArgs {
     /// services of a swarm always run on
     #[arg(long)]
     pub stop_tasks: bool,
-    /// A swarm manager's engine: unix:///PATH, tcp://HOST:PORT or ssh://USER@HOST
-    #[arg(
-        long,
-        env = "DOCKER_HOST",
-        default_value = DEFAULT_ENGINE,
-        value_name = "URL"
-    )]
-    pub engine: String,
-    /// Folder of ca.pem, cert.pem and key.pem for an engine at tcp://
-    #[arg(long, env = "DOCKER_CERT_PATH", value_name = "DIR")]
-    pub engine_certificates: Option<PathBuf>,
+    /// The engine of a swarm's manager
+    #[command(flatten)]
+    pub engine: EngineArgs,
     /// Folder of Docker's config.json, which says who we are to registries; ~/.docker where it is not given
-    #[arg(long, env = "DOCKER_CONFIG", value_name = "DIR")]
+    #[arg(long, env = "DOCKER_CONFIG", value_parser = path(), value_name = "DIR")]
     pub docker_config: Option<PathBuf>,
     /// The overlay network that proxy, controller and tasks share; needed where a service is on several
     #[arg(long, env = "FRIDAY_NETWORK", value_name = "NAME")]
@@ -89,22 +84,13 @@ impl Tasks {
                 Ok(Self::Process(process, args.stop_tasks))
             }
             Kind::Swarm => {
-                // An empty variable is one that is not set.
-                let given = |path: &Option<PathBuf>| {
-                    path.clone().filter(|path| !path.as_os_str().is_empty())
-                };
-                let engine = if args.engine.is_empty() {
-                    DEFAULT_ENGINE
-                } else {
-                    &args.engine
-                };
-                let certificates = given(&args.engine_certificates);
                 let config = SwarmConfig {
-                    engine: EngineAddress::parse(engine, certificates.as_deref())
-                        .context("--engine")?,
+                    engine: args.engine.address()?,
                     state_dir: state_dir.join("swarm"),
                     network: args.network.clone().filter(|name| !name.is_empty()),
-                    docker_config: given(&args.docker_config).or_else(own_docker_config),
+                    docker_config: given(&args.docker_config)
+                        .cloned()
+                        .or_else(own_docker_config),
                 };
                 Ok(Self::Swarm(Swarm::open(config, clock).await?))
             }
@@ -127,6 +113,12 @@ impl Tasks {
             Self::Swarm(_) => {}
         }
     }
+}
+
+/// The folder of Docker's configuration: of `DOCKER_CONFIG`, or the one at home.
+pub(crate) fn docker_config() -> Option<PathBuf> {
+    let named = std::env::var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty());
+    named.map(PathBuf::from).or_else(own_docker_config)
 }
 
 fn own_docker_config() -> Option<PathBuf> {

@@ -112,6 +112,13 @@ fn kind(event: &EventView) -> Kind {
             (Some(from), Some(to)) => Kind::Line(format!("weight from {from}% to {to}%")),
             _ => Kind::Nothing,
         },
+        "proxy" => match (word("proxy"), data["silent"].as_bool()) {
+            (Some(proxy), Some(true)) => Kind::Line(format!(
+                "goes on without the proxy {proxy}, which is silent"
+            )),
+            (Some(proxy), Some(false)) => Kind::Line(format!("the proxy {proxy} is heard again")),
+            (None, _) | (_, None) => Kind::Nothing,
+        },
         "phase" => match Phase::deserialize(&data["to"]) {
             Ok(phase) => Kind::Line(format!("now {}", phase_words(&phase))),
             Err(_) => Kind::Nothing,

@@ -9,12 +9,17 @@ use serde_json::json;
 use super::Cli;
 use super::output::{Context, Format};
 use super::rollouts::read_text;
+use crate::app::{EngineIfAny, docker_config};
 use crate::metrics_source::{MetricsError, MetricsSource as _, Prometheus, Query, Subject};
+use crate::orchestrator::swarm::{Visit, VisitError};
 use crate::spec::{self, Finding, ReadOptions, finding_at_query};
-use crate::stack::{self, Rule};
+use crate::stack::{self, Rule, running};
 
 /// Checks files.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+With --stack, the image of the service is looked for on the engine of --engine or DOCKER_HOST and at its registry; without an
+engine the check says that it was left out. --engine without --stack checks the service as it runs there by the same rules.")]
 pub(super) struct LintArgs {
     /// What is checked
     #[arg(default_value = "friday.yml", value_name = "FILE")]
@@ -31,9 +36,11 @@ pub(super) struct LintArgs {
     /// Also check the service in this stack file for settings that make releases dangerous
     #[arg(long, value_name = "STACK_FILE")]
     stack: Option<PathBuf>,
-    /// A setting of the stack file that is as it shall be; may be given several times
-    #[arg(long, value_enum, value_name = "RULE", requires = "stack")]
+    /// A setting of the service that is as it shall be; may be given several times
+    #[arg(long, value_enum, value_name = "RULE")]
     allow: Vec<Rule>,
+    #[command(flatten)]
+    engine: EngineIfAny,
 }
 
 /// Prints a completion script.
@@ -56,11 +63,30 @@ pub(super) async fn lint(args: &LintArgs, context: &Context) -> anyhow::Result<u
         anyhow::Ok((file.display().to_string(), text))
     });
     let stack = stack.transpose()?;
+    let engine = LintEngine::open(args).await?;
     for file in &args.files {
         let name = file.display().to_string();
         let text = read_text(file)?;
         match spec::read(&text, &name, &options) {
             Ok(spec) => {
+                if let Some((name, text)) = &stack {
+                    let found = stack::check(text, name, &spec.service, &args.allow);
+                    words.extend(found.iter().map(ToString::to_string));
+                    findings.extend(found);
+                }
+                let looked = match &stack {
+                    Some((name, text)) => engine.image(text, name, &spec, &args.allow).await?,
+                    None => engine.running(&spec, &args.allow).await?,
+                };
+                words.extend(looked.findings.iter().map(ToString::to_string));
+                findings.extend(looked.findings);
+                for left_out in looked.warnings {
+                    // What was not done is said also where only findings are printed.
+                    if context.format == Format::Json {
+                        context.note(&left_out)?;
+                    }
+                    words.push(left_out);
+                }
                 if let Some(prometheus) = &prometheus {
                     let tried = try_checks(&spec, &text, &name, prometheus, context).await?;
                     words.extend(tried.warnings);
@@ -69,11 +95,6 @@ pub(super) async fn lint(args: &LintArgs, context: &Context) -> anyhow::Result<u
                         findings.extend(tried.findings);
                         continue;
                     }
-                }
-                if let Some((name, text)) = &stack {
-                    let found = stack::check(text, name, &spec.service, &args.allow);
-                    words.extend(found.iter().map(ToString::to_string));
-                    findings.extend(found);
                 }
                 let steps = spec.plan.steps().len();
                 words.push(format!(
@@ -91,7 +112,113 @@ pub(super) async fn lint(args: &LintArgs, context: &Context) -> anyhow::Result<u
     Ok(if findings.is_empty() { 0 } else { 20 })
 }
 
-/// What a Prometheus says of a file's checks.
+/// The engine that a lint may ask.
+#[derive(Debug)]
+struct LintEngine {
+    visit: Option<Visit>,
+    /// Whether it was typed: then it has to answer.
+    is_typed: bool,
+}
+
+impl LintEngine {
+    async fn open(args: &LintArgs) -> anyhow::Result<Self> {
+        let is_typed = args.engine.typed()?.is_some();
+        // What a job's DOCKER_HOST says is of use for a stack; nobody asked for more.
+        let address = match &args.stack {
+            Some(_) => args.engine.address()?,
+            None => args.engine.typed()?,
+        };
+        let visit = match address {
+            Some(address) => Some(Visit::at(address, docker_config()).await?),
+            None => None,
+        };
+        Ok(Self { visit, is_typed })
+    }
+
+    /// Whether somebody has the image that a stack file names for the service of a `friday.yml`.
+    async fn image(
+        &self,
+        text: &str,
+        name: &str,
+        spec: &Spec,
+        allowed: &[Rule],
+    ) -> Result<Tried, VisitError> {
+        let variable = |name: &str| std::env::var(name).ok();
+        let written = stack::image::image(text, name, &spec.service, variable);
+        let Some(written) = written.filter(|_| !allowed.contains(&Rule::MissingImage)) else {
+            return Ok(Tried::default());
+        };
+        let left_out = |why: String| {
+            Ok(Tried {
+                warnings: vec![format!(
+                    "{name}: nobody was asked for the image of {}: {why}",
+                    spec.service
+                )],
+                ..Tried::default()
+            })
+        };
+        let Some(visit) = &self.visit else {
+            return left_out("name an engine with --engine or DOCKER_HOST".to_owned());
+        };
+        let image = match &written.image {
+            Ok(image) => image,
+            Err(variable) => {
+                return left_out(format!(
+                    "its name has the variable {variable:?}, which is not set here"
+                ));
+            }
+        };
+        let holder = match visit.holder(image).await {
+            Err(error @ VisitError::Unreachable { .. }) if !self.is_typed => {
+                return left_out(format!("{:#}", anyhow::Error::from(error)));
+            }
+            holder => holder?,
+        };
+        let missing = stack::image::missing(image, &holder);
+        let finding = missing.and_then(|(why, mend)| written.missing(why, &mend));
+        Ok(Tried {
+            findings: finding.into_iter().collect(),
+            ..Tried::default()
+        })
+    }
+
+    /// What is wrong with the service of a `friday.yml` as it runs.
+    async fn running(&self, spec: &Spec, allowed: &[Rule]) -> Result<Tried, VisitError> {
+        let Some(visit) = &self.visit else {
+            return Ok(Tried::default());
+        };
+        visit.manager().await?;
+        let services = visit.services().await?;
+        let service = visit.named(&services, spec.service.as_str())?;
+        service.fits()?;
+        let image = visit.image_config(service.image()).await?;
+        let faults = running::check(
+            &running::Running {
+                name: service.name(),
+                spec: &service.spec,
+                image: image.as_ref(),
+            },
+            allowed,
+        );
+        let mut findings: Vec<Finding> = faults
+            .into_iter()
+            .map(|fault| fault.finding(service.name(), visit.address()))
+            .collect();
+        if !allowed.contains(&Rule::MissingImage) {
+            let holder = visit.holder(service.image()).await?;
+            let missing = stack::image::missing(service.image(), &holder);
+            let fault =
+                missing.map(|(why, mend)| running::missing_image(service.image(), why, mend));
+            findings.extend(fault.map(|fault| fault.finding(service.name(), visit.address())));
+        }
+        Ok(Tried {
+            findings,
+            ..Tried::default()
+        })
+    }
+}
+
+/// What somebody else says of a file: a Prometheus, an engine.
 #[derive(Debug, Default)]
 struct Tried {
     findings: Vec<Finding>,

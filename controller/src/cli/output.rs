@@ -107,7 +107,11 @@ fn problem(error: &anyhow::Error, code: u8) -> Problem {
         ) => Some(Problem::clone(problem)),
         Some(
             ClientError::Address { .. }
+            | ClientError::Authorities { .. }
             | ClientError::Unreachable { .. }
+            | ClientError::Untrusted { .. }
+            | ClientError::InTheClear { .. }
+            | ClientError::Unwritable { .. }
             | ClientError::Alien { .. },
         )
         | None => None,

@@ -38,7 +38,7 @@ use record::{Records, ServiceRecord};
 use supervisor::{Order, QUEUE_MAX, Service, Supervisor, blocking};
 
 use crate::clock::Clock;
-use crate::orchestrator::{Orchestrator, OrchestratorError, ServiceState};
+use crate::orchestrator::{Orchestrator, OrchestratorError, ServiceState, off_runtime};
 
 /// From "no new requests" to SIGTERM: a routing table reaches a proxy within half a second, and most requests end
 /// within one more.
@@ -278,19 +278,6 @@ impl Orchestrator for Process {
     async fn ensure_no_canary(&self, service: &ServiceName) -> Result<(), OrchestratorError> {
         let service = service.clone();
         self.ask(|reply| Order::NoCanary { service, reply }).await
-    }
-}
-
-async fn off_runtime<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, OrchestratorError> + Send + 'static,
-) -> Result<T, OrchestratorError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(error) => Err(OrchestratorError::Unreachable {
-            what: "the thread that reads files".to_owned(),
-            source: io::Error::other(error),
-        }),
     }
 }
 

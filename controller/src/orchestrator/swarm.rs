@@ -3,25 +3,29 @@
 //!
 //! What there is, is asked of a manager at every look; nothing is cached but what images mean, so that a controller that
 //! is started anew sees what the one before saw. Tasks have no events, so they are polled: a look costs two calls of some
-//! milliseconds, four times a second, and is never older than that. An engine that does not answer is an error after
+//! milliseconds. What events there are, of services, nodes and this node's containers, only bring the next look forward,
+//! and let a service at rest be looked at less often. An engine that does not answer is an error after
 //! 2.5 s and never an empty list. A task gets requests if it shall run, runs, and answers our own ready check; its
 //! address comes from the task and never from DNS, which brings back the dead. Whether a canary makes progress is judged
 //! by the rollout's own deadline: an update whose tasks stay pending never fails in Swarm's eyes.
 //!
-//! Read on in this order: `spec` and `tasks` (pure), `look`, `resolve`, `ready`, `engine`, `model`, `wire`, `address`, `auth`,
-//! `image`, `record`.
+//! Read on in this order: `spec` and `tasks` (pure), `look`, `resolve`, `ready`, `engine`, `events`, `model`, `wire`,
+//! `address`, `auth`, `image`, `record`; `visit` and `preview` are for the command line.
 
 mod address;
 mod auth;
-mod engine;
+pub(crate) mod engine;
+mod events;
 mod image;
 mod look;
 mod model;
+mod preview;
 mod ready;
 mod record;
 mod resolve;
-mod spec;
+pub(crate) mod spec;
 mod tasks;
+mod visit;
 mod wire;
 
 use std::collections::HashMap;
@@ -35,16 +39,19 @@ use proxy_api::Arm;
 use rollout::{Release, ServiceName, Spec};
 
 pub use address::{AddressError, DEFAULT_ENGINE, EngineAddress};
+pub use preview::Preview;
+pub use visit::{Found, Holder, Network, SwarmNode, Visit, VisitError};
 
 use auth::Credentials;
 use engine::{Conflicts, Engine, EngineError};
+use events::Events;
 use model::Service;
 use ready::ReadyChecks;
 use record::Images;
 use tasks::Ends;
 
 use crate::clock::Clock;
-use crate::orchestrator::{Orchestrator, OrchestratorError, ServiceState};
+use crate::orchestrator::{Orchestrator, OrchestratorError, ServiceState, off_runtime};
 
 /// Where the swarm is, and what is kept here of it.
 #[derive(Debug, Clone)]
@@ -69,7 +76,8 @@ struct Reach {
 /// The services of a swarm.
 #[derive(Debug)]
 pub struct Swarm {
-    engine: Engine,
+    engine: Arc<Engine>,
+    events: Events,
     network: Option<String>,
     credentials: Credentials,
     images: Arc<Images>,
@@ -124,7 +132,7 @@ impl Swarm {
         })?;
         let (address, state_dir) = (config.engine.clone(), config.state_dir);
         let (engine, images) =
-            blocking(move || Ok((Engine::new(address)?, Arc::new(Images::open(&state_dir)?))))
+            off_runtime(move || Ok((Engine::new(address)?, Arc::new(Images::open(&state_dir)?))))
                 .await?;
         match engine.is_manager().await {
             Ok(true) => {}
@@ -139,7 +147,9 @@ impl Swarm {
             }
             Err(error) => return Err(engine.error("who it is", error)),
         }
+        let engine = Arc::new(engine);
         Ok(Arc::new(Self {
+            events: Events::of(engine.clone()),
             engine,
             network: config.network,
             credentials: Credentials::of(config.docker_config),
@@ -154,7 +164,8 @@ impl Swarm {
         }))
     }
 
-    /// A service and its canary; `None` where there is no such service.
+    /// A service and its canary; `None` where there is no such service. One that was removed while it had a canary is there
+    /// still, without tasks, as it was last seen: it can be made again (F15).
     async fn pair(&self, service: &ServiceName) -> Result<Option<Pair>, EngineError> {
         let found = self.engine.services(service.as_str()).await?;
         let mut stable = None;
@@ -168,6 +179,10 @@ impl Swarm {
                 stable = Some(candidate);
             }
         }
+        let stable = stable.or_else(|| {
+            let spec = self.images.spec(service).filter(|_| canary.is_some())?;
+            Some(Service::removed(spec::scaled_to(&spec, 0)))
+        });
         Ok(stable.map(|stable| Pair { stable, canary }))
     }
 
@@ -186,6 +201,22 @@ impl Swarm {
         match self.pair(service).await? {
             Some(pair) => Ok(pair),
             None => Err(self.unknown(service).await.into()),
+        }
+    }
+
+    /// Makes a change of a service, again from the start when somebody else has changed the service meanwhile.
+    async fn write<F: Future<Output = Result<(), WriteError>>>(
+        &self,
+        what: &str,
+        service: &ServiceName,
+        change: impl Fn() -> F,
+    ) -> Result<(), OrchestratorError> {
+        let mut conflicts = Conflicts::default();
+        loop {
+            match change().await {
+                Err(WriteError::Engine(error)) if conflicts.again(&error) => {}
+                outcome => return self.written(what, service, outcome),
+            }
         }
     }
 
@@ -225,6 +256,31 @@ impl Swarm {
         Ok(())
     }
 
+    /// One try to give the stable service its tasks back.
+    async fn write_restored(
+        &self,
+        service: &ServiceName,
+        release: &Release,
+        replicas: u32,
+    ) -> Result<(), WriteError> {
+        let Pair { stable, .. } = self.known_pair(service).await?;
+        if spec::replicas(&stable.spec) != Some(0) && !stable.is_removed() {
+            return Ok(());
+        }
+        self.fence(&stable)?;
+        let pinned = self.pinned(service, release).await?;
+        let auth = self.auth(release).await;
+        let spec = spec::with_release(&stable.spec, release, &pinned, self.term());
+        let spec = spec::scaled_to(&spec, replicas);
+        if stable.is_removed() {
+            self.engine.create(&spec, auth.as_deref()).await?;
+        } else {
+            self.engine.update(&stable, &spec, auth.as_deref()).await?;
+        }
+        tracing::warn!(%service, release = %release.id, replicas, "somebody took every task of the stable service away: it gets them back before requests return to it");
+        Ok(())
+    }
+
     /// One try to write the canary service.
     async fn write_canary(
         &self,
@@ -234,6 +290,10 @@ impl Swarm {
     ) -> Result<(), WriteError> {
         let Pair { stable, canary } = self.known_pair(service).await?;
         let name = spec::canary_name(service)?;
+        if !stable.is_removed() {
+            let (images, name, spec) = (self.images.clone(), service.clone(), stable.spec.clone());
+            off_runtime(move || images.keep_spec(&name, spec)).await?;
+        }
         let pinned = self.pinned(service, release).await?;
         let auth = self.auth(release).await;
         let whole = || {
@@ -362,6 +422,14 @@ impl Orchestrator for Swarm {
         known.insert(spec.service.clone(), reach);
     }
 
+    async fn changed(&self) {
+        self.events.changed().await;
+    }
+
+    fn tells(&self) -> bool {
+        self.events.are_live()
+    }
+
     async fn services(&self) -> Result<Vec<ServiceName>, OrchestratorError> {
         let services = self.engine.services("").await;
         let services = services.map_err(|error| self.engine.error("its services", error))?;
@@ -401,13 +469,22 @@ impl Orchestrator for Swarm {
         service: &ServiceName,
         release: &Release,
     ) -> Result<(), OrchestratorError> {
-        let mut conflicts = Conflicts::default();
-        loop {
-            match self.write_stable(service, release).await {
-                Err(WriteError::Engine(error)) if conflicts.again(&error) => {}
-                outcome => return self.written("the update", service, outcome),
-            }
-        }
+        self.write("the update", service, || {
+            self.write_stable(service, release)
+        })
+        .await
+    }
+
+    async fn restore_stable(
+        &self,
+        service: &ServiceName,
+        release: &Release,
+        replicas: u32,
+    ) -> Result<(), OrchestratorError> {
+        self.write("the restoring", service, || {
+            self.write_restored(service, release, replicas)
+        })
+        .await
     }
 
     async fn ensure_canary(
@@ -416,13 +493,10 @@ impl Orchestrator for Swarm {
         release: &Release,
         replicas: u32,
     ) -> Result<(), OrchestratorError> {
-        let mut conflicts = Conflicts::default();
-        loop {
-            match self.write_canary(service, release, replicas).await {
-                Err(WriteError::Engine(error)) if conflicts.again(&error) => {}
-                outcome => return self.written("the canary", service, outcome),
-            }
-        }
+        self.write("the canary", service, || {
+            self.write_canary(service, release, replicas)
+        })
+        .await
     }
 
     async fn ensure_no_canary(&self, service: &ServiceName) -> Result<(), OrchestratorError> {
@@ -435,18 +509,4 @@ impl Orchestrator for Swarm {
 fn stopped(service: &Service) -> Option<String> {
     let status = service.update_status.as_ref()?;
     (status.state == "paused").then(|| tasks::shortened(&status.message))
-}
-
-/// Runs what blocks on the disk off the runtime.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, OrchestratorError> + Send + 'static,
-) -> Result<T, OrchestratorError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(error) => Err(OrchestratorError::Unreachable {
-            what: "the thread that reads files".to_owned(),
-            source: io::Error::other(error),
-        }),
-    }
 }

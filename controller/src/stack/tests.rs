@@ -41,6 +41,12 @@ fn each_rule_speaks_where_its_setting_stands_and_only_there() {
             "4:12",
         ),
         (
+            Rule::FloatingTag,
+            "registry.example.org:5000/shop/web:1.4.2",
+            "\"${REGISTRY}/shop/web:latest\"",
+            "4:12",
+        ),
+        (
             Rule::NoHealthCheck,
             "test: [CMD, /web, health]",
             "disable: true",
@@ -81,6 +87,48 @@ fn each_rule_speaks_where_its_setting_stands_and_only_there() {
         assert!(one.starts_with(&format!("stack.yml:{place}: ")), "{one}");
         assert!(one.ends_with(&format!("--allow {}", rule.word())), "{one}");
         assert_eq!(said(&text, &[rule]), Vec::<String>::new(), "{bad}");
+    }
+}
+
+#[test]
+fn f36_an_update_that_is_watched_for_less_than_a_sick_task_needs_to_show_is_refused() {
+    // (start_period, interval, retries, monitor in seconds, whether it is refused): Swarm's own defaults where absent.
+    for (start_period, interval, retries, monitor, refused) in [
+        (Some(4), Some(2), Some(3), Some(10), false),
+        (Some(4), Some(2), Some(3), Some(9), true),
+        (Some(5), Some(2), Some(3), Some(10), true),
+        (Some(4), Some(2), Some(4), Some(10), true),
+        (None, Some(2), Some(3), Some(6), false),
+        (None, Some(2), Some(3), Some(5), true),
+        (None, None, None, Some(90), false),
+        (None, None, None, Some(89), true),
+        (None, Some(1), None, None, false),
+        (None, Some(2), None, None, true),
+    ] {
+        let key = |name: &str, unit: &str, value: Option<u32>| {
+            value.map_or(String::new(), |value| format!(", {name}: {value}{unit}"))
+        };
+        let health = format!(
+            "[CMD, /web, health]{}{}{}",
+            key("interval", "s", interval),
+            key("retries", "", retries),
+            key("start_period", "s", start_period)
+        );
+        let text = GOOD
+            .replace(
+                "[CMD, /web, health], interval: 2s, retries: 3, start_period: 4s",
+                &health,
+            )
+            .replace(", monitor: 10s", &key("monitor", "s", monitor));
+        let found = said(&text, &[]);
+        let hears = found
+            .iter()
+            .any(|one| one.ends_with("--allow short-monitor"));
+        assert_eq!(
+            (hears, found.len()),
+            (refused, refused.into()),
+            "{text}\n{found:#?}"
+        );
     }
 }
 

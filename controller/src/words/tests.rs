@@ -40,6 +40,9 @@ fn causes() -> Vec<Cause> {
         Cause::Superseded {
             by: rollout::RolloutId::from_text("tweets-worker-4"),
         },
+        Cause::Overtaken {
+            release: rollout::ReleaseId::of_digest("0123456789ab"),
+        },
         Cause::InsufficientEvidence,
         Cause::GateUnanswered,
         Cause::Deadline,
@@ -125,6 +128,12 @@ fn says_where_every_phase_is_and_what_it_waits_for() {
             stage: Promotion::Removing,
             elapsed,
         },
+        rolling_back(Retreat::Regaining {
+            weight: rollout::Weight::from_percent(25).unwrap(),
+        }),
+        rolling_back(Retreat::Yielding {
+            weight: rollout::Weight::from_percent(25).unwrap(),
+        }),
         rolling_back(Retreat::Restoring { canary: true }),
         rolling_back(Retreat::Leaving),
         rolling_back(Retreat::Removing),

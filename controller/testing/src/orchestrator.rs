@@ -167,6 +167,11 @@ impl FakeOrchestrator {
         });
     }
 
+    /// Scales the stable group, as its owner may at any time.
+    pub fn scale(&self, service: &ServiceName, replicas: u32) {
+        self.change(service, Arm::Stable, |own| own.group.replicas = replicas);
+    }
+
     /// Ends one task of the wanted release that nobody asked to go: it counts as a restart, and another is started.
     pub fn end_task(&self, service: &ServiceName, arm: Arm, why: &str) {
         let now = self.clock.elapsed();
@@ -430,6 +435,20 @@ impl Orchestrator for FakeOrchestrator {
         let stable = &mut state.service(service)?.stable;
         let replicas = stable.group.replicas;
         stable.want(release, replicas);
+        state.settle(service);
+        Ok(())
+    }
+
+    async fn restore_stable(
+        &self,
+        service: &ServiceName,
+        release: &Release,
+        replicas: u32,
+    ) -> Result<(), OrchestratorError> {
+        let mut state = self.call(Call::EnsureStable)?;
+        state.service(service)?;
+        state.check_kept(service, release)?;
+        state.service(service)?.stable.want(release, replicas);
         state.settle(service);
         Ok(())
     }

@@ -7,6 +7,7 @@
 )]
 
 mod controller;
+mod doctor;
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -227,11 +228,14 @@ async fn tells_refused_unreachable_failed_and_wrong_usage_apart() {
         "{err}"
     );
 
+    let (code, _, err) = run("https://127.0.0.1:1", "list").await;
+    assert_eq!(code, 30);
+    assert!(err.contains("https://127.0.0.1:1 is out of reach"), "{err}");
+
     for wrong in [
         "",
         "deploy",
         "get a/b",
-        "list --url https://x",
         "list --url ftp://x",
         "undo web --to x",
     ] {
@@ -532,4 +536,39 @@ async fn foretells_a_rollout_without_a_controller() {
         err.starts_with(&format!("{}:3:1: prot: unknown key", wrong.display())),
         "{err}"
     );
+}
+
+#[tokio::test]
+async fn health_says_in_a_line_what_a_controller_answers_and_ends_as_docker_wants_it() {
+    let well = Controller::start(vec![promoted()]).await;
+    let (code, out, err) = run(&well.url(), "health").await;
+    assert_eq!(
+        (code, out),
+        (0, format!("ready: {}/ready\n", well.url())),
+        "{err}"
+    );
+    let problem = json!({ "title": "Not ready", "status": 503, "detail": "not every service was seen yet", "code": "not_ready" });
+    let ill = Controller::refuse(503, problem).await;
+    let (code, out, err) = run(&ill.url(), "health --live --within 5s").await;
+    assert_eq!((code, err.as_str()), (1, ""), "{out}");
+    assert_eq!(out.lines().count(), 1, "{out}");
+    assert!(
+        out.starts_with(&format!("not live: {}/live answers 503", ill.url()))
+            && out.contains("not every service was seen yet"),
+        "{out}"
+    );
+    let (code, out, _) = run("http://127.0.0.1:1", "health").await;
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains("Connection refused"), "{out}");
+    let (code, _, err) = run("http://", "health").await;
+    assert_eq!(code, 2, "{err}");
+}
+
+#[tokio::test]
+async fn the_stack_of_this_repository_is_as_lint_wants_a_stack() {
+    let swarm = Path::new(env!("CARGO_MANIFEST_DIR")).join("../swarm");
+    let (stack, spec) = (swarm.join("stack.yml"), swarm.join("friday.yml"));
+    let lint = format!("lint --stack {} {}", stack.display(), spec.display());
+    let (code, out, err) = run("http://127.0.0.1:1", &lint).await;
+    assert_eq!(code, 0, "{out}{err}");
 }

@@ -1,6 +1,7 @@
 //! What callers of the HTTP API are told.
 
 use axum::body::Body;
+use axum::http::response::Parts;
 use axum::http::{Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
@@ -23,6 +24,12 @@ pub(crate) async fn call(
         .header("content-type", "application/json")
         .body(body)
         .unwrap();
+    let (head, body) = answer(world, request).await;
+    (head.status, body)
+}
+
+/// The answer to a request, its body read as JSON, while the loop turns.
+pub(crate) async fn answer(world: &mut World, request: Request<Body>) -> (Parts, Value) {
     let mut answering = std::pin::pin!(world.api().oneshot(request));
     let answer = loop {
         // A poll hands a request to the loop, if there is one; a turn answers it.
@@ -33,12 +40,9 @@ pub(crate) async fn call(
         }
         world.step().await;
     };
-    let status = answer.status();
-    let bytes = answer.into_body().collect().await.unwrap().to_bytes();
-    (
-        status,
-        serde_json::from_slice(&bytes).unwrap_or(Value::Null),
-    )
+    let (head, body) = answer.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    (head, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
 }
 
 fn deploy(image: &str, spec: &str) -> Value {

@@ -1,5 +1,6 @@
 //! The controller dies, at every boundary and anywhere between.
 
+use rollout::judge::SAMPLE_PERIOD;
 use rollout::{Duration, Phase, Weight};
 
 use crate::world::{FAILING, World, is_fenced};
@@ -71,6 +72,28 @@ async fn f24_killed_anywhere_between_looking_saving_and_acting_nothing_is_lost()
     assert!(deaths > 20, "only {deaths} deaths");
     world.assert_users_are_well();
     assert!(world.store.verify().await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn f24_controllers_that_never_live_as_long_as_between_two_samples_of_gauges_come_to_an_ending()
+ {
+    let mut world = World::new().await;
+    world.deploy("web:v2").await.unwrap();
+    world
+        .until_phase("analyzing", Duration::from_secs(10))
+        .await;
+    // Long enough for a first sample; from then on the judge wants more of them.
+    world.pass(SAMPLE_PERIOD + Duration::from_secs(2)).await;
+    let mut turn = 0;
+    while !world.rollout().await.phase.is_ended() {
+        turn += 1;
+        if turn % 8 == 0 {
+            world.crash().await;
+        }
+        world.step().await;
+        assert!(turn < 2_000, "{:?}", world.rollout().await.phase);
+    }
+    assert_eq!(world.rollout().await.phase, Phase::Promoted);
 }
 
 #[tokio::test]

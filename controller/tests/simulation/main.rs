@@ -7,13 +7,16 @@
     reason = "a test may panic, and names only what it is about"
 )]
 
+mod agents;
 mod answers;
 mod api;
 mod checks;
 mod crashes;
 mod first_step;
+mod health;
 mod orders;
 mod stories;
+mod tokens;
 mod trouble;
 mod watch;
 mod world;

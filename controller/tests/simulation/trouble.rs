@@ -202,6 +202,37 @@ async fn an_engine_that_does_not_answer_changes_nothing() {
 }
 
 #[tokio::test]
+async fn f15_an_abort_while_somebody_scaled_stable_to_nothing_brings_it_back_before_traffic_moves()
+{
+    let mut world = World::new().await;
+    let id = world.deploy("web:v2").await.unwrap();
+    let half = Weight::from_percent(50).unwrap();
+    world
+        .until("50 %", 2 * MINUTE, |world, _| {
+            world.proxies[0].weight() == half
+        })
+        .await;
+    let before = world.state().await.stable.replicas;
+    world.orchestrator.set_ready_pace(Pace::WhenTold);
+    world.orchestrator.scale(&service(), 0);
+    world.pass(STEP * 2).await;
+    let bob = Cause::Person {
+        by: "bob".into(),
+        reason: None,
+    };
+    world.order(&id, Command::Abort(bob)).await.unwrap();
+    world.pass(Duration::from_secs(2)).await;
+    assert_eq!(world.state().await.stable.replicas, before);
+    assert_eq!(world.published(), half, "nobody else is there yet");
+    world.orchestrator.make_ready(&service(), Arm::Stable);
+    world.pass(STEP * 2).await;
+    assert_eq!(world.published(), Weight::ZERO);
+    world.until_phase("rolled_back", MINUTE).await;
+    assert_eq!(world.rollout().await.ending(), Some(Ending::Aborted));
+    assert_eq!(world.state().await.stable.replicas, before);
+}
+
+#[tokio::test]
 async fn a_proxy_that_lags_keeps_its_canary_until_it_has_let_go() {
     let mut world = World::new().await;
     world.add_proxy("p2");

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use controller_testing::{FakeClock, FakeMetricsSource, FakeOrchestrator};
+use friday::agents::Agents;
+use friday::auth::Tokens;
 use friday::clock::Clock;
 use friday::fleet::Fleet;
 use friday::metrics_source::MetricsSource;
@@ -21,7 +23,7 @@ use proxy_api::{
     RouteTable, latency_bucket,
 };
 use rollout::{Command, Duration, Phase, Rollout, RolloutId, ServiceName, Spec, Timestamp, Weight};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// One turn of the loop.
 pub(crate) const STEP: Duration = Duration::from_millis(250);
@@ -310,8 +312,14 @@ pub(crate) struct World {
     /// What checks are asked of, if there is anything.
     pub(crate) metrics: Option<Arc<FakeMetricsSource>>,
     fleet: Arc<Fleet>,
+    /// What nodes' agents say of the tasks.
+    pub(crate) agents: Arc<Agents>,
+    /// Who may ask the API for what; everybody for everything if it is empty.
+    pub(crate) tokens: Option<Arc<Tokens>>,
     reconciler: Option<Reconciler>,
     handle: Handle,
+    /// Tells the API when the controller stops, which it never does here.
+    stopping: watch::Sender<bool>,
     file: PathBuf,
     _folder: tempfile::TempDir,
 }
@@ -327,7 +335,9 @@ impl World {
         orchestrator.add_service(&service(), "web:v1", 2);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("friday.db");
-        let (store, fleet, reconciler, handle) = start(&file, &clock, &orchestrator, None).await;
+        let agents = Agents::new();
+        let (store, fleet, reconciler, handle) =
+            start(&file, &clock, &orchestrator, None, &agents).await;
         let mut world = Self {
             clock,
             orchestrator,
@@ -337,8 +347,11 @@ impl World {
             spec: spec(),
             metrics: None,
             fleet,
+            agents,
+            tokens: None,
             reconciler: Some(reconciler),
             handle,
+            stopping: watch::Sender::new(false),
             file,
             _folder: folder,
         };
@@ -364,11 +377,13 @@ impl World {
     /// The controller dies, as by SIGKILL, and another starts on the same disk. Tasks and proxies go on.
     pub(crate) async fn crash(&mut self) {
         drop(self.reconciler.take());
+        self.agents = Agents::new();
         let (store, fleet, reconciler, handle) = start(
             &self.file,
             &self.clock,
             &self.orchestrator,
             self.metrics.clone(),
+            &self.agents,
         )
         .await;
         self.store = store;
@@ -377,15 +392,25 @@ impl World {
         self.handle = handle;
     }
 
+    /// The time that only passes.
+    pub(crate) fn now(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
     /// The HTTP API of this controller.
     pub(crate) fn api(&self) -> axum::Router {
-        let (_, stopping) = tokio::sync::watch::channel(false);
         friday::api::router(friday::api::Api {
+            metrics: self
+                .metrics
+                .clone()
+                .map(|source| source as Arc<dyn MetricsSource>),
             store: self.store.clone(),
             fleet: self.fleet.clone(),
+            agents: self.agents.clone(),
             handle: self.handle.clone(),
             clock: self.clock.clone(),
-            stopping,
+            stopping: self.stopping.subscribe(),
+            tokens: self.tokens.clone(),
         })
     }
 
@@ -612,6 +637,7 @@ async fn start(
     clock: &Arc<FakeClock>,
     orchestrator: &Arc<FakeOrchestrator>,
     metrics: Option<Arc<FakeMetricsSource>>,
+    agents: &Arc<Agents>,
 ) -> (Arc<Sqlite>, Arc<Fleet>, Reconciler, Handle) {
     let store = Arc::new(Sqlite::open(file).await.unwrap());
     let fleet = Fleet::new();
@@ -626,6 +652,7 @@ async fn start(
     .unwrap();
     let reconciler =
         reconciler.with_metrics(metrics.map(|metrics| metrics as Arc<dyn MetricsSource>));
+    let reconciler = reconciler.with_agents(agents.clone());
     (store, fleet, reconciler, handle)
 }
 

@@ -1,9 +1,6 @@
 //! Our own ready check: whether a task answers `GET http://127.0.0.1:PORT/ready` with 2xx.
 
-use rollout::Duration;
-
-/// The time an answer may take. A task that needs longer to say that it is ready is not.
-const TIMEOUT: Duration = Duration::from_secs(1);
+use crate::orchestrator::ready::client;
 
 /// Asks tasks whether they may get requests.
 #[derive(Debug, Clone)]
@@ -12,16 +9,9 @@ pub(super) struct ReadyCheck {
 }
 
 impl ReadyCheck {
-    /// A check that opens a new connection each time, as the proxy's first request would: a task that serves its old
-    /// connections and takes no new ones is not ready. No proxy of the environment stands in between.
+    /// A check that has asked nobody yet.
     pub(super) fn new() -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .pool_max_idle_per_host(0)
-            .timeout(TIMEOUT)
-            .build()?;
-        Ok(Self { client })
+        client().map(|client| Self { client })
     }
 
     /// Whether the task on this port says that it is ready. No answer is a no.

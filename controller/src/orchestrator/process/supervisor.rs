@@ -1,6 +1,9 @@
 //! The one owner of what is known of the tasks: it takes orders, hears what became of processes, decides (in
 //! [`group`](super::group)), saves, and then acts.
 
+mod looking;
+mod saving;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
@@ -9,19 +12,19 @@ use std::sync::Arc;
 use nix::sys::signal::Signal;
 use proxy_api::Arm;
 use rollout::{Duration, Release, ServiceName};
-use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{self, MissedTickBehavior};
 
 use super::catalog::{Definition, REPLICAS_MAX, Settings};
-use super::group::{Action, End, Group, Limits, Phase, Task};
+use super::group::{Action, End, Group, Limits, Task};
 use super::identity::{Identity, Sample};
 use super::launch;
 use super::ready::ReadyCheck;
 use super::record::{Records, ServiceRecord};
 use crate::clock::Clock;
 use crate::orchestrator::{OrchestratorError, ServiceState};
+use looking::wait_for;
 
 /// How often deadlines are looked at: a drain may last so much longer than asked.
 const TICK: Duration = Duration::from_millis(100);
@@ -30,18 +33,12 @@ const TICK: Duration = Duration::from_millis(100);
 /// is not our child is noticed as quickly as a failing ready check.
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 
-/// How often a task is asked whether it is ready.
-const CHECK_EVERY: Duration = Duration::from_millis(200);
-
 /// The wait after a start that could not be saved, before it is tried again: a full disk is not freed sooner.
 const SAVE_RETRY: Duration = Duration::from_secs(1);
 
 /// How many orders and events may wait. Orders come from one reconciler and a few readers, and each sender waits for
 /// its answer; events come five times a second from each task.
 pub(super) const QUEUE_MAX: usize = 256;
-
-/// One mebibyte, for words.
-const MIB: u64 = 1024 * 1024;
 
 type Reply<T> = oneshot::Sender<Result<T, OrchestratorError>>;
 
@@ -448,51 +445,6 @@ impl Running {
         }
     }
 
-    fn sampled(&mut self, id: &str, sample: Option<Sample>) {
-        let service = self
-            .parts
-            .services
-            .values_mut()
-            .find(|service| service.tasks().any(|task| task.id == id));
-        let Some(service) = service else { return };
-        let limit = service.settings.memory_bytes_max;
-        let Some(task) = service.groups_mut().find_map(|(_, group)| group.task(id)) else {
-            return;
-        };
-        let Some(process) = task.process else { return };
-        let Some(sample) = sample else {
-            // Of our children we are told, with the exit code.
-            if task.adopted && !task.has_ended {
-                task.has_ended = true;
-                let age = process.age().as_secs_f64();
-                let how =
-                    format!("ended after {age:.1} s; its exit code went to an earlier controller");
-                let (events, records) = (self.events.clone(), self.parts.records.clone());
-                self.jobs
-                    .spawn(report_end(events, records, id.to_owned(), task.port, how));
-            }
-            return;
-        };
-        task.sample = sample;
-        if let (Some(used), Some(limit)) = (sample.memory_bytes, limit)
-            && used > limit
-            && task.is_checked()
-        {
-            let reason = format!(
-                "used {} MiB of its limit of {} MiB",
-                used.div_ceil(MIB),
-                limit / MIB
-            );
-            tracing::warn!(
-                task = id,
-                reason,
-                "ending a task that is above its memory limit"
-            );
-            task.phase = Phase::OverLimit { reason };
-            process.signal(Signal::SIGKILL);
-        }
-    }
-
     // The loop's own work.
 
     /// Decides what to do for every service, saves it, and does it.
@@ -644,126 +596,6 @@ impl Running {
         Ok(())
     }
 
-    /// Has exactly those tasks checked whose ready check is of interest.
-    fn watch(&mut self) {
-        let mut wanted = HashMap::new();
-        for service in self.parts.services.values() {
-            for task in service.tasks().filter(|task| task.is_checked()) {
-                wanted.insert(task.id.clone(), (task.port, service.settings.ready.clone()));
-            }
-        }
-        self.checks.retain(|id, check| {
-            let stays = wanted.remove(id).is_some();
-            if !stays {
-                check.abort();
-            }
-            stays
-        });
-        for (id, (port, path)) in wanted {
-            let checking = check(
-                self.parts.ready_check.clone(),
-                self.events.clone(),
-                id.clone(),
-                port,
-                path,
-            );
-            let handle = self.jobs.spawn(checking);
-            self.checks.insert(id, handle);
-        }
-    }
-
-    /// Looks at all processes, away from the runtime's threads; one look at a time.
-    fn sample(&mut self) {
-        if self.is_sampling {
-            return;
-        }
-        self.is_sampling = true;
-        let processes: Vec<(String, Identity)> = self.processes().collect();
-        let (events, records) = (self.events.clone(), self.parts.records.clone());
-        self.jobs.spawn(async move {
-            let looking = tokio::task::spawn_blocking(move || {
-                let look = |(id, process): (String, Identity)| {
-                    launch::bound_logs(&records, &id);
-                    (id, process.sample())
-                };
-                processes.into_iter().map(look).collect()
-            });
-            match looking.await {
-                Ok(samples) => send(&events, Event::Sampled { samples }).await,
-                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                Err(error) => {
-                    tracing::debug!(%error, "the runtime ends before processes were looked at")
-                }
-            }
-        });
-    }
-
-    /// Saves what changed of a service since it was last saved, and tells whether all is saved. What failed is tried
-    /// again after [`SAVE_RETRY`].
-    async fn save_changes(&mut self, name: &ServiceName) -> bool {
-        let now = self.parts.clock.elapsed();
-        if self
-            .unsaved
-            .get(name)
-            .is_some_and(|unsaved| now < unsaved.retry_at)
-        {
-            return false;
-        }
-        let Some(service) = self.parts.services.get(name) else {
-            return true;
-        };
-        let record = service.record(&self.parts.boot, name, now);
-        match self.save_if_new(name, record).await {
-            Ok(()) => {
-                self.unsaved.remove(name);
-                true
-            }
-            Err(error) => {
-                let why = launch::shortened(&with_source(&error));
-                tracing::error!(service = %name, why, "no task is started until the state can be saved");
-                self.unsaved.insert(
-                    name.clone(),
-                    Unsaved {
-                        retry_at: now + SAVE_RETRY,
-                        why,
-                    },
-                );
-                false
-            }
-        }
-    }
-
-    /// Wishes are repeated, and most events change nothing that is saved: then nothing is written.
-    async fn save_if_new(
-        &mut self,
-        name: &ServiceName,
-        record: ServiceRecord,
-    ) -> Result<(), OrchestratorError> {
-        let saved = self
-            .parts
-            .services
-            .get(name)
-            .and_then(|service| service.saved.as_ref());
-        if saved.is_some_and(|saved| saved.is_like(&record)) {
-            return Ok(());
-        }
-        let copy = record.clone();
-        self.blocking(move |records| records.save_service(&copy))
-            .await?;
-        if let Some(service) = self.parts.services.get_mut(name) {
-            service.saved = Some(record);
-        }
-        Ok(())
-    }
-
-    /// Reads or writes the state directory where blocking is allowed.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Records) -> Result<T, OrchestratorError> + Send + 'static,
-    ) -> Result<T, OrchestratorError> {
-        blocking(self.parts.records.clone(), work).await
-    }
-
     fn tasks(&self) -> impl Iterator<Item = &Task> {
         self.parts.services.values().flat_map(Service::tasks)
     }
@@ -781,13 +613,6 @@ impl Running {
             Some((name, group))
         })
     }
-}
-
-/// An error with its cause, for a line on a board or in a log.
-fn with_source(error: &dyn std::error::Error) -> String {
-    error
-        .source()
-        .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 /// Runs `work` on the state directory on a thread that may block.
@@ -844,60 +669,5 @@ fn rethrow(job: Result<(), tokio::task::JoinError>) {
         && error.is_panic()
     {
         std::panic::resume_unwind(error.into_panic());
-    }
-}
-
-async fn check(
-    ready_check: ReadyCheck,
-    events: mpsc::Sender<Event>,
-    task: String,
-    port: u16,
-    path: String,
-) {
-    let mut tick = every(CHECK_EVERY);
-    loop {
-        tick.tick().await;
-        let answered = ready_check.is_ready(port, &path).await;
-        send(
-            &events,
-            Event::Checked {
-                task: task.clone(),
-                answered,
-            },
-        )
-        .await;
-    }
-}
-
-async fn wait_for(
-    mut child: Child,
-    events: mpsc::Sender<Event>,
-    records: Arc<Records>,
-    clock: Arc<dyn Clock>,
-    task: String,
-    port: u16,
-) {
-    let started = clock.elapsed();
-    let status = child.wait().await;
-    let how = launch::how_it_ended(&status, clock.elapsed().saturating_sub(started));
-    send(&events, Event::Gone { task: task.clone() }).await;
-    report_end(events, records, task, port, how).await;
-}
-
-async fn report_end(
-    events: mpsc::Sender<Event>,
-    records: Arc<Records>,
-    task: String,
-    port: u16,
-    how: String,
-) {
-    let id = task.clone();
-    let looking = tokio::task::spawn_blocking(move || launch::look_into(&records, &id, port, &how));
-    match looking.await {
-        Ok(end) => send(&events, Event::Ended { task, end }).await,
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Err(error) => {
-            tracing::debug!(%error, "the runtime ends before a task's end was looked into")
-        }
     }
 }

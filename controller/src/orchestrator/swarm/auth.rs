@@ -64,7 +64,7 @@ impl Credentials {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
             Err(error) => {
-                tracing::warn!(file = %file.display(), %error, "cannot read who we are to registries");
+                tracing::warn!(file = %file.display(), %error, "cannot read Docker's configuration: registries are asked without a login");
                 return None;
             }
         };
@@ -72,7 +72,7 @@ impl Credentials {
             Ok(configuration) => configuration,
             Err(error) => {
                 // Its place alone: the text around it is secret.
-                tracing::warn!(file = %file.display(), line = error.line(), "cannot read who we are to registries");
+                tracing::warn!(file = %file.display(), line = error.line(), "Docker's configuration is not as expected: registries are asked without a login");
                 return None;
             }
         };
@@ -142,11 +142,11 @@ async fn ask(helper: &str, server: &str) -> Option<Secret> {
         Ok(Ok(answer)) if answer.status.success() => serde_json::from_slice(&answer.stdout).ok(),
         Ok(Ok(_)) => None,
         Ok(Err(error)) => {
-            tracing::warn!(helper, %error, "a credential helper failed");
+            tracing::warn!(helper, server, %error, "cannot run docker-credential-HELPER: the registry is asked without its login");
             None
         }
         Err(_) => {
-            tracing::warn!(helper, limit = ?HELPER_MAX, "a credential helper did not answer");
+            tracing::warn!(helper, server, limit = ?HELPER_MAX, "docker-credential-HELPER did not answer in time: the registry is asked without its login");
             None
         }
     }

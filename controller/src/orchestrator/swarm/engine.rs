@@ -3,13 +3,14 @@
 //! Spoken directly and not through bollard, whose types drop what they do not know: its task has no addresses, its
 //! service spec reads `HealthCheck` where the engine writes `Healthcheck`, so that reading a service and writing it back
 //! removes the health check and restarts every task. Here a spec is the engine's own JSON from end to end. What is left
-//! to speak is a dozen calls, which are no reason for a second client library.
+//! to speak is a dozen calls, which are no reason for a second client library. The node agent asks its engine through it too.
 
 use std::io;
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::Full;
+use hyper::body::Incoming;
 use reqwest::Url;
 use rollout::Duration;
 use serde::Deserialize;
@@ -20,7 +21,7 @@ use tokio::time;
 
 use super::address::EngineAddress;
 use super::model::{Image, Node, Service, Task};
-use super::wire::Wire;
+use super::wire::{Connection, Wire};
 use crate::orchestrator::OrchestratorError;
 
 /// Longest wait for an answer. Calls take milliseconds; without a leader they hang for 10 s, and what was known before
@@ -38,7 +39,7 @@ const CONFLICTS_MAX: usize = 5;
 
 /// Why a call did not do what it should.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum EngineError {
+pub(crate) enum EngineError {
     #[error("the engine does not answer")]
     Unreachable(#[source] io::Error),
     /// Something is not there; its words.
@@ -54,7 +55,7 @@ pub(super) enum EngineError {
 
 impl EngineError {
     /// The engine's words, or what became of the call.
-    pub(super) fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         match self {
             Self::Unreachable(source) => source.to_string(),
             Self::NotFound(words) | Self::OutOfSequence(words) | Self::Refused(words) => {
@@ -90,14 +91,14 @@ impl ApiVersion {
 
 /// One engine.
 #[derive(Debug)]
-pub(super) struct Engine {
+pub(crate) struct Engine {
     wire: Wire,
     version: OnceCell<String>,
 }
 
 impl Engine {
     /// The engine at an address; nobody is asked yet. Blocks on the disk where there are certificates.
-    pub(super) fn new(address: EngineAddress) -> Result<Self, OrchestratorError> {
+    pub(crate) fn new(address: EngineAddress) -> Result<Self, OrchestratorError> {
         Ok(Self {
             wire: Wire::new(address)?,
             version: OnceCell::new(),
@@ -236,7 +237,28 @@ impl Engine {
         }
     }
 
-    async fn get<T: DeserializeOwned>(
+    /// What happens from now on to services, nodes and this node's containers, as it happens. Health checks run inside of
+    /// containers several times a second; of them only the outcome is told.
+    pub(super) async fn events(&self) -> Result<(Incoming, Connection), EngineError> {
+        let filters = json!({
+            "type": ["service", "node", "container"],
+            "event": ["create", "update", "remove", "start", "health_status", "kill", "die", "destroy"],
+        });
+        let path = self
+            .path("events", &[("filters", &filters.to_string())])
+            .await?;
+        let request = Self::request(Method::GET, &path, None, None)?;
+        let answer = time::timeout(ANSWER_MAX, self.wire.open(request)).await;
+        let (answer, connection) = in_time(ANSWER_MAX, answer)?;
+        if answer.status().is_success() {
+            return Ok((answer.into_body(), connection));
+        }
+        let status = answer.status();
+        Err(EngineError::of_status(status, "no events".to_owned()))
+    }
+
+    /// What a path of the API shows.
+    pub(crate) async fn get<T: DeserializeOwned>(
         &self,
         path: &str,
         query: &[(&str, &str)],
@@ -274,14 +296,12 @@ impl Engine {
         Ok(format!("{major}.{minor}"))
     }
 
-    async fn call(
-        &self,
+    fn request(
         method: Method,
         path: &str,
         body: Option<&Value>,
         auth: Option<&str>,
-        limit: Duration,
-    ) -> Result<Bytes, EngineError> {
+    ) -> Result<Request<Full<Bytes>>, EngineError> {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -293,26 +313,46 @@ impl Engine {
             request = request.header("X-Registry-Auth", auth);
         }
         let bytes = body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
-        let request = request
+        request
             .body(Full::new(bytes))
-            .map_err(|error| EngineError::Refused(format!("{path}: {error}")))?;
+            .map_err(|error| EngineError::Refused(format!("{path}: {error}")))
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        auth: Option<&str>,
+        limit: Duration,
+    ) -> Result<Bytes, EngineError> {
+        let request = Self::request(method, path, body, auth)?;
         self.wire.warm().await.map_err(EngineError::Unreachable)?;
         let answer = time::timeout(limit, self.wire.send(request)).await;
-        let answer = answer
-            .map_err(|_| {
-                io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("no answer within {limit:?}"),
-                )
-            })
-            .flatten()
-            .map_err(EngineError::Unreachable)?;
+        let answer = in_time(limit, answer)?;
         let (head, body) = answer.into_parts();
         if head.status.is_success() {
             return Ok(body);
         }
         Err(EngineError::of_status(head.status, words(&body)))
     }
+}
+
+/// An answer that came in time.
+fn in_time<T>(
+    limit: Duration,
+    answer: Result<io::Result<T>, time::error::Elapsed>,
+) -> Result<T, EngineError> {
+    let late = |_| {
+        io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer within {limit:?}"),
+        )
+    };
+    answer
+        .map_err(late)
+        .flatten()
+        .map_err(EngineError::Unreachable)
 }
 
 /// What the engine says of an error.

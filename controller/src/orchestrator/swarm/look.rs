@@ -11,7 +11,7 @@ use super::engine::EngineError;
 use super::model::{Service, Task};
 use super::ready::Answer;
 use super::{Pair, Reach, Swarm, spec, tasks};
-use crate::orchestrator::{Group, OrchestratorError, ServiceState, Task as SeenTask};
+use crate::orchestrator::{Group, OrchestratorError, ServiceState, Task as SeenTask, off_runtime};
 
 impl Swarm {
     pub(super) async fn look(
@@ -72,9 +72,8 @@ impl Swarm {
             return Ok(None);
         };
         let canary = pair.canary.as_ref().map(|canary| canary.id.as_str());
-        let ids: Vec<&str> = std::iter::once(pair.stable.id.as_str())
-            .chain(canary)
-            .collect();
+        let stable = Some(pair.stable.id.as_str()).filter(|_| !pair.stable.is_removed());
+        let ids: Vec<&str> = stable.into_iter().chain(canary).collect();
         let tasks = self.engine.tasks(&ids).await?;
         Ok(Some((pair, tasks)))
     }
@@ -126,7 +125,7 @@ impl Swarm {
         }
         let images = self.images.clone();
         let service = service.clone();
-        super::blocking(move || images.meanings(&service, tags)).await
+        off_runtime(move || images.meanings(&service, tags)).await
     }
 
     async fn learn_nodes(&self, tasks: &[Task]) -> Result<(), EngineError> {

@@ -15,6 +15,23 @@ pub(super) struct Service {
     pub(super) update_status: Option<UpdateStatus>,
 }
 
+impl Service {
+    /// One that is not there any more, as it was last seen.
+    pub(super) fn removed(spec: Value) -> Self {
+        Self {
+            id: String::new(),
+            version: Version { index: 0 },
+            spec,
+            update_status: None,
+        }
+    }
+
+    /// Whether it is not there any more.
+    pub(super) fn is_removed(&self) -> bool {
+        self.id.is_empty()
+    }
+}
+
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Version {

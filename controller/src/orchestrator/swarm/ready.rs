@@ -13,8 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time;
 
-/// The time an answer may take. A task that needs longer to say that it is ready is not.
-const TIMEOUT: Duration = Duration::from_secs(1);
+use crate::orchestrator::ready::client;
 
 /// How often a task is asked until it is ready: it shall get requests within a second (F23).
 const UNTIL_READY: Duration = Duration::from_millis(100);
@@ -64,17 +63,10 @@ pub(super) struct ReadyChecks {
 }
 
 impl ReadyChecks {
-    /// Checks that open a new connection each time, as the proxy's first request would. No proxy of the environment
-    /// stands in between.
+    /// Checks of no task yet.
     pub(super) fn new() -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .pool_max_idle_per_host(0)
-            .timeout(TIMEOUT)
-            .build()?;
         Ok(Self {
-            client,
+            client: client()?,
             services: Mutex::default(),
         })
     }

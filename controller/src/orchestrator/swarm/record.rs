@@ -1,14 +1,17 @@
-//! What is remembered of images, in one small file: a release is run as it was resolved, also after a restart and while
-//! its registry is away.
+//! What is remembered, in one small file: images, so that a release is run as it was resolved, also after a restart and
+//! while its registry is away; and the specs of services that had a canary, so that one which somebody removes meanwhile
+//! can be made again. Specs may hold secrets: the file is its owner's alone.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rollout::ServiceName;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::orchestrator::OrchestratorError;
 
@@ -35,6 +38,9 @@ struct Record {
     images: Vec<Resolved>,
     /// What the tags of services that name no digest meant when they were first seen.
     tags: BTreeMap<ServiceName, BTreeMap<String, String>>,
+    /// The specs of stable services, as they were when their canary was last written.
+    #[serde(default)]
+    specs: BTreeMap<ServiceName, Value>,
 }
 
 /// The memory, in the file and beside it.
@@ -73,6 +79,7 @@ impl Images {
                 format: FORMAT,
                 images: Vec::new(),
                 tags: BTreeMap::new(),
+                specs: BTreeMap::new(),
             },
             Err(error) => return Err(failed("read", error)),
         };
@@ -103,6 +110,23 @@ impl Images {
             record.images.push(image);
             let surplus = record.images.len().saturating_sub(IMAGES_MAX);
             record.images.drain(..surplus);
+        })
+    }
+
+    /// The spec of a stable service, as it was when its canary was last written.
+    pub(super) fn spec(&self, service: &ServiceName) -> Option<Value> {
+        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.specs.get(service).cloned()
+    }
+
+    /// Remembers it. Blocks on the disk.
+    pub(super) fn keep_spec(
+        &self,
+        service: &ServiceName,
+        spec: Value,
+    ) -> Result<(), OrchestratorError> {
+        self.change(|record| {
+            record.specs.insert(service.clone(), spec);
         })
     }
 
@@ -147,7 +171,12 @@ impl Images {
 /// Whoever reads the file finds all of it or what was there before, also after a power cut.
 fn replace(path: &Path, record: &Record) -> io::Result<()> {
     let beside = path.with_extension("tmp");
-    let mut file = File::create(&beside)?;
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&beside)?;
     file.write_all(&serde_json::to_vec_pretty(record)?)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;

@@ -2,11 +2,11 @@
 
 use rollout::{Release, ServiceName};
 
+use super::Swarm;
 use super::engine::EngineError;
 use super::image::Reference;
 use super::model::Image;
-use super::{Swarm, blocking};
-use crate::orchestrator::OrchestratorError;
+use crate::orchestrator::{OrchestratorError, off_runtime};
 
 impl Swarm {
     /// The digest of an image now: its registry's word, or, where that has none, this engine's own copy. What is run for
@@ -42,7 +42,7 @@ impl Swarm {
         };
         match self.engine.image(&reference.name).await {
             Ok(local) => {
-                tracing::warn!(%service, image, words, "its registry does not have this image: taken from this engine, and other nodes need it too");
+                tracing::warn!(%service, image, words, "its registry gives no digest of this image: taken from this engine, and every node has to have it");
                 let (digest, pinned) = of_local(&reference, &local);
                 self.remember(digest, pinned).await
             }
@@ -133,7 +133,7 @@ impl Swarm {
 
     async fn remember(&self, digest: String, pinned: String) -> Result<String, OrchestratorError> {
         let images = self.images.clone();
-        blocking(move || {
+        off_runtime(move || {
             images.resolved(&digest, &pinned)?;
             Ok(digest)
         })

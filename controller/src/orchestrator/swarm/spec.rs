@@ -18,7 +18,7 @@ const SUFFIX: &str = "-canary";
 const NAME_CHARS_MAX: usize = 63;
 
 /// On a canary service: whose clone it is.
-const CANARY_OF: &str = "friday.canary-of";
+pub(super) const CANARY_OF: &str = "friday.canary-of";
 
 /// On either service: the image as its author wrote it.
 const IMAGE: &str = "friday.image";
@@ -33,10 +33,17 @@ const COMMIT: &str = "friday.commit";
 const TERM: &str = "friday.term";
 
 /// On containers: the release they run, for whoever watches containers.
-const RELEASE: &str = "friday.release";
+pub(crate) const RELEASE: &str = "friday.release";
+
+/// On containers of a canary service: whose clone it is, for the same.
+pub(crate) const SERVICE: &str = "friday.service";
 
 /// What `docker stack` takes for its own.
 const STACK: &str = "com.docker.stack.namespace";
+
+/// How labels begin by which another proxy in the swarm finds services to send requests to: Traefik, Docker Flow Proxy and
+/// Caddy. A clone with them would get users past ours.
+const PROXIES: [&str; 3] = ["traefik.", "com.df.", "caddy"];
 
 /// The name of a service's canary.
 pub(super) fn canary_name(service: &ServiceName) -> Result<String, OrchestratorError> {
@@ -131,7 +138,8 @@ pub(super) fn release_of_image(
 /// would bring it requests past the proxy or put it under somebody else's rule:
 /// - published ports: they are taken, and the ingress would send it users;
 /// - aliases in networks: the service's users would find it by name;
-/// - the stack's label: `docker stack deploy --prune` would remove it in the middle of a rollout.
+/// - the stack's label: `docker stack deploy --prune` would remove it in the middle of a rollout;
+/// - labels of other proxies: they would take it for one more of the service's tasks.
 pub(super) fn canary(
     stable: &Service,
     name: &str,
@@ -161,7 +169,10 @@ pub(super) fn canary(
     }
     let labels = object(&mut spec["Labels"]);
     labels.remove(STACK);
+    labels.retain(|name, _| !PROXIES.iter().any(|begin| name.starts_with(begin)));
     labels.insert(CANARY_OF.to_owned(), json!(of));
+    let containers = object(&mut spec["TaskTemplate"]["ContainerSpec"]["Labels"]);
+    containers.insert(SERVICE.to_owned(), json!(of));
     run(&mut spec, release, pinned, term);
     spec
 }
@@ -177,6 +188,15 @@ pub(super) fn with_release(spec: &Value, release: &Release, pinned: &str, term: 
 pub(super) fn with_replicas(spec: &Value, replicas: u32, term: u64) -> Value {
     let mut spec = with_term(spec, term);
     spec["Mode"] = json!({ "Replicated": { "Replicas": replicas } });
+    spec
+}
+
+/// The same spec with another number of tasks, unless it runs on every node.
+pub(super) fn scaled_to(spec: &Value, count: u32) -> Value {
+    let mut spec = spec.clone();
+    if replicas(&spec).is_some() {
+        spec["Mode"] = json!({ "Replicated": { "Replicas": count } });
+    }
     spec
 }
 
@@ -230,7 +250,12 @@ mod tests {
     fn worker() -> Value {
         json!({
             "Name": "worker",
-            "Labels": { "team": "a", STACK: "app" },
+            "Labels": {
+                "team": "a",
+                STACK: "app",
+                "traefik.http.routers.worker.rule": "Host(`worker.example.org`)",
+                "caddy_0": "worker.example.org",
+            },
             "TaskTemplate": {
                 "ContainerSpec": {
                     "Image": "worker:v1",

@@ -7,8 +7,10 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use friday_tls::{Authorities, CertificateFiles};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rollout::Duration;
@@ -17,9 +19,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::time;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::address::EngineAddress;
 use crate::orchestrator::OrchestratorError;
@@ -40,7 +41,7 @@ const IDLE_MAX: usize = 4;
 const WORDS_BYTES_MAX: usize = 2048;
 
 /// One connection, and what ssh has said of it.
-struct Connection {
+pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     words: Words,
 }
@@ -114,10 +115,23 @@ impl Wire {
         }
     }
 
+    /// Sends one request over a connection of its own and leaves the answer's body to be read as it comes: it may never
+    /// end. The connection lives as long as what is returned.
+    pub(super) async fn open(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> io::Result<(Response<Incoming>, Connection)> {
+        let mut connection = self.connect().await?;
+        match connection.sender.send_request(request).await {
+            Ok(answer) => Ok((answer, connection)),
+            Err(error) => Err(connection.failed(error)),
+        }
+    }
+
     async fn read(
         &self,
         connection: Connection,
-        answer: Response<hyper::body::Incoming>,
+        answer: Response<Incoming>,
     ) -> io::Result<Response<Bytes>> {
         let (head, body) = answer.into_parts();
         let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
@@ -264,34 +278,14 @@ impl Words {
 
 /// Trusts `ca.pem` alone, and shows `cert.pem`.
 fn tls_config(folder: &Path) -> Result<ClientConfig, OrchestratorError> {
-    let failed = |file: &Path, error: &dyn fmt::Display| OrchestratorError::State {
-        what: format!("cannot use {} for the engine", file.display()),
-        source: io::Error::new(io::ErrorKind::InvalidData, error.to_string()),
+    let own = CertificateFiles {
+        certificate: folder.join("cert.pem"),
+        key: folder.join("key.pem"),
     };
-    let read = |name: &str| -> Result<Vec<CertificateDer<'static>>, OrchestratorError> {
-        let file = folder.join(name);
-        let certificates = CertificateDer::pem_file_iter(&file)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| failed(&file, &error))?;
-        if certificates.is_empty() {
-            return Err(failed(&file, &"it holds no certificate"));
-        }
-        Ok(certificates)
-    };
-    let mut roots = RootCertStore::empty();
-    for certificate in read("ca.pem")? {
-        let file = folder.join("ca.pem");
-        roots
-            .add(certificate)
-            .map_err(|error| failed(&file, &error))?;
-    }
-    let file = folder.join("key.pem");
-    let key = PrivateKeyDer::from_pem_file(&file).map_err(|error| failed(&file, &error))?;
-    let provider = Arc::new(crypto::ring::default_provider());
-    ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| failed(folder, &error))?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(read("cert.pem")?, key)
-        .map_err(|error| failed(&folder.join("cert.pem"), &error))
+    let config = Authorities::from_file(&folder.join("ca.pem"))
+        .and_then(|authorities| authorities.client(Some(&own), &[]));
+    config.map_err(|error| OrchestratorError::State {
+        what: format!("cannot use {} for the engine", folder.display()),
+        source: io::Error::new(io::ErrorKind::InvalidData, error),
+    })
 }

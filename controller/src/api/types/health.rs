@@ -1,0 +1,56 @@
+//! How the controller itself is: what it sees, saves and asks.
+
+use rollout::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// How the controller is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HealthView {
+    /// Its version.
+    pub version: String,
+    /// The time of its clock.
+    #[schema(value_type = String)]
+    pub now: Timestamp,
+    /// The newest table, `TERM.SEQ`: what every proxy should apply.
+    pub generation: String,
+    /// Whether requests need a token.
+    pub needs_token: bool,
+    /// The services that it looks after, by name.
+    pub services: Vec<SightView>,
+    /// Why the last change could not be saved; absent while all is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<TroubleView>,
+    /// The source of metrics that checks are asked of; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsView>,
+}
+
+/// Whether the controller sees the tasks of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SightView {
+    /// The service.
+    pub service: String,
+    /// Whether they were ever seen.
+    pub is_seen: bool,
+    /// Why they could not be seen at the last look; what is shown of them is older then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+/// A trouble that lasts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TroubleView {
+    /// What it is.
+    pub words: String,
+    /// For how long, in seconds.
+    pub seconds: f64,
+}
+
+/// A source of metrics, as it answered just now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MetricsView {
+    /// Why it gave no answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}

@@ -1,0 +1,200 @@
+//! Which role a request takes. Pure.
+
+use std::fmt;
+
+use axum::http::Method;
+use serde::Serialize;
+
+/// What a token may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Of a proxy: takes tables, sends reports
+    Proxy,
+    /// Of a node's agent: sends reports
+    Agent,
+    /// Reads everything, metrics too
+    Viewer,
+    /// A viewer that deploys, promotes, pauses, aborts, retries and undoes
+    Operator,
+    /// An operator that approves and rejects at gates
+    Approver,
+    /// Everything
+    Admin,
+}
+
+impl Role {
+    const ALL: [Self; 6] = [
+        Self::Proxy,
+        Self::Agent,
+        Self::Viewer,
+        Self::Operator,
+        Self::Approver,
+        Self::Admin,
+    ];
+
+    /// Its name in the tokens file.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Proxy => "proxy",
+            Self::Agent => "agent",
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Approver => "approver",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// The role of this name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.as_str() == name)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A kind of request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// Tables for proxies, and their reports.
+    Proxies,
+    /// The reports of nodes' agents.
+    Agents,
+    /// To read.
+    Read,
+    /// To start and to move rollouts.
+    Operate,
+    /// To open a gate, or to keep it shut.
+    Approve,
+    /// Everything that is none of these.
+    Administer,
+}
+
+impl Rule {
+    /// The rule of a request; `None` for what everybody may ask: whether the controller lives and is ready, and the board's
+    /// page, which holds nothing and reads the rest with a token.
+    #[must_use]
+    pub fn of(method: &Method, path: &str) -> Option<Self> {
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        let is_read = method == Method::GET || method == Method::HEAD;
+        match parts.as_slice() {
+            [""] | ["live" | "ready"] if is_read => None,
+            ["api", "v1", "proxies", _, "table" | "reports"] => Some(Self::Proxies),
+            ["api", "v1", "agents", _, "reports"] => Some(Self::Agents),
+            _ if is_read => Some(Self::Read),
+            // Of orders, approvals need more: their handler asks for it.
+            ["api", "v1", "rollouts" | "services", ..] if method == Method::POST => {
+                Some(Self::Operate)
+            }
+            _ => Some(Self::Administer),
+        }
+    }
+
+    /// Its name in refusals and logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Proxies => "proxies",
+            Self::Agents => "agents",
+            Self::Read => "read",
+            Self::Operate => "operate",
+            Self::Approve => "approve",
+            Self::Administer => "administer",
+        }
+    }
+
+    /// The roles that it takes, the smallest first.
+    #[must_use]
+    pub fn roles(self) -> &'static [Role] {
+        match self {
+            Self::Proxies => &[Role::Proxy, Role::Admin],
+            Self::Agents => &[Role::Agent, Role::Admin],
+            Self::Read => &[Role::Viewer, Role::Operator, Role::Approver, Role::Admin],
+            Self::Operate => &[Role::Operator, Role::Approver, Role::Admin],
+            Self::Approve => &[Role::Approver, Role::Admin],
+            Self::Administer => &[Role::Admin],
+        }
+    }
+
+    /// Whether it takes this role.
+    #[must_use]
+    pub fn takes(self, role: Role) -> bool {
+        self.roles().contains(&role)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every path of the API, and some that there are not.
+    #[test]
+    fn every_request_has_a_rule_and_only_three_have_none() {
+        let table = [
+            ("GET", "/", "-"),
+            ("GET", "/live", "-"),
+            ("GET", "/ready", "-"),
+            ("GET", "/metrics", "read"),
+            ("GET", "/api/v1/openapi.json", "read"),
+            ("GET", "/api/v1/rollouts", "read"),
+            ("POST", "/api/v1/rollouts", "operate"),
+            ("GET", "/api/v1/rollouts/web", "read"),
+            ("POST", "/api/v1/rollouts/web-1/orders", "operate"),
+            ("GET", "/api/v1/rollouts/web-1/events", "read"),
+            ("GET", "/api/v1/services", "read"),
+            ("POST", "/api/v1/services/web/undo", "operate"),
+            ("POST", "/api/v1/services/web/retry", "operate"),
+            ("GET", "/api/v1/stream", "read"),
+            ("GET", "/api/v1/proxies", "read"),
+            ("GET", "/api/v1/proxies/p1/table", "proxies"),
+            ("POST", "/api/v1/proxies/p1/reports", "proxies"),
+            ("GET", "/api/v1/agents", "read"),
+            ("GET", "/api/v1/health", "read"),
+            ("POST", "/api/v1/agents/n1/reports", "agents"),
+            ("POST", "/", "administer"),
+            ("DELETE", "/live", "administer"),
+            ("POST", "/api/v1/agents//n1/reports", "administer"),
+            ("PUT", "/api/v1/rollouts", "administer"),
+            ("POST", "/api/v2/rollouts", "administer"),
+            ("GET", "//live", "read"),
+        ];
+        for (method, path, name) in table {
+            let method: Method = method.parse().unwrap();
+            let rule = Rule::of(&method, path).map_or("-", Rule::name);
+            assert_eq!(rule, name, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn roles_reach_as_far_as_their_names() {
+        let rules = [
+            Rule::Proxies,
+            Rule::Agents,
+            Rule::Read,
+            Rule::Operate,
+            Rule::Approve,
+            Rule::Administer,
+        ];
+        let allowed = |role: Role| {
+            let taken = rules.iter().filter(|rule| rule.takes(role));
+            taken.map(|rule| rule.name()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(allowed(Role::Proxy), "proxies");
+        assert_eq!(allowed(Role::Agent), "agents");
+        assert_eq!(allowed(Role::Viewer), "read");
+        assert_eq!(allowed(Role::Operator), "read operate");
+        assert_eq!(allowed(Role::Approver), "read operate approve");
+        assert_eq!(
+            allowed(Role::Admin),
+            "proxies agents read operate approve administer"
+        );
+        for role in Role::ALL {
+            assert_eq!(Role::named(role.as_str()), Some(role));
+        }
+    }
+}

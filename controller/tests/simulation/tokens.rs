@@ -1,0 +1,173 @@
+//! Who may ask the API for what, and what the event log says of it.
+
+use axum::body::Body;
+use axum::http::{Request, StatusCode, header};
+use friday::auth::{NewToken, Role, Tokens};
+use rollout::{Duration, Weight};
+use serde_json::{Value, json};
+
+use crate::api::answer;
+use crate::world::{FRIDAY_YML, World};
+
+/// A world that wants tokens, one of each role.
+async fn guarded() -> (World, impl Fn(Role) -> String) {
+    use Role::{Admin, Agent, Approver, Operator, Proxy, Viewer};
+    let all = [Proxy, Agent, Viewer, Operator, Approver, Admin];
+    let tokens = all.map(|role| NewToken::random(&format!("the-{role}"), role));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokens");
+    let lines: Vec<&str> = tokens.iter().map(|token| token.line.as_str()).collect();
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    let mut world = World::new().await;
+    world.tokens = Some(Tokens::open(&file).unwrap());
+    let token_of = move |role| {
+        let found = tokens.iter().find(|token| token.role == role);
+        found.unwrap().token.clone()
+    };
+    (world, token_of)
+}
+
+/// Asks with a token, while the loop turns.
+async fn ask(
+    world: &mut World,
+    token: Option<&str>,
+    method: &str,
+    path: &str,
+    body: Value,
+) -> (StatusCode, Value) {
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::CONTENT_TYPE, "application/json");
+    if let Some(token) = token {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    }
+    let request = request.body(Body::from(body.to_string())).unwrap();
+    let (head, body) = answer(world, request).await;
+    if head.status == StatusCode::UNAUTHORIZED {
+        assert_eq!(head.headers[header::WWW_AUTHENTICATE], "Bearer");
+    }
+    (head.status, body)
+}
+
+#[tokio::test]
+async fn nobody_gets_in_without_a_token_and_everybody_sees_whether_it_lives() {
+    let (mut world, _) = guarded().await;
+    let paths = ["/metrics", "/api/v1/services", "/api/v1/openapi.json", "/x"];
+    for path in paths {
+        let (status, problem) = ask(&mut world, None, "GET", path, Value::Null).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
+        assert_eq!(problem["code"], "token_missing");
+        let (status, problem) = ask(&mut world, Some("x"), "GET", path, Value::Null).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
+        assert_eq!(problem["code"], "token_unknown");
+    }
+    for path in ["/live", "/ready", "/"] {
+        let (status, _) = ask(&mut world, None, "GET", path, Value::Null).await;
+        assert_eq!(status, StatusCode::OK, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn each_role_may_do_what_its_name_says_and_no_more() {
+    let (mut world, token_of) = guarded().await;
+    let orders = "/api/v1/rollouts/web-1/orders";
+    let order = |order: &str| json!({ "order": order, "by": "ada" });
+    let deploy = json!({ "spec": FRIDAY_YML, "image": "web:v2", "author": "ada" });
+    let refused = [
+        (
+            Role::Viewer,
+            "POST",
+            "/api/v1/rollouts",
+            deploy.clone(),
+            "operate",
+        ),
+        (Role::Agent, "GET", "/api/v1/services", Value::Null, "read"),
+        (Role::Proxy, "GET", "/metrics", Value::Null, "read"),
+        (
+            Role::Agent,
+            "GET",
+            "/api/v1/proxies/p1/table",
+            Value::Null,
+            "proxies",
+        ),
+        (
+            Role::Operator,
+            "POST",
+            "/api/v1/proxies/p1/reports",
+            Value::Null,
+            "proxies",
+        ),
+        (
+            Role::Proxy,
+            "POST",
+            "/api/v1/agents/n1/reports",
+            Value::Null,
+            "agents",
+        ),
+        (Role::Operator, "POST", orders, order("approve"), "approve"),
+        (Role::Operator, "POST", orders, order("reject"), "approve"),
+    ];
+    for (role, method, path, body, rule) in refused {
+        let token = token_of(role);
+        let (status, problem) = ask(&mut world, Some(&token), method, path, body).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{role} {method} {path}");
+        assert_eq!(problem["code"], "forbidden");
+        let words = problem["detail"].as_str().unwrap();
+        assert!(
+            words.starts_with(&format!("rule {rule:?} takes")),
+            "{words}"
+        );
+    }
+    let viewer = token_of(Role::Viewer);
+    let (status, _) = ask(&mut world, Some(&viewer), "GET", "/metrics", Value::Null).await;
+    assert_eq!(status, StatusCode::OK);
+    // It waits for the first table, which the loop may not have made yet.
+    let table = "/api/v1/proxies/p1/table?wait_seconds=5";
+    let (status, _) = ask(
+        &mut world,
+        Some(&token_of(Role::Proxy)),
+        "GET",
+        table,
+        Value::Null,
+    )
+    .await;
+    assert_eq!(status, StatusCode::OK);
+
+    let operator = token_of(Role::Operator);
+    let (status, made) = ask(
+        &mut world,
+        Some(&operator),
+        "POST",
+        "/api/v1/rollouts",
+        deploy,
+    )
+    .await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    assert_eq!(made["author"], "the-operator (for ada)");
+    world
+        .until_phase("analyzing", Duration::from_secs(10))
+        .await;
+    // There is no gate to open; it is the loop that says so, and no rule.
+    let approver = token_of(Role::Approver);
+    let (status, _) = ask(
+        &mut world,
+        Some(&approver),
+        "POST",
+        orders,
+        order("approve"),
+    )
+    .await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    let (status, _) = ask(&mut world, Some(&operator), "POST", orders, order("abort")).await;
+    assert_eq!(status, StatusCode::OK);
+    let events = "/api/v1/rollouts/web-1/events";
+    let (_, log) = ask(&mut world, Some(&viewer), "GET", events, Value::Null).await;
+    let of_kind = |kind: &str| {
+        let mut log = log.as_array().unwrap().iter();
+        log.find(|event| event["kind"] == kind).unwrap()["author"].clone()
+    };
+    assert_eq!(of_kind("started"), "the-operator (for ada)");
+    assert_eq!(of_kind("order"), "the-operator (for ada)");
+    assert_eq!(world.published(), Weight::ZERO);
+}

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import time
 from dataclasses import dataclass
+from statistics import median
 
 import machine
 from machine import Failed, Program
@@ -228,7 +229,10 @@ def full_load(target, warm, seconds):
 def fixed_rate(target, oha, rate, warm, seconds):
     """Latencies in milliseconds at `rate` requests/s, counted from the moment at which a request should have been sent:
     a proxy that stops for a while does not stop the clock. What was sent while the connections were opened, in the
-    first `warm` seconds, is not in them; what was due later is."""
+    first `warm` seconds, is not in them; what was due later is.
+
+    `p99_second` is the median over the seconds of the p99 of each: a host that takes the machine away for 50 ms, once in
+    some seconds, decides the p99 of a whole round whatever the proxy does, and here only that of one second."""
     case = target.case
     count = round(rate * (warm + seconds))
     command = [oha, "--no-tui", "--output-format", "csv", "--latency-correction", "--insecure", "--disable-compression"]
@@ -248,15 +252,24 @@ def fixed_rate(target, oha, rate, warm, seconds):
     measured = [(start, duration) for start, duration in good if start >= warm]
     if len(measured) < 2:
         raise Failed(f"{rate} requests/s are too few for {seconds} s")
-    latencies = sorted(duration for _, duration in measured)
-    percentile = lambda share: round(latencies[math.ceil(share * len(latencies)) - 1] * 1e3, 4)
+    latencies = [duration for _, duration in measured]
+    by_second = {}
+    for start, duration in measured:
+        by_second.setdefault(int(start - warm), []).append(duration)
     return {
         "rate": rate,
         "rate_reached": round(len(measured) / (max(measured)[0] - warm), 1),
-        "p50": percentile(0.50),
-        "p99": percentile(0.99),
-        "p999": percentile(0.999),
+        "p50": percentile(latencies, 0.50),
+        "p99": percentile(latencies, 0.99),
+        "p99_second": round(median(percentile(one, 0.99) for one in by_second.values()), 4),
+        "p999": percentile(latencies, 0.999),
     }
+
+
+def percentile(seconds, share):
+    """The nearest-rank percentile of times in seconds, in milliseconds."""
+    ordered = sorted(seconds)
+    return round(ordered[math.ceil(share * len(ordered)) - 1] * 1e3, 4)
 
 
 # --- Idle connections -------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ FULL = (
     ("core", "of its core", "{:.0%}"),
     ("p50", "p50 ms", "{:.3f}"),
     ("p99", "p99 ms", "{:.3f}"),
+    ("p99_second", "p99 of a second", "{:.3f}"),
     ("p999", "p99.9 ms", "{:.3f}"),
     ("rss", "RSS MiB", "{:.1f}"),
 )
@@ -23,6 +24,7 @@ RATIOS = (
     ("rps", "requests/s"),
     ("p50", "p50"),
     ("p99", "p99"),
+    ("p99_second", "p99 of a second"),
     ("rss", "RSS"),
 )
 MIB = 1 << 20

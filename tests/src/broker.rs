@@ -68,7 +68,7 @@ impl Broker {
             .open(self.directory.join("broker.log"))
             .expect("a folder of ours can be written to");
         let url = format!("tcp://{}", self.address);
-        let program = program();
+        let program = tansu();
         let mut child = Command::new(&program)
             .args(["broker", "--listener-url", &url])
             .args(["--advertised-listener-url", &url])
@@ -116,7 +116,11 @@ impl Drop for Broker {
 }
 
 /// The program that `FRIDAY_TANSU` names, or the one in the cache that `tests/run` fills.
-fn program() -> PathBuf {
+///
+/// # Panics
+/// There is none; the panic says how to install it.
+#[must_use]
+pub fn tansu() -> PathBuf {
     if let Some(named) = std::env::var_os("FRIDAY_TANSU") {
         return named.into();
     }

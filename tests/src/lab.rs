@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sched::{CloneFlags, setns};
 use tempfile::TempDir;
 
 use crate::machine::running_of;
-use crate::programs;
+use crate::{programs, rootfs};
 
 /// The overlay network that the lab's services, and the tests themselves, are on.
 pub const NETWORK: &str = "mesh";
@@ -40,10 +40,37 @@ pub const START_TRIES: u32 = 200;
 pub struct Lab {
     dir: TempDir,
     keeper: Child,
-    orders: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
+    orders: Orders,
     /// The network of a container on the overlay.
     overlay: Option<Arc<File>>,
+}
+
+/// What a lab is told to do, and its answers.
+#[derive(Debug, Clone)]
+pub struct Orders(Arc<Mutex<Option<Script>>>);
+
+/// What goes to the lab's script, and what it says.
+type Script = (ChildStdin, BufReader<ChildStdout>);
+
+impl Orders {
+    /// Power off, power on, cable out, cable in: `kill`, `start`, `cut`, `heal`.
+    ///
+    /// # Panics
+    /// It cannot be done.
+    pub fn give(&self, order: &str, node: u32) {
+        let mut pipes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (orders, answers) = pipes.as_mut().expect("it runs");
+        writeln!(orders, "{order} {node}").expect("the lab takes orders");
+        expect_answer(answers, "done");
+    }
+}
+
+fn expect_answer(answers: &mut BufReader<ChildStdout>, expected: &str) {
+    let mut line = String::new();
+    answers
+        .read_line(&mut line)
+        .expect("the lab's output can be read");
+    assert_eq!(line.trim(), expected, "the lab failed; it said why above");
 }
 
 impl Lab {
@@ -77,16 +104,15 @@ impl Lab {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{} cannot be run: {error}", script.display()));
-        let orders = keeper.stdin.take();
-        let answers = BufReader::new(keeper.stdout.take().expect("it was piped"));
+        let orders = keeper.stdin.take().expect("it was piped");
+        let mut answers = BufReader::new(keeper.stdout.take().expect("it was piped"));
+        expect_answer(&mut answers, "ready");
         let mut lab = Self {
             dir,
             keeper,
-            orders,
-            answers,
+            orders: Orders(Arc::new(Mutex::new(Some((orders, answers))))),
             overlay: None,
         };
-        lab.expect_answer("ready");
         lab.make_base();
         lab.docker(
             1,
@@ -120,17 +146,13 @@ impl Lab {
     /// # Panics
     /// It cannot be done.
     pub fn order(&mut self, order: &str, node: u32) {
-        let orders = self.orders.as_mut().expect("it runs");
-        writeln!(orders, "{order} {node}").expect("the lab takes orders");
-        self.expect_answer("done");
+        self.orders.give(order, node);
     }
 
-    fn expect_answer(&mut self, expected: &str) {
-        let mut line = String::new();
-        self.answers
-            .read_line(&mut line)
-            .expect("the lab's output can be read");
-        assert_eq!(line.trim(), expected, "the lab failed; it said why above");
+    /// To give orders from within a test.
+    #[must_use]
+    pub fn orders(&self) -> Orders {
+        self.orders.clone()
     }
 
     /// What the docker command line prints, asked of a node's engine.
@@ -187,23 +209,7 @@ impl Lab {
     /// else. No static build is needed for that, nor an image from anywhere.
     fn make_base(&self) {
         let root = self.dir.path().join("base");
-        let program = programs::tiny_service();
-        let linked = Command::new("ldd")
-            .arg(&program)
-            .output()
-            .expect("ldd can be run");
-        let linked = String::from_utf8_lossy(&linked.stdout).into_owned();
-        let libraries = linked
-            .split_whitespace()
-            .filter(|word| word.starts_with('/'));
-        for library in libraries {
-            let to = root.join(library.trim_start_matches('/'));
-            fs::create_dir_all(to.parent().expect("a file is in a folder"))
-                .expect("a folder of ours can be written to");
-            fs::copy(library, &to).unwrap_or_else(|error| panic!("{library}: {error}"));
-        }
-        fs::copy(&program, root.join("tiny-service"))
-            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        rootfs::add_program(&root, &programs::tiny_service(), "/tiny-service");
         let tar = self.dir.path().join("base.tar");
         let packed = Command::new("tar")
             .arg("--create")
@@ -215,9 +221,23 @@ impl Lab {
             .status()
             .expect("tar can be run");
         assert!(packed.success(), "the image cannot be packed");
-        for node in self.nodes() {
-            let input = File::open(&tar).expect("it was just written");
-            self.docker_with(node, &["import", "-", BASE], input.into());
+        let input = File::open(&tar).expect("it was just written");
+        self.docker_with(1, &["import", "-", BASE], input.into());
+        self.spread(BASE);
+    }
+
+    /// Copies an image of node 1 to the others. What they would make themselves would have other ids, and without a
+    /// registry an image is pinned by its id.
+    fn spread(&self, image: &str) {
+        let others: Vec<u32> = self.nodes().into_iter().filter(|node| *node != 1).collect();
+        if others.is_empty() {
+            return;
+        }
+        let tar = self.dir.path().join("image.tar");
+        let to = tar.display().to_string();
+        self.docker(1, &["save", "--output", &to, image]);
+        for node in others {
+            self.docker(node, &["load", "--quiet", "--input", &to]);
         }
     }
 
@@ -250,14 +270,16 @@ impl Lab {
             "FROM {BASE}\nENV PORT={PORT} HOST=0.0.0.0\n{health}ENTRYPOINT [\"/tiny-service\"]\nCMD {arguments:?}\n"
         );
         fs::write(&file, text).expect("a folder of ours can be written to");
-        for node in self.nodes() {
-            let input = File::open(&file).expect("it was just written");
-            self.docker_with(
-                node,
-                &["build", "--quiet", "--tag", name, "-"],
-                input.into(),
-            );
-        }
+        let input = File::open(&file).expect("it was just written");
+        self.docker_with(1, &["build", "--quiet", "--tag", name, "-"], input.into());
+        self.spread(name);
+    }
+
+    /// The node that the test stands on, with the controller and the proxies: the last. The first leads the swarm at
+    /// first.
+    #[must_use]
+    pub fn home(&self) -> u32 {
+        self.nodes().last().copied().unwrap_or(1)
     }
 
     /// A container that does nothing but stand in the overlay network; the network, as it sees it.
@@ -265,7 +287,7 @@ impl Lab {
         self.image_unchecked("gate:1", &[]);
         let mark = format!("gate-{}", self.dir.path().display());
         self.docker(
-            1,
+            self.home(),
             &[
                 "run",
                 "--detach",
@@ -357,7 +379,8 @@ fn within<F: Future<Output = ()>>(network: Arc<File>, test: impl FnOnce() -> F +
 impl Drop for Lab {
     fn drop(&mut self) {
         // The end of its input is the order to end.
-        drop(self.orders.take());
+        let mut pipes = self.orders.0.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(pipes.take());
         drop(self.keeper.wait());
     }
 }

@@ -119,13 +119,25 @@ impl Part {
         self.child.wait().expect("a killed child can be waited for");
     }
 
+    /// SIGHUP: it reads its files again.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn signal_hangup(&self) {
+        self.signal(Signal::SIGHUP);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).expect("process ids are small");
+        kill(Pid::from_raw(pid), signal).expect("a child of ours may be sent a signal");
+    }
+
     /// SIGTERM, and its end.
     ///
     /// # Panics
     /// It did not end in time.
     pub async fn stop(mut self) -> ExitStatus {
-        let pid = i32::try_from(self.child.id()).expect("process ids are small");
-        kill(Pid::from_raw(pid), Signal::SIGTERM).expect("a child of ours may be sent a signal");
+        self.signal(Signal::SIGTERM);
         let what = format!("the {} ends", self.name);
         let ended = eventually(
             &what,

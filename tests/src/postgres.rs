@@ -181,8 +181,10 @@ fn user() -> Option<(u32, u32)> {
     Some((number(2), number(3)))
 }
 
-/// Debian keeps the programs of each version in a folder of their own; elsewhere they are in the path.
-fn find(program: &str) -> PathBuf {
+/// Where a program of PostgreSQL is. Debian keeps those of each version in a folder of their own; elsewhere they are in the
+/// path.
+#[must_use]
+pub fn find(program: &str) -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let mut found: Vec<PathBuf> = versions
         .filter_map(|entry| Some(entry.ok()?.path().join("bin").join(program)))

@@ -59,6 +59,21 @@ pub struct Scene {
     http: reqwest::Client,
 }
 
+/// The order to release `image` by the `friday.yml` in `spec`.
+#[must_use]
+pub fn deploy_request(spec: &str, image: &str) -> DeployRequest {
+    DeployRequest {
+        spec: spec.to_owned(),
+        spec_name: "friday.yml".to_owned(),
+        image: image.to_owned(),
+        commit: None,
+        environment: None,
+        plan: None,
+        author: "test".to_owned(),
+        retry: false,
+    }
+}
+
 impl Scene {
     /// Starts all of them and waits until the proxy has its table and tasks answer through it.
     pub async fn start() -> Self {
@@ -317,17 +332,7 @@ impl Scene {
     /// # Errors
     /// The controller refuses, or does not answer.
     pub async fn try_deploy(&self, image: &str) -> Result<RolloutView, ClientError> {
-        let request = DeployRequest {
-            spec: SPEC.to_owned(),
-            spec_name: "friday.yml".to_owned(),
-            image: image.to_owned(),
-            commit: None,
-            environment: None,
-            plan: None,
-            author: "test".to_owned(),
-            retry: false,
-        };
-        self.client.deploy(&request).await
+        self.client.deploy(&deploy_request(SPEC, image)).await
     }
 
     /// The same where it must not be refused.

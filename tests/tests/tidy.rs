@@ -21,11 +21,12 @@ const FAILURES_TESTED: [u32; 27] = [
 ];
 
 /// What each package of ours may depend on, of ours; tests have `controller-testing` beside.
-const MAY_DEPEND_ON: [(&str, &[&str]); 7] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 8] = [
+    ("friday-tls", &[]),
     ("rollout", &[]),
     ("proxy-api", &[]),
-    ("friday", &["rollout", "proxy-api"]),
-    ("friday-proxy", &["proxy-api"]),
+    ("friday", &["rollout", "proxy-api", "friday-tls"]),
+    ("friday-proxy", &["proxy-api", "friday-tls"]),
     ("controller-testing", &["friday", "rollout", "proxy-api"]),
     // `cargo demo` starts itself as every program, so that one build is enough.
     (
@@ -38,6 +39,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 7] = [
             "controller-testing",
             "friday",
             "friday-proxy",
+            "friday-tls",
             "pipeline-demo",
             "rollout",
             "proxy-api",

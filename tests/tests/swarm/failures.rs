@@ -6,7 +6,7 @@ use controller_testing::eventually;
 use rollout::Ending;
 use system_tests::Lab;
 
-use crate::stage::{Stage, listed};
+use crate::stage::Stage;
 use crate::world::{LIMIT, World};
 
 /// Deploys an image that will never do, on a service made with these options.
@@ -35,13 +35,7 @@ pub(crate) fn ends_as_not_ready(
         }
         assert_eq!(most, 0, "basis points that the canary got at most");
         assert_eq!(stage.exit_code(&["status", &id]).await, 14);
-        eventually(
-            "nothing is left but the users' service",
-            LIMIT,
-            async || listed(&socket),
-            |listed| *listed == ["worker worker:v1 2/2"],
-        )
-        .await;
+        stage.until_alone("worker worker:v1 2/2").await;
         let (answered, failed) = stage.end().await;
         assert_eq!(failed, 0, "of {answered}");
     });

@@ -7,10 +7,18 @@
     reason = "clippy excuses test functions alone, not what helps them"
 )]
 
+mod adopt;
+mod agents;
+mod constant_load;
 mod contract;
+mod crowd;
 mod engines;
+mod events;
 mod failures;
+mod managers;
 mod own;
+mod owners;
 mod releases;
+mod stack;
 mod stage;
 mod world;

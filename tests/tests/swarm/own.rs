@@ -1,7 +1,6 @@
 //! What is Swarm's own: what is cloned and written, who may write, what the engine does by itself.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use controller_testing::contract::{NEXT_IMAGE, REPLICAS};
@@ -10,7 +9,7 @@ use friday::orchestrator::{Group, Orchestrator, OrchestratorError, ServiceState}
 use rollout::Release;
 use serde_json::Value;
 
-use crate::world::{World, open, service, until};
+use crate::world::{World, docker, open, service, try_docker, until};
 
 /// Runs a test on a service made with these options, in the overlay network: the orchestrator, and the engine's socket.
 fn with_service<F: Future<Output = ()>>(
@@ -34,26 +33,6 @@ fn with_service<F: Future<Output = ()>>(
 
 fn runs(group: &Group, replicas: u32) -> bool {
     group.ready(&group.release.id) == replicas && u32::try_from(group.tasks.len()) == Ok(replicas)
-}
-
-/// What the command line prints, or says in error.
-fn try_docker(socket: &Path, arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new("docker")
-        .arg("--host")
-        .arg(format!("unix://{}", socket.display()))
-        .args(arguments)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap().trim().to_owned();
-    if output.status.success() {
-        Ok(text(output.stdout))
-    } else {
-        Err(text(output.stderr))
-    }
-}
-
-fn docker(socket: &Path, arguments: &[&str]) -> String {
-    try_docker(socket, arguments).unwrap_or_else(|said| panic!("docker {arguments:?}: {said}"))
 }
 
 fn inspect(socket: &Path, name: &str) -> Value {

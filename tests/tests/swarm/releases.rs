@@ -5,8 +5,8 @@ use std::time::Duration;
 use controller_testing::contract::NEXT_IMAGE;
 use rollout::{Ending, Phase};
 
-use crate::stage::{Stage, listed};
-use crate::world::{LIMIT, World};
+use crate::stage::Stage;
+use crate::world::World;
 
 /// Longest that a whole release may take here; about 35 s on a machine that does nothing else.
 const RELEASE_MAX: Duration = Duration::from_secs(180);
@@ -52,13 +52,7 @@ fn a_good_release_ends_as_the_users_own_service_although_its_controller_is_kille
         let (view, _) = stage.end_of(&id, RELEASE_MAX).await;
         assert_eq!(view.ending, Some(Ending::Promoted), "{}", view.message);
         assert_eq!(stage.exit_code(&["status", &id]).await, 0);
-        controller_testing::eventually(
-            "the users' service is all there is",
-            LIMIT,
-            async || listed(&socket),
-            |listed| *listed == [format!("worker {image} 2/2")],
-        )
-        .await;
+        stage.until_alone(&format!("worker {image} 2/2")).await;
         let (answered, failed) = stage.end().await;
         assert!(answered > 1000, "{answered} were answered");
         assert_eq!(failed, 0, "of {answered}");
@@ -92,13 +86,7 @@ fn f35_a_promotion_that_the_engine_takes_back_ends_at_once_on_the_release_that_w
             view.message
         );
         assert_eq!(stage.exit_code(&["status", &id]).await, 14);
-        controller_testing::eventually(
-            "the service runs what it ran before, and the canary service is gone",
-            LIMIT,
-            async || listed(&socket),
-            |listed| *listed == ["worker worker:v1 2/2"],
-        )
-        .await;
+        stage.until_alone("worker worker:v1 2/2").await;
         let (answered, failed) = stage.end().await;
         assert_eq!(failed, 0, "of {answered}");
     });
@@ -117,13 +105,7 @@ fn a_bad_release_is_rolled_back_and_users_see_nothing_of_it() {
         assert_eq!(view.ending, Some(Ending::RolledBack), "{}", view.message);
         assert_eq!(most, 2500, "no more than the first step's share");
         assert_eq!(stage.exit_code(&["status", &id]).await, 10);
-        controller_testing::eventually(
-            "the canary service is gone",
-            LIMIT,
-            async || listed(&socket),
-            |listed| *listed == ["worker worker:v1 2/2"],
-        )
-        .await;
+        stage.until_alone("worker worker:v1 2/2").await;
         let (answered, failed) = stage.end().await;
         assert_eq!(failed, 0, "of {answered}");
     });

@@ -7,16 +7,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use controller_testing::eventually;
-use friday::api::types::{DeployRequest, RolloutView};
+use friday::api::types::{EventView, Order, OrderRequest, RolloutView};
 use friday::client::{Client, ClientError};
-use system_tests::{PATIENCE, Part, friday, proxy};
+use system_tests::{Ended, PATIENCE, Part, deploy_request, friday, proxy};
 use tokio::task::JoinSet;
+
+use crate::world::LIMIT;
 
 /// Where the controller listens, on the loopback of the network that the test stands in.
 const CONTROLLER: &str = "127.0.0.1:7070";
 
-/// Where users call.
-const PROXY: &str = "127.0.0.1:8080";
+/// Where users call: a proxy each.
+pub(crate) const PROXIES: [&str; 2] = ["127.0.0.1:8080", "127.0.0.1:8081"];
 
 /// Requests a second: enough for the judge to see a step through in seconds.
 const RATE: u32 = 200;
@@ -25,7 +27,7 @@ const RATE: u32 = 200;
 const USERS: u32 = 10;
 
 /// Short steps, of which latency says nothing: the machine may be busy. What never gets ready is given up after ten seconds.
-const SPEC: &str = "\
+pub(crate) const SPEC: &str = "\
 service: worker
 port: 9000
 ready: { path: /ready }
@@ -48,12 +50,14 @@ struct Counts {
     stop: AtomicBool,
 }
 
-/// A controller and a proxy. Both end with it.
+/// A controller and one proxy or two. They end with it.
 pub(crate) struct Stage {
     dir: tempfile::TempDir,
     socket: PathBuf,
+    spec: String,
     controller: Option<Part>,
-    proxy: Option<Part>,
+    /// The proxies that were not killed.
+    proxies: Vec<Part>,
     pub(crate) client: Client,
     counts: Arc<Counts>,
     users: JoinSet<()>,
@@ -62,42 +66,57 @@ pub(crate) struct Stage {
 impl Stage {
     /// Starts both, and the users once a task answers. To be called in the overlay network.
     pub(crate) async fn start(socket: PathBuf) -> Self {
+        Self::start_by(socket, SPEC).await
+    }
+
+    /// The same by another `friday.yml`.
+    pub(crate) async fn start_by(socket: PathBuf, spec: &str) -> Self {
+        let mut stage = Self::open(socket, spec, 1).await;
+        for _ in 0..USERS {
+            stage.users.spawn(user(stage.counts.clone()));
+        }
+        stage
+    }
+
+    /// The same for a service of this `friday.yml`, with so many of [`PROXIES`], and nobody who calls it.
+    pub(crate) async fn open(socket: PathBuf, spec: &str, proxies: usize) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("friday-stage-")
             .tempdir()
             .unwrap();
-        fs::write(dir.path().join("friday.yml"), SPEC).unwrap();
+        fs::write(dir.path().join("friday.yml"), spec).unwrap();
         let mut stage = Self {
             dir,
             socket,
+            spec: spec.to_owned(),
             controller: None,
-            proxy: None,
+            proxies: Vec::new(),
             client: Client::new(&format!("http://{CONTROLLER}"), None).unwrap(),
             counts: Arc::default(),
             users: JoinSet::new(),
         };
         stage.start_controller().await;
-        let (state, url) = (stage.path("proxy"), format!("http://{CONTROLLER}"));
-        let args = [
-            ["--listen", PROXY],
-            ["--admin", "127.0.0.1:0"],
-            ["--controller", &url],
-            ["--state-dir", &state],
-            ["--name", "stage"],
-            ["--drain-seconds", "5"],
-        ];
-        let part = Part::start("proxy", &proxy(), &args.concat(), stage.dir.path()).await;
-        stage.proxy = Some(part);
-        eventually(
-            "a task answers through the proxy",
-            PATIENCE,
-            async || get(&format!("http://{PROXY}/work")).await,
-            Result::is_ok,
-        )
-        .await
-        .unwrap();
-        for _ in 0..USERS {
-            stage.users.spawn(user(stage.counts.clone()));
+        for (number, address) in PROXIES.iter().take(proxies).enumerate() {
+            let name = format!("proxy-{number}");
+            let (state, url) = (stage.path(&name), format!("http://{CONTROLLER}"));
+            let args = [
+                ["--listen", address],
+                ["--admin", "127.0.0.1:0"],
+                ["--controller", &url],
+                ["--state-dir", &state],
+                ["--name", &name],
+                ["--drain-seconds", "5"],
+            ];
+            let part = Part::start(&name, &proxy(), &args.concat(), stage.dir.path()).await;
+            stage.proxies.push(part);
+            eventually(
+                "a task answers through the proxy",
+                PATIENCE,
+                async || get(&format!("http://{address}/work")).await,
+                Result::is_ok,
+            )
+            .await
+            .unwrap();
         }
         stage
     }
@@ -139,30 +158,82 @@ impl Stage {
         .unwrap();
     }
 
+    /// An agent for the node whose engine the controller asks.
+    pub(crate) async fn start_agent(&self) -> Part {
+        let (engine, url) = (
+            format!("unix://{}", self.socket.display()),
+            format!("http://{CONTROLLER}"),
+        );
+        let args = [
+            "agent",
+            "--engine",
+            &engine,
+            "--controller",
+            &url,
+            "--listen",
+            "127.0.0.1:0",
+        ];
+        Part::start("agent", &friday(), &args, self.dir.path()).await
+    }
+
     pub(crate) fn kill_controller(&mut self) {
         self.controller.take().unwrap().kill();
     }
 
+    /// SIGKILL to the proxy that was started last.
+    pub(crate) fn kill_proxy(&mut self) {
+        self.proxies.pop().unwrap().kill();
+    }
+
     pub(crate) async fn try_deploy(&self, image: &str) -> Result<RolloutView, ClientError> {
-        let request = DeployRequest {
-            spec: SPEC.to_owned(),
-            spec_name: "friday.yml".to_owned(),
-            image: image.to_owned(),
-            commit: None,
-            environment: None,
-            plan: None,
-            author: "test".to_owned(),
-            retry: false,
-        };
-        self.client.deploy(&request).await
+        self.client.deploy(&deploy_request(&self.spec, image)).await
     }
 
     pub(crate) async fn deploy(&self, image: &str) -> RolloutView {
         self.try_deploy(image).await.unwrap()
     }
 
+    /// A release by another `friday.yml`.
+    pub(crate) async fn deploy_by(&self, spec: &str, image: &str) -> RolloutView {
+        self.client
+            .deploy(&deploy_request(spec, image))
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn order(&self, id: &str, order: Order) {
+        let request = OrderRequest {
+            order,
+            by: "test".to_owned(),
+            reason: None,
+        };
+        self.client.order(id, &request).await.unwrap();
+    }
+
     pub(crate) async fn rollout(&self, id: &str) -> RolloutView {
         self.client.rollout(id).await.unwrap()
+    }
+
+    /// Starts a release and pauses it when the canary has the first step's share.
+    pub(crate) async fn on_trial(&self, image: &str) -> String {
+        let id = self.deploy(image).await.id;
+        self.until(&id, "the first step", LIMIT, |view| {
+            view.weight.seen_percent == Some(25.0)
+        })
+        .await;
+        self.order(&id, Order::Pause).await;
+        id
+    }
+
+    /// Waits until this service is all there is, as `listed` has it: no canary is left.
+    pub(crate) async fn until_alone(&self, service: &str) {
+        eventually(
+            "nothing is left but the users' service",
+            LIMIT,
+            async || listed(&self.socket),
+            |listed| *listed == [service],
+        )
+        .await;
     }
 
     pub(crate) async fn until(
@@ -189,18 +260,65 @@ impl Stage {
         (view, most)
     }
 
+    /// The largest share that a proxy gives the canary now.
     async fn weight(&self) -> u64 {
-        let admin = self.proxy.as_ref().unwrap().address("admin");
-        let text = get(&format!("http://{admin}/routes")).await.unwrap();
-        let table: serde_json::Value = serde_json::from_str(&text).unwrap();
-        table["routes"][0]["canary_bp"].as_u64().unwrap_or(0)
+        let mut most = 0;
+        for number in 0..self.proxies.len() {
+            let table = self.table(number).await;
+            most = most.max(table["routes"][0]["canary_bp"].as_u64().unwrap_or(0));
+        }
+        most
+    }
+
+    /// The table that a proxy applies.
+    pub(crate) async fn table(&self, number: usize) -> serde_json::Value {
+        let text = get(&format!("http://{}/routes", self.admin(number))).await;
+        serde_json::from_str(&text.unwrap()).unwrap()
+    }
+
+    /// How many stable and canary tasks a proxy sends to.
+    pub(crate) async fn endpoints(&self, number: usize) -> (usize, usize) {
+        let table = self.table(number).await;
+        let count = |arm: &str| {
+            let endpoints = table["routes"][0][arm]["endpoints"].as_array();
+            endpoints.map_or(0, Vec::len)
+        };
+        (count("stable"), count("canary"))
+    }
+
+    /// What the log says of a rollout.
+    pub(crate) async fn events(&self, id: &str) -> Vec<EventView> {
+        let mut events = Vec::new();
+        loop {
+            let after = events.last().map_or(0, |event: &EventView| event.seq);
+            let more = self.client.events(id, after, 500).await.unwrap();
+            if more.is_empty() {
+                return events;
+            }
+            events.extend(more);
+        }
+    }
+
+    /// Where a proxy can be asked.
+    pub(crate) fn admin(&self, number: usize) -> std::net::SocketAddr {
+        self.proxies[number].address("admin")
+    }
+
+    /// SIGKILL to the last proxy.
+    pub(crate) fn kill_a_proxy(&mut self) {
+        self.proxies.pop().unwrap().kill();
     }
 
     /// The exit code of a command, as a pipeline sees it.
     pub(crate) async fn exit_code(&self, args: &[&str]) -> i32 {
+        self.command(args).await.code
+    }
+
+    /// What a command prints, and how it ends.
+    pub(crate) async fn command(&self, args: &[&str]) -> Ended {
         let url = format!("http://{CONTROLLER}");
         let args: Vec<&str> = args.iter().copied().chain(["--url", &url]).collect();
-        system_tests::run(&friday(), &args, PATIENCE).await.code
+        system_tests::run(&friday(), &args, PATIENCE).await
     }
 
     /// Sends the users home; their answered and failed requests.
@@ -222,7 +340,10 @@ async fn user(counts: Arc<Counts>) {
     due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while !counts.stop.load(Ordering::SeqCst) {
         due.tick().await;
-        let answer = client.get(format!("http://{PROXY}/work")).send().await;
+        let answer = client
+            .get(format!("http://{}/work", PROXIES[0]))
+            .send()
+            .await;
         let count = match answer {
             Ok(answer) if answer.status().is_success() => &counts.answered,
             Ok(_) | Err(_) => &counts.failed,
@@ -231,7 +352,7 @@ async fn user(counts: Arc<Counts>) {
     }
 }
 
-async fn get(url: &str) -> Result<String, String> {
+pub(crate) async fn get(url: &str) -> Result<String, String> {
     let client = reqwest::Client::builder()
         .no_proxy()
         .timeout(Duration::from_secs(5))

@@ -1,6 +1,7 @@
 //! A swarm with one service, on a lab that tests hand to each other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -88,6 +89,27 @@ impl Drop for World {
         LABS.lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(lab);
+    }
+}
+
+/// What the docker command line prints, asked of an engine.
+pub(crate) fn docker(socket: &Path, arguments: &[&str]) -> String {
+    try_docker(socket, arguments).unwrap_or_else(|said| panic!("docker {arguments:?}: {said}"))
+}
+
+/// What the docker command line prints, or says in error.
+pub(crate) fn try_docker(socket: &Path, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new("docker")
+        .arg("--host")
+        .arg(format!("unix://{}", socket.display()))
+        .args(arguments)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap().trim().to_owned();
+    if output.status.success() {
+        Ok(text(output.stdout))
+    } else {
+        Err(text(output.stderr))
     }
 }
 

@@ -12,3 +12,5 @@ mod demos;
 mod disk_full;
 mod pipeline;
 mod restarts;
+mod tls;
+mod tokens;

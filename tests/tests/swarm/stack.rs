@@ -1,0 +1,357 @@
+//! README's section "On your Swarm", word for word, on an engine that is no swarm yet: the whole system from `swarm/up` on,
+//! a release of the worker under tweets, and `swarm/down`.
+
+mod images;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use system_tests::{Lab, START_TRIES, friday, pause};
+
+/// Longest time of a step, in seconds; a release takes about 70.
+const STEP_SECONDS_MAX: &str = "300";
+
+/// Tweets a second.
+const RATE: u32 = 150;
+
+/// Tweets of the file, each with an id of its own: enough for the longest time that the test may take.
+const TWEETS: u64 = 60_000;
+
+/// Every so many lines one is no tweet.
+const MALFORMED_EVERY: u64 = 200;
+
+/// Longest wait for what was produced to be stored, in looks of a second or less.
+const STORED_LOOKS_MAX: u32 = 120;
+
+#[test]
+fn readmes_steps_release_a_worker_on_a_swarm_and_lose_no_tweet() {
+    let steps = steps_of_readme();
+    let (last, before) = steps.split_last().unwrap();
+    assert!(
+        last.starts_with("swarm/down"),
+        "the section ends by removing everything: {last}"
+    );
+    let swarm = OwnSwarm::new();
+    for step in before {
+        swarm.run(step);
+    }
+    let worker = swarm.image_of("friday_tweets-worker");
+    assert_eq!(
+        worker,
+        swarm.id_of("tweets-worker:v2"),
+        "the service runs the new image"
+    );
+    assert_eq!(
+        swarm
+            .services()
+            .lines()
+            .filter(|name| name.ends_with("-canary"))
+            .count(),
+        0
+    );
+    swarm.everything_is_scraped();
+    swarm.run("! swarm/friday list --url http://controller:7070");
+    let produced = swarm.end_of_input();
+    swarm.until_stored(produced);
+    swarm.nothing_runs_as_root_but_who_needs_the_engine();
+    // Again: nothing is replaced, and what was released stays.
+    let before = swarm.tasks();
+    swarm.run("PRODUCERS=0 swarm/up");
+    assert_eq!(swarm.image_of("friday_tweets-worker"), worker);
+    let after = swarm.tasks();
+    let others = |tasks: &str| -> Vec<String> {
+        let of_worker = |line: &&str| !line.contains("tweets-worker") && !line.contains("producer");
+        tasks.lines().filter(of_worker).map(str::to_owned).collect()
+    };
+    assert_eq!(others(&before), others(&after));
+    swarm.run(last);
+    swarm.nothing_is_left();
+}
+
+/// The commands of the section's first block.
+fn steps_of_readme() -> Vec<String> {
+    let text = fs::read_to_string(repository().join("README.md")).unwrap();
+    let (_, section) = text.split_once("\n## On your Swarm\n").unwrap();
+    let (_, block) = section.split_once("\n```sh\n").unwrap();
+    let (block, _) = block.split_once("\n```").unwrap();
+    block.lines().map(str::to_owned).collect()
+}
+
+fn repository() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap().to_owned()
+}
+
+/// An engine that is no swarm, and the variables with which the steps run on it.
+struct OwnSwarm {
+    lab: Lab,
+    variables: Vec<(&'static str, String)>,
+}
+
+impl OwnSwarm {
+    fn new() -> Self {
+        let lab = Lab::start(1);
+        // The lab's own swarm, and who stands in its network, are for other tests.
+        for container in lab.docker(1, &["ps", "--quiet"]).lines() {
+            lab.docker(1, &["rm", "--force", container]);
+        }
+        lab.docker(1, &["swarm", "leave", "--force"]);
+        images::make(&lab);
+        let path = |name: &str| lab.dir().join(name).display().to_string();
+        fs::write(path("tweets.jsonl"), tweets()).unwrap();
+        let programs = friday().parent().unwrap().display().to_string();
+        let variables = vec![
+            ("DOCKER_HOST", format!("unix://{}", lab.socket(1).display())),
+            ("DOCKER_CONFIG", lab.docker_config().display().to_string()),
+            ("DOCKER_BUILDKIT", "0".to_owned()),
+            ("CARGO_TARGET_DIR", path("built")),
+            ("FRIDAY_BINARIES", programs),
+            ("FRIDAY_SECRETS", path("secrets")),
+            ("FRIDAY_AUTHOR", "tests".to_owned()),
+            ("KAFKA_IMAGE", images::KAFKA.to_owned()),
+            ("POSTGRES_IMAGE", images::POSTGRES.to_owned()),
+            ("PROMETHEUS_IMAGE", images::PROMETHEUS.to_owned()),
+            ("TWEETS_FILE", path("tweets.jsonl")),
+            ("TWEETS_RATE", RATE.to_string()),
+        ];
+        Self { lab, variables }
+    }
+
+    /// Runs a step in the repository, as if typed on the node; what it printed.
+    fn run(&self, step: &str) -> String {
+        let mut command = Command::new("timeout");
+        command
+            .args(["--kill-after=10", STEP_SECONDS_MAX, "bash", "-c", step])
+            .current_dir(repository())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        for name in [
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "http_proxy",
+            "https_proxy",
+            "FRIDAY_URL",
+        ] {
+            command.env_remove(name);
+        }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        let output = self
+            .lab
+            .spawn_in_node(1, command)
+            .wait_with_output()
+            .unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        println!("$ {step}\n{out}{err}");
+        assert!(
+            output.status.success(),
+            "{step}: {}\n{out}{err}{}",
+            output.status,
+            self.words()
+        );
+        out
+    }
+
+    /// The last words of every service, for whoever looks for what went wrong.
+    fn words(&self) -> String {
+        let mut words = String::new();
+        for service in self.services().lines() {
+            let arguments = ["service", "logs", "--raw", "--tail", "8", service];
+            let log = Command::new("docker")
+                .envs(self.variables.iter().map(|(name, value)| (name, value)))
+                .args(arguments)
+                .output()
+                .unwrap();
+            let tail = String::from_utf8_lossy(&log.stdout).into_owned()
+                + &String::from_utf8_lossy(&log.stderr);
+            writeln!(words, "--- {service}\n{tail}").unwrap();
+        }
+        words
+    }
+
+    fn docker(&self, arguments: &[&str]) -> String {
+        self.lab.docker(1, arguments)
+    }
+
+    fn services(&self) -> String {
+        self.docker(&["service", "ls", "--format", "{{.Name}}"])
+    }
+
+    /// Every task that is to run, with its service.
+    fn tasks(&self) -> String {
+        let services = self.services();
+        let mut lines = Vec::new();
+        for service in services.lines() {
+            let filter = "desired-state=running";
+            let format = "{{.Name}} {{.ID}}";
+            let tasks = [
+                "service", "ps", "--filter", filter, "--format", format, service,
+            ];
+            lines.extend(self.docker(&tasks).lines().map(str::to_owned));
+        }
+        lines.sort();
+        lines.join("\n")
+    }
+
+    fn image_of(&self, service: &str) -> String {
+        let format = "{{.Spec.TaskTemplate.ContainerSpec.Image}}";
+        self.docker(&["service", "inspect", "--format", format, service])
+    }
+
+    fn id_of(&self, image: &str) -> String {
+        self.docker(&["image", "inspect", "--format", "{{.Id}}", image])
+    }
+
+    /// The container of a service that has one task.
+    fn container(&self, service: &str) -> String {
+        let filter = format!("label=com.docker.swarm.service.name={service}");
+        self.docker(&["ps", "--quiet", "--filter", &filter])
+    }
+
+    /// Ends the producer; how many records it made.
+    fn end_of_input(&self) -> u64 {
+        let producer = self.container("friday_producer");
+        self.docker(&["kill", "--signal", "TERM", &producer]);
+        assert_eq!(self.docker(&["wait", &producer]), "0");
+        let log = self.docker(&["logs", &producer]);
+        let record: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+        let produced = record["tasks_produced"].as_u64().unwrap();
+        assert!(
+            (1..TWEETS).contains(&produced),
+            "{produced} records of a file of {TWEETS}"
+        );
+        produced
+    }
+
+    /// Waits until as many rows are stored as records went in, and no more.
+    fn until_stored(&self, produced: u64) {
+        let sink = self.container("friday_sink");
+        let database = "postgresql://tweets@postgres:5432/tweets";
+        let password = "/run/secrets/postgres_password";
+        let query = [
+            "exec",
+            &sink,
+            "/pipeline-demo",
+            "query",
+            "--database",
+            database,
+            "--database-password-file",
+            password,
+        ];
+        let malformed = produced / MALFORMED_EVERY;
+        let expected = json!({ "results": produced - malformed, "malformed": malformed });
+        let mut stored = Value::Null;
+        for _ in 0..STORED_LOOKS_MAX {
+            stored = serde_json::from_str(&self.docker(&query)).unwrap();
+            if stored == expected {
+                return;
+            }
+            for _ in 0..10 {
+                pause();
+            }
+        }
+        panic!(
+            "of {produced} records {stored} are stored, expected {expected}{}",
+            self.words()
+        );
+    }
+
+    /// Every part is a target of Prometheus, and answers it.
+    fn everything_is_scraped(&self) {
+        let prometheus = self.container("friday_prometheus");
+        let url = "http://127.0.0.1:9090/api/v1/query?query=min%20by%20(job)%20(up)";
+        let query = ["exec", &prometheus, "wget", "-q", "-O", "-", url];
+        let mut seen = Vec::new();
+        for _ in 0..START_TRIES {
+            let answer: Value = serde_json::from_str(&self.docker(&query)).unwrap();
+            let jobs = answer["data"]["result"].as_array().unwrap();
+            let up = jobs.iter().filter(|job| job["value"][1] == "1");
+            seen = up
+                .map(|job| job["metric"]["job"].as_str().unwrap().to_owned())
+                .collect();
+            seen.sort();
+            if seen == SCRAPED {
+                return;
+            }
+            pause();
+        }
+        panic!("Prometheus reaches {seen:?}, expected {SCRAPED:?}");
+    }
+
+    /// Users and root file systems are what the stack promises.
+    fn nothing_runs_as_root_but_who_needs_the_engine(&self) {
+        let mut as_root = Vec::new();
+        for container in self.docker(&["ps", "--quiet"]).lines() {
+            let format = "{{index .Config.Labels \"com.docker.swarm.service.name\"}}|{{.Config.User}}|{{.HostConfig.ReadonlyRootfs}}";
+            let seen = self.docker(&["inspect", "--format", format, container]);
+            let parts: Vec<&str> = seen.split('|').collect();
+            let [service, user, read_only] = parts[..] else {
+                panic!("{seen}")
+            };
+            assert!(read_only == "true" || service == "friday_kafka", "{seen}");
+            if ["", "0", "0:0", "root"].contains(&user) {
+                as_root.push(service.to_owned());
+            }
+        }
+        as_root.sort();
+        assert_eq!(as_root, WITH_THE_ENGINE);
+    }
+
+    fn nothing_is_left(&self) {
+        for kind in ["service", "config", "secret", "volume"] {
+            assert_eq!(
+                self.docker(&[kind, "ls", "--quiet"]),
+                "",
+                "a {kind} is left"
+            );
+        }
+        let format = "{{.Name}}";
+        let networks = self.docker(&["network", "ls", "--format", format]);
+        assert!(!networks.contains("friday"), "{networks}");
+        assert_eq!(self.docker(&["ps", "--all", "--quiet"]), "");
+        assert!(!self.lab.dir().join("secrets").exists());
+    }
+}
+
+/// What Prometheus finds.
+const SCRAPED: [&str; 7] = [
+    "friday_agent",
+    "friday_controller",
+    "friday_feeder",
+    "friday_producer",
+    "friday_proxy",
+    "friday_sink",
+    "friday_tweets-worker",
+];
+
+/// Who may be root.
+const WITH_THE_ENGINE: [&str; 3] = ["friday_agent", "friday_controller", "friday_prometheus"];
+
+/// The file of tweets: real ones if there are any, again and again under new ids, else made up.
+fn tweets() -> String {
+    let real = std::env::var_os("FRIDAY_TWEETS").map(|file| fs::read_to_string(file).unwrap());
+    let real: Vec<Value> = real
+        .iter()
+        .flat_map(|text| text.lines())
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let mut lines = String::new();
+    for number in 1..=TWEETS {
+        if number.is_multiple_of(MALFORMED_EVERY) {
+            writeln!(lines, "no tweet but number {number}").unwrap();
+            continue;
+        }
+        let at = usize::try_from(number).unwrap() % real.len().max(1);
+        let mut tweet = real.get(at).cloned().unwrap_or_else(|| {
+            let text = format!("I love tweet {number} #friday");
+            json!({ "data": { "author_id": (number % 97).to_string(), "text": text } })
+        });
+        tweet["data"]["id"] = json!(number.to_string());
+        writeln!(lines, "{tweet}").unwrap();
+    }
+    lines
+}

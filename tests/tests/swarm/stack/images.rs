@@ -1,0 +1,149 @@
+//! The images that a user's swarm pulls, made of this machine's programs: a lab reaches no registry. They understand what
+//! `swarm/stack.yml` says to the public ones.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use system_tests::{Lab, add_file, add_folder, add_program, postgres_program, tansu};
+
+/// Kafka: the broker of the tests, with its records in a file.
+pub(super) const KAFKA: &str = "kafka:tests";
+
+/// PostgreSQL: Debian's.
+pub(super) const POSTGRES: &str = "postgres:tests";
+
+/// Prometheus: Debian's.
+pub(super) const PROMETHEUS: &str = "prometheus:tests";
+
+const KAFKA_FILE: &str = r#"FROM scratch
+COPY --chown=1000:1000 data/ /var/lib/kafka/data/
+COPY root/ /
+USER 1000:1000
+WORKDIR /var/lib/kafka/data
+ENTRYPOINT ["/usr/bin/tansu", "broker", "--listener-url", "tcp://0.0.0.0:9092", \
+    "--advertised-listener-url", "tcp://kafka:9092", "--storage-engine", "sqlite://broker.db"]
+"#;
+
+const POSTGRES_FILE: &str = r#"FROM scratch
+COPY --chown=999:999 data/ /var/lib/postgresql/data/
+COPY root/ /
+ENTRYPOINT ["/bin/bash", "/start"]
+"#;
+
+/// What the public image does at its first start, as far as the stack asks for it.
+const POSTGRES_START: &str = r#"
+set -e
+if [ ! -s "$PGDATA/PG_VERSION" ]; then
+    initdb --username="$POSTGRES_USER" --pwfile="$POSTGRES_PASSWORD_FILE" --auth-local=trust --auth-host=scram-sha-256 \
+        --encoding=UTF8 --locale=C --no-sync
+    echo 'host all all all scram-sha-256' >>"$PGDATA/pg_hba.conf"
+    echo "CREATE DATABASE \"$POSTGRES_DB\";" | postgres --single -F -j postgres
+fi
+exec postgres -c listen_addresses='*' -c unix_socket_directories=/var/run/postgresql -c fsync=off
+"#;
+
+const PROMETHEUS_FILE: &str = r#"FROM scratch
+COPY data/ /prometheus/
+COPY root/ /
+ENTRYPOINT ["/usr/bin/prometheus"]
+"#;
+
+/// As much of wget as is asked for: the body of a page to standard output or nowhere, and whether it was there.
+const WGET: &str = r#"#!/bin/bash
+set -e
+while [ $# -gt 1 ]; do
+    if [ "$1" = -O ]; then to=$2; shift; fi
+    shift
+done
+url=${1#http://}
+path=/${url#*/}
+host=${url%%/*}
+[ "$to" != - ] || to=/dev/stdout
+exec 3<>"/dev/tcp/${host%:*}/${host#*:}"
+printf 'GET %s HTTP/1.0\r\nHost: %s\r\n\r\n' "$path" "$host" >&3
+read -r -u 3 _ status _
+while read -r -u 3 line && [ "$line" != $'\r' ]; do :; done
+while IFS= read -r -u 3 line || [ -n "$line" ]; do echo "$line"; done >"$to"
+[ "$status" = 200 ]
+"#;
+
+/// Makes all three on the lab's first node.
+pub(super) fn make(lab: &Lab) {
+    let folder = lab.dir().join("images");
+    kafka(lab, &folder.join("kafka"));
+    postgres(lab, &folder.join("postgres"));
+    prometheus(lab, &folder.join("prometheus"));
+}
+
+fn kafka(lab: &Lab, context: &Path) {
+    let root = context.join("root");
+    add_program(&root, &tansu(), "/usr/bin/tansu");
+    add_shell(&root);
+    // Whoever writes a file wants a place for temporary ones.
+    fs::create_dir_all(root.join("tmp")).unwrap();
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+    build(lab, context, KAFKA, KAFKA_FILE);
+}
+
+fn postgres(lab: &Lab, context: &Path) {
+    let root = context.join("root");
+    let programs = postgres_program("postgres");
+    let bin = programs.parent().unwrap();
+    assert!(
+        bin.is_absolute(),
+        "PostgreSQL is missing; tests/run installs it: apt-get install postgresql"
+    );
+    let version: PathBuf = bin.parent().unwrap().to_owned();
+    let path = |folder: &str| format!("{}/{folder}", version.display());
+    for program in ["initdb", "pg_isready", "postgres"] {
+        let to = format!("{}/{program}", path("bin"));
+        add_program(&root, &bin.join(program), &to);
+    }
+    // What compiles queries at run time needs LLVM; without it they are interpreted.
+    let left_out = ["llvmjit.so", "llvmjit_types.bc", "bitcode", "pgxs"];
+    add_folder(&root, &version.join("lib"), &path("lib"), &left_out);
+    let number = version.file_name().unwrap().to_str().unwrap();
+    let share = format!("/usr/share/postgresql/{number}");
+    add_folder(&root, Path::new(&share), &share, &["man"]);
+    let zone = "/usr/share/zoneinfo/UTC";
+    add_file(&root, Path::new(zone), zone);
+    add_shell(&root);
+    fs::write(root.join("start"), POSTGRES_START).unwrap();
+    fs::create_dir_all(root.join("etc")).unwrap();
+    // It wants to know its own name.
+    fs::write(
+        root.join("etc/passwd"),
+        "postgres:x:999:999::/var/lib/postgresql:/bin/bash\n",
+    )
+    .unwrap();
+    let file = format!("{POSTGRES_FILE}ENV PATH={}:/bin\n", path("bin"));
+    build(lab, context, POSTGRES, &file);
+}
+
+fn prometheus(lab: &Lab, context: &Path) {
+    let root = context.join("root");
+    add_program(
+        &root,
+        Path::new("/usr/bin/prometheus"),
+        "/usr/bin/prometheus",
+    );
+    add_shell(&root);
+    fs::write(root.join("bin/wget"), WGET).unwrap();
+    fs::set_permissions(root.join("bin/wget"), fs::Permissions::from_mode(0o755)).unwrap();
+    build(lab, context, PROMETHEUS, PROMETHEUS_FILE);
+}
+
+/// A shell, by both its names.
+fn add_shell(root: &Path) {
+    add_program(root, Path::new("/bin/bash"), "/bin/bash");
+    symlink("bash", root.join("bin/sh")).unwrap();
+}
+
+fn build(lab: &Lab, context: &Path, name: &str, file: &str) {
+    let data = context.join("data");
+    fs::create_dir_all(&data).unwrap();
+    fs::write(context.join("Dockerfile"), file).unwrap();
+    let context = context.display().to_string();
+    lab.docker(1, &["build", "--quiet", "--tag", name, &context]);
+}

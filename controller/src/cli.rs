@@ -14,6 +14,7 @@ mod orders;
 mod output;
 mod plan;
 mod replay;
+mod report;
 mod rollouts;
 mod simulate;
 mod token;

@@ -58,6 +58,7 @@ pub(super) async fn until_ended(
                 () = until(start, patience.timeout) => {
                     let where_it_is = last.map(|view| format!(": {}", plain(&view.message))).unwrap_or_default();
                     let waited = words::rounded(start.elapsed());
+                    screen.close()?;
                     anyhow::bail!(GivenUp(format!(
                         "gave up after {waited} (--timeout); {id} goes on without us{where_it_is}; \
                          `friday status {id}` waits again"

@@ -8,6 +8,7 @@ use rollout::Ending;
 use super::follow::{Patience, Screen, until_ended};
 use super::lease::{Held, LeaseArgs, told_to_stop};
 use super::output::{Context, Format, Paint, plain, table};
+use super::report::{self, Asked, ReportArgs};
 use super::tree::{Health, tree};
 use super::{AuthorArgs, GivenUp, Usage, Wrong, name};
 use crate::api::types::{DeployRequest, RolloutSummary, RolloutView, SPEC_BYTES_MAX, ServiceView};
@@ -43,6 +44,8 @@ pub(super) struct DeployArgs {
     wait: WaitArgs,
     #[command(flatten)]
     lease: LeaseArgs,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 /// Whether to wait for the end.
@@ -136,7 +139,9 @@ pub(super) async fn deploy(
         plan: plan.as_deref(),
         environment: environment.as_deref(),
     };
-    spec::read(&text, &spec_name, &options).map_err(Wrong)?;
+    let service = spec::read(&text, &spec_name, &options)
+        .map_err(Wrong)?
+        .service;
     let origin = Origin::from_environment(&|name| std::env::var(name).ok());
     let lease = args
         .lease
@@ -153,15 +158,36 @@ pub(super) async fn deploy(
         origin,
         lease,
     };
-    let started = client.deploy(&request).await?;
-    let terms = request.lease.filter(|_| started.ending.is_none());
+    let mut id = None;
+    let ended = release(&request, &mut id, &args.wait, context, client).await;
+    if let Some(folder) = args.report.folder() {
+        let asked = Asked {
+            service: service.as_str(),
+            request: &request,
+            id: id.as_deref(),
+        };
+        report::leave(&folder, &asked, &ended, context, client).await;
+    }
+    ended
+}
+
+/// Starts a rollout and waits for it, holding its lease, as far as that is wanted. Puts its name into `id`.
+async fn release(
+    request: &DeployRequest,
+    id: &mut Option<String>,
+    wait: &WaitArgs,
+    context: &Context,
+    client: &Client,
+) -> anyhow::Result<u8> {
+    let started = client.deploy(request).await?;
+    let name = id.insert(started.id.clone());
+    let terms = request.lease.as_ref().filter(|_| started.ending.is_none());
     let Some(terms) = terms else {
-        return started_then_wait(started, &args.wait, context, client).await;
+        return started_then_wait(started, wait, context, client).await;
     };
-    let id = started.id.clone();
-    let held = Held::new(&id, &terms, client, context);
+    let held = Held::new(name, terms, client, context);
     let outcome = tokio::select! {
-        outcome = started_then_wait(started, &args.wait, context, client) => outcome,
+        outcome = started_then_wait(started, wait, context, client) => outcome,
         () = told_to_stop() => return held.end("its job was told to stop").await,
         never = held.keep() => match never {},
     };

@@ -25,6 +25,7 @@ pub mod board;
 pub mod error;
 pub mod events;
 pub mod health;
+pub mod locks;
 pub mod proxies;
 pub mod rollouts;
 pub mod types;
@@ -68,9 +69,13 @@ pub struct Api {
         rollouts::get_one,
         rollouts::order,
         rollouts::events,
+        rollouts::log,
         rollouts::services,
         rollouts::undo,
         rollouts::retry,
+        locks::list,
+        locks::take,
+        locks::give_back,
         events::stream,
         proxies::table,
         proxies::report,
@@ -99,9 +104,14 @@ pub fn router(api: Api) -> Router {
         .route("/api/v1/rollouts/{name}", get(rollouts::get_one))
         .route("/api/v1/rollouts/{name}/orders", post(rollouts::order))
         .route("/api/v1/rollouts/{name}/events", get(rollouts::events))
+        .route("/api/v1/events", get(rollouts::log))
         .route("/api/v1/services", get(rollouts::services))
         .route("/api/v1/services/{name}/undo", post(rollouts::undo))
         .route("/api/v1/services/{name}/retry", post(rollouts::retry))
+        .route(
+            "/api/v1/services/{name}/lock",
+            get(locks::list).put(locks::take).delete(locks::give_back),
+        )
         .route("/api/v1/stream", get(events::stream))
         .route("/api/v1/proxies", get(proxies::list))
         .route("/api/v1/proxies/{name}/table", get(proxies::table))

@@ -6,16 +6,18 @@
 
 mod guard;
 mod plans;
+mod policy;
 mod proxy;
 mod schema;
 mod tuning;
 
 use rollout::plan::{Ready, RouteMatch, Sticky};
-use rollout::{Bake, Deadlines, Duration, Guard, ServiceName, Spec, Weight};
+use rollout::{Bake, Deadlines, Duration, Guard, Policy, ServiceName, Spec, Weight};
 
 use crate::yaml::{Fields, Findings, Setting, Tree, Value};
 use guard::{guard, guard_for};
 use plans::{Steps, plans, weight_of};
+use policy::freezes;
 use proxy::proxy;
 
 pub use crate::yaml::Finding;
@@ -165,12 +167,10 @@ fn file(
         Some(value) => guard(defaults, sticky_in_force, value, findings),
         None => (defaults, Vec::new()),
     };
-    fields.refuse(
-        "freeze",
-        NOT_YET,
-        "remove it, and start no rollout in that window until it is",
-        findings,
-    );
+    let freeze = match fields.take("freeze") {
+        Some(value) => freezes(value, plan.environments.as_deref(), findings),
+        None => Some(Vec::new()),
+    };
     fields.refuse(
         "notify",
         NOT_YET,
@@ -191,6 +191,11 @@ fn file(
     for after in &sampled_after {
         after.below(&deadlines.evidence, findings);
     }
+
+    let policy = Policy {
+        freeze: freeze?,
+        environments: plan.demands.clone(),
+    };
 
     Some(Spec {
         service: service?,
@@ -224,6 +229,7 @@ fn file(
             warm_up: warm_up.value,
             ..guard
         },
+        policy,
     })
 }
 

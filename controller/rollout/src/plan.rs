@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Duration;
+use crate::policy::Policy;
 use crate::proxy::ProxySpec;
 use crate::release::ServiceName;
 use crate::serial::millis;
@@ -501,6 +502,9 @@ pub struct Spec {
     pub deadlines: Deadlines,
     /// What must not get worse.
     pub guard: Guard,
+    /// When and where it may be released.
+    #[serde(default, skip_serializing_if = "Policy::is_empty")]
+    pub policy: Policy,
 }
 
 #[cfg(test)]

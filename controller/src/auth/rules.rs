@@ -91,6 +91,12 @@ impl Rule {
             ["api", "v1", "rollouts" | "services", ..] if method == Method::POST => {
                 Some(Self::Operate)
             }
+            // To break somebody else's lock needs more: its handler asks for it.
+            ["api", "v1", "services", _, "lock"]
+                if method == Method::PUT || method == Method::DELETE =>
+            {
+                Some(Self::Operate)
+            }
             _ => Some(Self::Administer),
         }
     }
@@ -146,9 +152,14 @@ mod tests {
             ("GET", "/api/v1/rollouts/web", "read"),
             ("POST", "/api/v1/rollouts/web-1/orders", "operate"),
             ("GET", "/api/v1/rollouts/web-1/events", "read"),
+            ("GET", "/api/v1/events", "read"),
             ("GET", "/api/v1/services", "read"),
             ("POST", "/api/v1/services/web/undo", "operate"),
             ("POST", "/api/v1/services/web/retry", "operate"),
+            ("GET", "/api/v1/services/web/lock", "read"),
+            ("PUT", "/api/v1/services/web/lock", "operate"),
+            ("DELETE", "/api/v1/services/web/lock", "operate"),
+            ("DELETE", "/api/v1/services/web", "administer"),
             ("GET", "/api/v1/stream", "read"),
             ("GET", "/api/v1/proxies", "read"),
             ("GET", "/api/v1/proxies/p1/table", "proxies"),

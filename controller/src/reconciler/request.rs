@@ -1,11 +1,16 @@
 //! What is asked of the loop, and how it answers: releases started, orders carried out, or refused with the reason.
 
-use rollout::{Cause, Command, Event, Phase, Release, Rollout, RolloutId, ServiceName, Spec};
+use rollout::policy::Emergency;
+use rollout::{
+    Admission, Cause, Command, Event, Phase, Release, Rollout, RolloutId, ServiceName, Spec,
+};
 use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::Reconciler;
 use super::ledger::{Ledger, describe};
+use super::policy::{LockOrder, LockReply, Wanted, grows};
+use crate::admission::{self, Refused};
 use crate::orchestrator::{OrchestratorError, ServiceState};
 use crate::store::{Change, NewEvent, Saved, StoreError};
 
@@ -24,6 +29,8 @@ pub enum Request {
         by: String,
         /// In their words.
         reason: Option<String>,
+        /// Why no freeze shall hold the rollout from now on.
+        emergency: Option<String>,
         /// Where the answer goes.
         reply: Reply,
     },
@@ -51,6 +58,8 @@ pub enum Request {
         /// Where the answer goes.
         reply: Reply,
     },
+    /// Take a lock, or give it back.
+    Lock(LockOrder, LockReply),
 }
 
 /// Where the answer to a request goes: the rollout it made or moved.
@@ -71,6 +80,10 @@ pub struct Deploy {
     pub author: String,
     /// Whether a release that was rolled back before may be tried again.
     pub retry: bool,
+    /// Why no freeze shall hold it.
+    pub emergency: Option<String>,
+    /// The number of the lock that its author believes to hold.
+    pub fence: Option<u64>,
 }
 
 /// All that a new rollout is made of, but its name.
@@ -82,6 +95,8 @@ struct Start {
     stable: Release,
     canary: Release,
     full: bool,
+    /// Why no freeze shall hold it.
+    emergency: Option<String>,
 }
 
 /// Why a request was not carried out.
@@ -153,6 +168,9 @@ pub enum RequestError {
         /// Their names.
         checks: String,
     },
+    /// A freeze, a lock, the chain of environments, or the author's own eyes.
+    #[error(transparent)]
+    NotAdmitted(#[from] Refused),
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -170,8 +188,12 @@ impl Reconciler {
                 command,
                 by,
                 reason,
+                emergency,
                 reply,
-            } => (reply, self.order(&id, command, by, reason).await),
+            } => {
+                let outcome = self.order(&id, command, by, reason, emergency).await;
+                (reply, outcome)
+            }
             Request::Undo {
                 service,
                 to,
@@ -185,6 +207,7 @@ impl Reconciler {
                 reason,
                 reply,
             } => (reply, self.retry(&service, by, reason).await),
+            Request::Lock(order, reply) => return self.answer_lock(order, reply).await,
         };
         let fenced = match &outcome {
             Err(RequestError::Store(StoreError::Fenced { ours, theirs })) => Some((*ours, *theirs)),
@@ -253,8 +276,20 @@ impl Reconciler {
             spec,
             environment,
             author,
+            emergency,
+            fence,
             ..
         } = deploy;
+        self.admit(Wanted {
+            service: &name,
+            policy: &spec.policy,
+            environment: &environment,
+            author: &author,
+            canary: &canary,
+            emergency: emergency.as_deref(),
+            fence,
+        })
+        .await?;
         self.begin(Start {
             spec,
             environment,
@@ -263,6 +298,7 @@ impl Reconciler {
             stable,
             canary,
             full: false,
+            emergency,
         })
         .await
     }
@@ -305,6 +341,7 @@ impl Reconciler {
             stable,
             canary,
             full,
+            emergency,
         } = start;
         let name = spec.service.clone();
         if !full && !spec.guard.checks.is_empty() && !self.checks.can_ask() {
@@ -322,7 +359,21 @@ impl Reconciler {
         let number = self.store.next_number(&name).await?;
         let id = RolloutId::new(&name, number);
         let now = self.clock.now();
-        let rollout = Rollout::new(
+        // What was stable before needs no one's leave: the way back is always open.
+        let admission = Admission {
+            approvals_min: if full {
+                0
+            } else {
+                spec.policy.approvals(&environment)
+            },
+            goes_back: full,
+            emergency: emergency.as_ref().map(|reason| Emergency {
+                by: author.clone(),
+                reason: reason.clone(),
+            }),
+            ..Admission::default()
+        };
+        let mut rollout = Rollout::new(
             id.clone(),
             name.clone(),
             environment,
@@ -333,6 +384,7 @@ impl Reconciler {
             full,
             now,
         );
+        rollout.admission = admission;
         let mut change = Change::default();
         let started = json!({
             "service": name, "image": rollout.canary.image, "digest": rollout.canary.digest,
@@ -342,9 +394,18 @@ impl Reconciler {
         change.events.push(NewEvent {
             rollout: Some(id.clone()),
             kind: "started",
-            author,
+            author: author.clone(),
             data: started,
         });
+        if let Some(reason) = emergency {
+            tracing::warn!(rollout = %id, author, reason, "emergency: no freeze holds this rollout");
+            change.events.push(NewEvent {
+                rollout: Some(id.clone()),
+                kind: "emergency",
+                author,
+                data: json!({ "reason": reason, "with": "deploy" }),
+            });
+        }
         for saved in self
             .services
             .get(&name)
@@ -375,6 +436,7 @@ impl Reconciler {
         command: Command,
         by: String,
         reason: Option<String>,
+        emergency: Option<String>,
     ) -> Result<RolloutId, RequestError> {
         let found = self
             .services
@@ -402,6 +464,17 @@ impl Reconciler {
             });
         };
         let mut next = saved.clone();
+        if let Some(opens_gate) = grows(&command, &saved.rollout) {
+            let refused =
+                admission::may_grow(&saved.rollout, &by, opens_gate, emergency.as_deref());
+            if let Err(refused) = &refused {
+                tracing::warn!(rollout = %id, by, rule = refused.code(), "refused: {refused}");
+            }
+            refused?;
+            if let Some(why) = &emergency {
+                next.rollout = next.rollout.in_emergency(&by, why);
+            }
+        }
         next.rollout = next
             .rollout
             .on(Event::Ordered(command.clone()), self.clock.now());
@@ -415,6 +488,14 @@ impl Reconciler {
         }
         let mut ledger = Ledger::of(&saved.rollout);
         ledger.events.push(ledger.event("order", &by, data));
+        if let (Some(reason), true) = (
+            &emergency,
+            next.rollout.admission != saved.rollout.admission,
+        ) {
+            tracing::warn!(rollout = %id, by, reason, "emergency: no freeze holds this rollout");
+            let data = json!({ "reason": reason, "with": order, "freeze": saved.rollout.admission.frozen });
+            ledger.events.push(ledger.event("emergency", &by, data));
+        }
         ledger.moves(&saved.rollout, &next.rollout);
         let goes_back = matches!(command, Command::Abort(_));
         let change = Change {
@@ -486,6 +567,7 @@ impl Reconciler {
             stable,
             canary: target,
             full: true,
+            emergency: None,
         })
         .await
     }
@@ -527,6 +609,16 @@ impl Reconciler {
             canary,
             ..
         } = last.rollout;
+        self.admit(Wanted {
+            service: name,
+            policy: &spec.policy,
+            environment: &environment,
+            author: &author,
+            canary: &canary,
+            emergency: None,
+            fence: None,
+        })
+        .await?;
         self.begin(Start {
             spec,
             environment,
@@ -535,6 +627,7 @@ impl Reconciler {
             stable,
             canary,
             full: false,
+            emergency: None,
         })
         .await
     }

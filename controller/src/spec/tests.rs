@@ -70,22 +70,14 @@ environments: { staging: { plan: quick }, production: { needs: staging, approval
 notify: { gitlab: true, slack: { url_file: /run/secrets/slack } }
 "#;
     insta::assert_snapshot!(findings(text), @r"
-    friday.yml:23:1: freeze: not supported by this version
-      remove it, and start no rollout in that window until it is
-    friday.yml:25:57: environments.production.needs: not supported by this version
-      remove it; a gate in the plan waits for a person
-    friday.yml:25:73: environments.production.approvals: not supported by this version
-      remove it; a gate in the plan waits for a person
     friday.yml:26:1: notify: not supported by this version
       remove it; the exit code of `friday deploy --wait` tells a pipeline the outcome
     ");
     let kept: Vec<_> = text
         .lines()
-        .filter(|line| !["freeze", "notify"].iter().any(|key| line.contains(key)))
+        .filter(|line| !line.contains("notify"))
         .collect();
-    let kept = kept
-        .join("\n")
-        .replace("{ needs: staging, approvals: 1 }", "{}");
+    let kept = kept.join("\n");
     let read_in = |environment| {
         read(
             &kept,
@@ -219,7 +211,19 @@ fn says_where_what_and_how_to_mend_it() {
         &with("guard: { checks: [{ name: a, prometheus: 'up offset -1m', max: 1 }] }"),
         &with("guard: { checks: [{ name: a, prometheus: 'rate(x[1h])', max: 1 }] }"),
         // Not yet.
-        &with("freeze: []\nnotify: {}\nenvironments: { a: { needs: b, approvals: 2 } }"),
+        &with("notify: {}"),
+        // When and where.
+        &with("freeze: { cron: '0 17 * * 5', for: 63h }"),
+        &with("freeze: [{ cron: '0 17 * *', for: 0s, zone: Europe/Bonn, until: monday }, {}]"),
+        &with("freeze: [{ cron: '0 0 30 2 *', for: 31d, environments: [] }]"),
+        &with(
+            "environments: { staging: {} }\nfreeze:\n  - { cron: '0 17 * * 5', for: 63h, environments: [production] }",
+        ),
+        &with("environments: { production: { needs: staging, approvals: -1 } }"),
+        &with("environments: { a: { needs: a, approvals: 11 }, b: { needs: { environment: a } } }"),
+        &with(
+            "environments: { a: { needs: b }, b: { needs: c }, c: { needs: a }, d: { needs: a } }",
+        ),
         // Named plans.
         &with(
             "plans: { quick: [{ weight: 90% }], slow: 5 }\nenvironments: { staging: { plan: quik } }",
@@ -230,6 +234,52 @@ fn says_where_what_and_how_to_mend_it() {
         .map(|text| format!("{}\n=>\n{}\n", text.trim_end(), findings(text)))
         .collect();
     insta::assert_snapshot!("findings", said.join("\n"));
+}
+
+#[test]
+fn reads_when_and_where_it_may_be_released() {
+    let text = with(
+        "freeze:\n  - { cron: '0 17 * * 5', for: 63h, zone: Europe/Berlin, environments: [production] }\n  - { cron: '0 0 24 12 *', for: 14d }\nenvironments:\n  staging: {}\n  production: { needs: staging, approvals: 1 }\n  europe: { needs: { service: web-staging, environment: staging } }",
+    );
+    insta::assert_json_snapshot!(spec(&text).policy, @r#"
+    {
+      "freeze": [
+        {
+          "cron": "0 17 * * 5",
+          "for_ms": 226800000,
+          "zone": "Europe/Berlin",
+          "environments": [
+            "production"
+          ]
+        },
+        {
+          "cron": "0 0 24 12 *",
+          "for_ms": 1209600000,
+          "zone": "UTC"
+        }
+      ],
+      "environments": {
+        "europe": {
+          "needs": {
+            "service": "web-staging",
+            "environment": "staging"
+          },
+          "approvals": 0
+        },
+        "production": {
+          "needs": {
+            "environment": "staging"
+          },
+          "approvals": 1
+        }
+      }
+    }
+    "#);
+    assert!(
+        spec(&with("freeze: []\nenvironments: { staging: {} }"))
+            .policy
+            .is_empty()
+    );
 }
 
 #[test]

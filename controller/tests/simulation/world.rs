@@ -527,6 +527,8 @@ impl World {
             environment: "test".to_owned(),
             author: "ada".to_owned(),
             retry,
+            emergency: None,
+            fence: None,
         };
         self.ask(|reply| Request::Deploy(Box::new(deploy), reply))
             .await
@@ -543,6 +545,7 @@ impl World {
             command,
             by: "bob".into(),
             reason: None,
+            emergency: None,
             reply,
         })
         .await

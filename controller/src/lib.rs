@@ -16,6 +16,7 @@ pub mod client;
 pub mod clock;
 pub mod doctor;
 pub mod fleet;
+pub mod gitlab;
 pub mod metrics_source;
 pub mod orchestrator;
 pub mod reconciler;

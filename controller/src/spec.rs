@@ -5,16 +5,18 @@
 //! same to editors.
 
 mod guard;
+mod notify;
 mod plans;
 mod proxy;
 mod schema;
 mod tuning;
 
 use rollout::plan::{Ready, RouteMatch, Sticky};
-use rollout::{Bake, Deadlines, Duration, Guard, ServiceName, Spec, Weight};
+use rollout::{Bake, Deadlines, Duration, Guard, Notify, ServiceName, Spec, Weight};
 
 use crate::yaml::{Fields, Findings, Setting, Tree, Value};
 use guard::{guard, guard_for};
+use notify::notify;
 use plans::{Steps, plans, weight_of};
 use proxy::proxy;
 
@@ -171,12 +173,10 @@ fn file(
         "remove it, and start no rollout in that window until it is",
         findings,
     );
-    fields.refuse(
-        "notify",
-        NOT_YET,
-        "remove it; the exit code of `friday deploy --wait` tells a pipeline the outcome",
-        findings,
-    );
+    let notify = match fields.take("notify") {
+        Some(value) => notify(value, findings),
+        None => Notify::default(),
+    };
     fields.finish(findings);
 
     let (bake, deadlines) = (bake?, deadlines?);
@@ -224,6 +224,7 @@ fn file(
             warm_up: warm_up.value,
             ..guard
         },
+        notify,
     })
 }
 

@@ -12,8 +12,10 @@ use rollout::{Judge, Rollout, RolloutId, ServiceName, Timestamp, Verdict};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+pub mod outbox;
 pub mod sqlite;
 
+pub use outbox::{NewMessage, Outbox};
 pub use sqlite::Sqlite;
 
 /// A rollout with what the judge knows of it.
@@ -116,6 +118,8 @@ pub struct Change {
     pub marks: Vec<Mark>,
     /// What happened, in order.
     pub events: Vec<NewEvent>,
+    /// What others are to be told of it, in order.
+    pub messages: Vec<NewMessage>,
 }
 
 impl Change {
@@ -167,7 +171,7 @@ pub enum StoreError {
 
 /// Whoever keeps the state.
 #[async_trait]
-pub trait Store: fmt::Debug + Send + Sync {
+pub trait Store: Outbox + fmt::Debug + Send + Sync {
     /// Takes over from whatever controller was there: the new term.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Duration;
+use crate::notify::Notify;
 use crate::proxy::ProxySpec;
 use crate::release::ServiceName;
 use crate::serial::millis;
@@ -501,6 +502,9 @@ pub struct Spec {
     pub deadlines: Deadlines,
     /// What must not get worse.
     pub guard: Guard,
+    /// Who is told.
+    #[serde(default, skip_serializing_if = "Notify::is_nothing")]
+    pub notify: Notify,
 }
 
 #[cfg(test)]

@@ -76,12 +76,10 @@ notify: { gitlab: true, slack: { url_file: /run/secrets/slack } }
       remove it; a gate in the plan waits for a person
     friday.yml:25:73: environments.production.approvals: not supported by this version
       remove it; a gate in the plan waits for a person
-    friday.yml:26:1: notify: not supported by this version
-      remove it; the exit code of `friday deploy --wait` tells a pipeline the outcome
     ");
     let kept: Vec<_> = text
         .lines()
-        .filter(|line| !["freeze", "notify"].iter().any(|key| line.contains(key)))
+        .filter(|line| !line.contains("freeze"))
         .collect();
     let kept = kept
         .join("\n")
@@ -218,8 +216,15 @@ fn says_where_what_and_how_to_mend_it() {
         &with("guard: { checks: [{ name: a, prometheus: 'rate(x[$__rate_interval])', max: 1 }] }"),
         &with("guard: { checks: [{ name: a, prometheus: 'up offset -1m', max: 1 }] }"),
         &with("guard: { checks: [{ name: a, prometheus: 'rate(x[1h])', max: 1 }] }"),
+        // Who is told.
+        &with(
+            "notify: { gitlab: all, slack: { url: x }, webhook: { url: 'http://hook.example.com', secret_file: a } }",
+        ),
+        &with(
+            "notify: { gitlab: { notes: true, ticket: maybe, alert: { url_file: a } }, mail: x }",
+        ),
         // Not yet.
-        &with("freeze: []\nnotify: {}\nenvironments: { a: { needs: b, approvals: 2 } }"),
+        &with("freeze: []\nenvironments: { a: { needs: b, approvals: 2 } }"),
         // Named plans.
         &with(
             "plans: { quick: [{ weight: 90% }], slow: 5 }\nenvironments: { staging: { plan: quik } }",
@@ -274,6 +279,26 @@ fn names_the_plans_and_environments_there_are() {
             .len(),
         1
     );
+}
+
+#[test]
+fn knows_who_is_told() {
+    use rollout::GitlabNotice::{Deployment, Note, Status, Ticket};
+    let notify = |text: &str| spec(&with(&format!("notify: {text}"))).notify;
+    let gitlab = |text: &str| Vec::from_iter(notify(&format!("{{ gitlab: {text} }}")).gitlab);
+    assert!(notify("{}").is_nothing() && gitlab("false").is_empty());
+    assert_eq!(gitlab("true"), [Status, Note, Deployment]);
+    assert_eq!(gitlab("{}"), [Status, Note, Deployment]);
+    assert_eq!(
+        gitlab("{ note: false, ticket: true }"),
+        [Status, Deployment, Ticket]
+    );
+    let read = notify(
+        "{ gitlab: { alert: { url_file: a, key_file: b } }, slack: { url_file: /run/secrets/c }, webhook: { url: 'https://h.example/x', secret_file: d } }",
+    );
+    assert_eq!(read.alert.unwrap().key_file, "b");
+    assert_eq!(read.slack_url_file.as_deref(), Some("/run/secrets/c"));
+    assert_eq!(read.webhook.unwrap().url, "https://h.example/x");
 }
 
 #[test]

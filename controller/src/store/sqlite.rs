@@ -1,5 +1,7 @@
 //! The store in one SQLite file: write-ahead log, synced at every commit.
 
+mod outbox;
+
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -214,6 +216,9 @@ impl Sqlite {
                     .map_err(failed)?;
             }
         }
+        outbox::write(&mut tx, now, &change.messages)
+            .await
+            .map_err(failed)?;
         tx.commit().await.map_err(failed)
     }
 }

@@ -62,6 +62,7 @@ fn spec() -> Spec {
             rollout: Duration::from_secs(7_200),
         },
         guard: Guard::default(),
+        notify: crate::Notify::default(),
     }
 }
 

@@ -310,6 +310,7 @@ pub async fn run(
         handle,
         metrics,
         tokens,
+        job_tokens: Arc::default(),
         clock,
         stopping: stopped,
     };

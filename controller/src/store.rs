@@ -13,6 +13,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 pub mod outbox;
+use crate::lease::Lease;
+use crate::origin::Origin;
+
 pub mod sqlite;
 
 pub use outbox::{NewMessage, Outbox};
@@ -29,6 +32,10 @@ pub struct Saved {
     pub judge: Option<Judge>,
     /// The last verdict.
     pub verdict: Option<Verdict>,
+    /// The job that asked for it.
+    pub origin: Option<Origin>,
+    /// Who waits for it.
+    pub lease: Option<Lease>,
 }
 
 /// An event that is yet to be written.

@@ -2,7 +2,7 @@
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use rollout::{Cause, Command, RolloutId, ServiceName};
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use super::types::{
     DeployRequest, EventView, Order, OrderRequest, Problem, RolloutSummary, RolloutView,
     SPEC_BYTES_MAX, ServiceView, UndoRequest,
 };
-use super::views;
+use super::{leases, views};
 use crate::auth::{Caller, Rule};
 use crate::reconciler::{Deploy, Reply, Request, RequestError};
 use crate::spec::{self, ReadOptions};
@@ -52,7 +52,7 @@ fn limit(asked: Option<u32>) -> u32 {
     asked.unwrap_or(LIMIT).clamp(1, LIMIT_MAX)
 }
 
-fn check_text(name: &str, text: &str) -> Result<(), ApiError> {
+pub(super) fn check_text(name: &str, text: &str) -> Result<(), ApiError> {
     if text.trim().is_empty() || text.len() > TEXT_MAX {
         let detail = format!(
             "{name} must have 1 to {TEXT_MAX} characters; it has {}",
@@ -81,7 +81,7 @@ fn author(caller: Option<&Extension<Caller>>, claimed: String) -> String {
 }
 
 /// Sends a request to the loop and waits for the rollout it made or moved.
-async fn ask(
+pub(super) async fn ask(
     api: &Api,
     make: impl FnOnce(Reply) -> Request,
 ) -> Result<Json<RolloutView>, ApiError> {
@@ -161,11 +161,13 @@ pub(super) async fn find(api: &Api, name: &str) -> Result<Saved, ApiError> {
 pub async fn deploy(
     State(api): State<Api>,
     caller: Option<Extension<Caller>>,
+    headers: HeaderMap,
     body: Result<Json<DeployRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
     let Json(body) = body?;
     check_text("author", &body.author)?;
     check_text("image", &body.image)?;
+    leases::check(body.origin.as_ref(), body.lease.as_ref())?;
     if body.spec.len() > SPEC_BYTES_MAX {
         let detail = format!(
             "{} has {} bytes, more than the {SPEC_BYTES_MAX} allowed",
@@ -197,8 +199,11 @@ pub async fn deploy(
         environment: body.environment.unwrap_or_else(|| "default".to_owned()),
         author: author(caller.as_ref(), body.author),
         retry: body.retry,
+        origin: body.origin,
+        lease: body.lease,
     };
     let made = ask(&api, |reply| Request::Deploy(Box::new(deploy), reply)).await?;
+    leases::keep_token(&api, &headers, &made.id);
     Ok((StatusCode::CREATED, made))
 }
 

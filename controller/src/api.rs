@@ -17,6 +17,7 @@ use crate::auth::{self, Tokens};
 use crate::clock::Clock;
 use crate::fleet::Fleet;
 use crate::metrics_source::MetricsSource;
+use crate::origin::JobTokens;
 use crate::reconciler::Handle;
 use crate::store::Store;
 
@@ -25,11 +26,13 @@ pub mod board;
 pub mod error;
 pub mod events;
 pub mod health;
+pub mod leases;
 pub mod locks;
 pub mod proxies;
 pub mod rollouts;
 pub mod types;
 pub mod views;
+pub mod webhooks;
 
 /// Longest request body. The longest there is, a proxy's report after ten minutes of silence with hundreds of tasks, is
 /// some megabytes.
@@ -50,6 +53,10 @@ pub struct Api {
     pub metrics: Option<Arc<dyn MetricsSource>>,
     /// Who may do what; `None` lets everybody do everything.
     pub tokens: Option<Arc<Tokens>>,
+    /// The credentials of the jobs that wait for rollouts.
+    pub job_tokens: Arc<JobTokens>,
+    /// Where GitLab's hooks come in, if they are taken.
+    pub webhooks: Option<Arc<webhooks::Webhooks>>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Turns true when the server stops: waits and streams end.
@@ -68,11 +75,13 @@ pub struct Api {
         rollouts::list,
         rollouts::get_one,
         rollouts::order,
+        leases::lease,
         rollouts::events,
         rollouts::log,
         rollouts::services,
         rollouts::undo,
         rollouts::retry,
+        webhooks::gitlab,
         locks::list,
         locks::take,
         locks::give_back,
@@ -103,6 +112,7 @@ pub fn router(api: Api) -> Router {
         )
         .route("/api/v1/rollouts/{name}", get(rollouts::get_one))
         .route("/api/v1/rollouts/{name}/orders", post(rollouts::order))
+        .route("/api/v1/rollouts/{name}/lease", post(leases::lease))
         .route("/api/v1/rollouts/{name}/events", get(rollouts::events))
         .route("/api/v1/events", get(rollouts::log))
         .route("/api/v1/services", get(rollouts::services))
@@ -111,6 +121,12 @@ pub fn router(api: Api) -> Router {
         .route(
             "/api/v1/services/{name}/lock",
             get(locks::list).put(locks::take).delete(locks::give_back),
+        )
+        .route(
+            "/api/v1/webhooks/gitlab",
+            post(webhooks::gitlab).layer(DefaultBodyLimit::max(
+                crate::gitlab::webhook::BODY_BYTES_MAX,
+            )),
         )
         .route("/api/v1/stream", get(events::stream))
         .route("/api/v1/proxies", get(proxies::list))

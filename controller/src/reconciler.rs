@@ -30,12 +30,14 @@ use crate::routing;
 use crate::store::{Change, Saved, Store, StoreError};
 
 mod commit;
+mod lease;
 mod ledger;
 mod look;
 mod policy;
 mod request;
 mod service;
 
+pub use lease::LeaseRequest;
 pub use policy::{DEFAULT_ENVIRONMENT, LockAct, LockOrder, LockReply};
 pub use request::{Deploy, Reply, Request, RequestError};
 
@@ -350,6 +352,7 @@ impl Reconciler {
             next.rollout = next.rollout.on(Event::Frozen(frozen), now);
         }
         next.rollout = next.rollout.on(Event::Passed(passed), now);
+        lease::pass(&mut next, passed, now, &mut ledger);
         if let Some(observed) = self.observed(name, service, &next.rollout) {
             next.rollout = next.rollout.on(Event::Observed(observed), now);
         }

@@ -5,6 +5,7 @@
 //! same to editors.
 
 mod guard;
+mod notify;
 mod plans;
 mod policy;
 mod proxy;
@@ -12,10 +13,11 @@ mod schema;
 mod tuning;
 
 use rollout::plan::{Ready, RouteMatch, Sticky};
-use rollout::{Bake, Deadlines, Duration, Guard, Policy, ServiceName, Spec, Weight};
+use rollout::{Bake, Deadlines, Duration, Guard, Notify, Policy, ServiceName, Spec, Weight};
 
 use crate::yaml::{Fields, Findings, Setting, Tree, Value};
 use guard::{guard, guard_for};
+use notify::notify;
 use plans::{Steps, plans, weight_of};
 use policy::freezes;
 use proxy::proxy;
@@ -64,10 +66,6 @@ const EVIDENCE_WITHIN: Duration = Duration::from_secs(30 * 60);
 
 /// Three steps, a gate somebody must see, the bake and the promotion fit well; an office afternoon does not pass.
 const ROLLOUT_WITHIN: Duration = Duration::from_secs(2 * 60 * 60);
-
-/// What this version does not do yet. To ignore one of these could release what its author wanted held, so each is
-/// refused.
-const NOT_YET: &str = "not supported by this version";
 
 /// Reads the text of a `friday.yml`, which `name` names in findings.
 ///
@@ -171,12 +169,10 @@ fn file(
         Some(value) => freezes(value, plan.environments.as_deref(), findings),
         None => Some(Vec::new()),
     };
-    fields.refuse(
-        "notify",
-        NOT_YET,
-        "remove it; the exit code of `friday deploy --wait` tells a pipeline the outcome",
-        findings,
-    );
+    let notify = match fields.take("notify") {
+        Some(value) => notify(value, findings),
+        None => Notify::default(),
+    };
     fields.finish(findings);
 
     let (bake, deadlines) = (bake?, deadlines?);
@@ -230,6 +226,7 @@ fn file(
             ..guard
         },
         policy,
+        notify,
     })
 }
 

@@ -13,9 +13,14 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::admission::lock::Slot;
+use crate::lease::Lease;
+use crate::origin::Origin;
+
+pub mod outbox;
 
 pub mod sqlite;
 
+pub use outbox::{NewMessage, Outbox};
 pub use sqlite::Sqlite;
 
 /// A rollout with what the judge knows of it.
@@ -29,6 +34,10 @@ pub struct Saved {
     pub judge: Option<Judge>,
     /// The last verdict.
     pub verdict: Option<Verdict>,
+    /// The job that asked for it.
+    pub origin: Option<Origin>,
+    /// Who waits for it.
+    pub lease: Option<Lease>,
 }
 
 /// An event that is yet to be written.
@@ -120,6 +129,8 @@ pub struct Change {
     pub locks: Vec<Slot>,
     /// What happened, in order.
     pub events: Vec<NewEvent>,
+    /// What others are to be told of it, in order.
+    pub messages: Vec<NewMessage>,
 }
 
 impl Change {
@@ -171,7 +182,7 @@ pub enum StoreError {
 
 /// Whoever keeps the state.
 #[async_trait]
-pub trait Store: fmt::Debug + Send + Sync {
+pub trait Store: Outbox + fmt::Debug + Send + Sync {
     /// Takes over from whatever controller was there: the new term.
     ///
     /// # Errors

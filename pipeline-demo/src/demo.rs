@@ -348,6 +348,8 @@ impl Demo {
             retry: false,
             emergency: None,
             fence: None,
+            origin: None,
+            lease: None,
         };
         let mut view = match client.deploy(&request).await {
             Ok(view) => view,

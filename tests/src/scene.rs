@@ -73,6 +73,8 @@ pub fn deploy_request(spec: &str, image: &str) -> DeployRequest {
         retry: false,
         emergency: None,
         fence: None,
+        origin: None,
+        lease: None,
     }
 }
 

@@ -12,6 +12,7 @@
 pub mod release;
 pub mod weight;
 
+pub mod notify;
 pub mod plan;
 pub mod policy;
 pub mod proxy;
@@ -30,6 +31,7 @@ pub use jiff::Timestamp;
 
 pub use desired::{Desired, Observed, Placement};
 pub use judge::{Judge, Verdict};
+pub use notify::{AlertNotice, GitlabNotice, Notify, WebhookNotice};
 pub use plan::{Bake, Bound, Check, Deadlines, Guard, Hold, Plan, Spec, Step};
 pub use policy::{Admission, Policy};
 pub use release::{Release, ReleaseId, RolloutId, ServiceName};

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Duration;
+use crate::notify::Notify;
 use crate::policy::Policy;
 use crate::proxy::ProxySpec;
 use crate::release::ServiceName;
@@ -505,6 +506,9 @@ pub struct Spec {
     /// When and where it may be released.
     #[serde(default, skip_serializing_if = "Policy::is_empty")]
     pub policy: Policy,
+    /// Who is told.
+    #[serde(default, skip_serializing_if = "Notify::is_nothing")]
+    pub notify: Notify,
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use rollout::{Cause, Command, RolloutId, ServiceName};
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use super::types::{
     DeployRequest, EventView, Order, OrderRequest, Problem, RolloutSummary, RolloutView,
     SPEC_BYTES_MAX, ServiceView, UndoRequest,
 };
-use super::views;
+use super::{leases, views};
 use crate::auth::{Caller, Rule};
 use crate::reconciler::{DEFAULT_ENVIRONMENT, Deploy, Reply, Request, RequestError};
 use crate::spec::{self, ReadOptions};
@@ -81,7 +81,7 @@ pub(super) fn author(caller: Option<&Extension<Caller>>, claimed: String) -> Str
 }
 
 /// Sends a request to the loop and waits for the rollout it made or moved.
-async fn ask(
+pub(super) async fn ask(
     api: &Api,
     make: impl FnOnce(Reply) -> Request,
 ) -> Result<Json<RolloutView>, ApiError> {
@@ -161,11 +161,13 @@ pub(super) async fn find(api: &Api, name: &str) -> Result<Saved, ApiError> {
 pub async fn deploy(
     State(api): State<Api>,
     caller: Option<Extension<Caller>>,
+    headers: HeaderMap,
     body: Result<Json<DeployRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
     let Json(body) = body?;
     check_text("author", &body.author)?;
     check_text("image", &body.image)?;
+    leases::check(body.origin.as_ref(), body.lease.as_ref())?;
     if body.spec.len() > SPEC_BYTES_MAX {
         let detail = format!(
             "{} has {} bytes, more than the {SPEC_BYTES_MAX} allowed",
@@ -201,8 +203,11 @@ pub async fn deploy(
         retry: body.retry,
         emergency: body.emergency,
         fence: body.fence,
+        origin: body.origin,
+        lease: body.lease,
     };
     let made = ask(&api, |reply| Request::Deploy(Box::new(deploy), reply)).await?;
+    leases::keep_token(&api, &headers, &made.id);
     Ok((StatusCode::CREATED, made))
 }
 

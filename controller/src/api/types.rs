@@ -8,6 +8,9 @@ use rollout::{Admission, Ending, Phase, Release, Skipped, Timestamp, Verdict};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::lease::{Lease, Terms};
+use crate::origin::Origin;
+
 /// Starts a rollout.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -39,6 +42,12 @@ pub struct DeployRequest {
     /// The number of the lock that its author believes to hold; refused if that is no more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fence: Option<u64>,
+    /// The job that asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Who waits for it, and what happens when they are heard no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Terms>,
 }
 
 fn friday_yml() -> String {
@@ -82,6 +91,30 @@ pub struct OrderRequest {
     /// Why no freeze shall hold the rollout from now on: the emergency word. With `promote` and `approve`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub emergency: Option<String>,
+}
+
+/// Takes, renews or gives back the lease of a rollout.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]
+pub enum LeaseOrder {
+    /// It is mine from now on, by these terms; whoever had it before has it no more.
+    Take {
+        /// What is agreed upon.
+        terms: Terms,
+    },
+    /// I still wait.
+    Renew {
+        /// Who.
+        holder: String,
+    },
+    /// I wait no longer: what was agreed upon shall happen now.
+    GiveBack {
+        /// Who.
+        holder: String,
+        /// Why, in their words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
 }
 
 /// Goes back to an earlier release, or tries one again.
@@ -283,6 +316,12 @@ pub struct RolloutView {
     /// How it ended; `null` while it runs.
     #[schema(value_type = Option<String>)]
     pub ending: Option<Ending>,
+    /// The job that asked for it; absent where none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Who waits for it; absent where nobody has to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
     /// The number to promote or abort by, so that an order meant for an older rollout moves nothing.
     pub superseded_by: Option<String>,
 }

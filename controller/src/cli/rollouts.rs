@@ -6,11 +6,13 @@ use clap::{Args, Subcommand};
 use rollout::Ending;
 
 use super::follow::{Patience, Screen, until_ended};
+use super::lease::{Held, LeaseArgs, told_to_stop};
 use super::output::{Context, Format, Paint, plain, table};
 use super::tree::{Health, tree};
-use super::{AuthorArgs, Usage, Wrong, name};
+use super::{AuthorArgs, GivenUp, Usage, Wrong, name};
 use crate::api::types::{DeployRequest, RolloutSummary, RolloutView, SPEC_BYTES_MAX, ServiceView};
 use crate::client::Client;
+use crate::origin::Origin;
 use crate::spec::{self, ReadOptions};
 use crate::words;
 
@@ -45,6 +47,8 @@ pub(super) struct DeployArgs {
     author: AuthorArgs,
     #[command(flatten)]
     wait: WaitArgs,
+    #[command(flatten)]
+    lease: LeaseArgs,
 }
 
 /// Whether to wait for the end.
@@ -139,6 +143,10 @@ pub(super) async fn deploy(
         environment: environment.as_deref(),
     };
     spec::read(&text, &spec_name, &options).map_err(Wrong)?;
+    let origin = Origin::from_environment(&|name| std::env::var(name).ok());
+    let lease = args
+        .lease
+        .terms(args.wait.wait, context.in_ci, origin.as_ref())?;
     let request = DeployRequest {
         spec: text,
         spec_name,
@@ -150,9 +158,27 @@ pub(super) async fn deploy(
         retry: args.retry,
         emergency: args.emergency,
         fence: args.fence,
+        origin,
+        lease,
     };
     let started = client.deploy(&request).await?;
-    started_then_wait(started, &args.wait, context, client).await
+    let terms = request.lease.filter(|_| started.ending.is_none());
+    let Some(terms) = terms else {
+        return started_then_wait(started, &args.wait, context, client).await;
+    };
+    let id = started.id.clone();
+    let held = Held::new(&id, &terms, client, context);
+    let outcome = tokio::select! {
+        outcome = started_then_wait(started, &args.wait, context, client) => outcome,
+        () = told_to_stop() => return held.end("its job was told to stop").await,
+        never = held.keep() => match never {},
+    };
+    match outcome {
+        Err(error) if error.is::<GivenUp>() => {
+            held.end("its job gave up waiting (--timeout)").await
+        }
+        outcome => outcome,
+    }
 }
 
 /// Says what was started, and waits for it if that is wanted.

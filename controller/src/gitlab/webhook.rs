@@ -43,16 +43,22 @@ const KEY_BYTES_MIN: usize = 24;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Rejected {
     /// A signing token is configured, and a header that it needs is not there, or is there more than once.
-    #[error("{0} is missing, or there more than once: the hook needs the signing token that this controller has")]
+    #[error(
+        "{0} is missing, or there more than once: the hook needs the signing token that this controller has"
+    )]
     Header(&'static str),
     /// A header is not as it should be.
     #[error("{0} is not as Standard Webhooks has it")]
     Malformed(&'static str),
     /// The time is too far from ours.
-    #[error("webhook-timestamp is more than {TOLERANCE_SECONDS} s from our time: a delivery that was kept, or a clock that is wrong")]
+    #[error(
+        "webhook-timestamp is more than {TOLERANCE_SECONDS} s from our time: a delivery that was kept, or a clock that is wrong"
+    )]
     Stale,
     /// No signature fits.
-    #[error("no signature fits: the hook has another signing token, or the body was changed on its way")]
+    #[error(
+        "no signature fits: the hook has another signing token, or the body was changed on its way"
+    )]
     Signature,
     /// The secret token is not there, or is another one.
     #[error("X-Gitlab-Token is missing or another one: the hook has another secret token")]
@@ -66,7 +72,9 @@ pub enum KeyError {
     #[error("it is empty")]
     Empty,
     /// No signing token of GitLab's.
-    #[error("expected a signing token as GitLab shows it: whsec_ and base64 of at least {KEY_BYTES_MIN} bytes")]
+    #[error(
+        "expected a signing token as GitLab shows it: whsec_ and base64 of at least {KEY_BYTES_MIN} bytes"
+    )]
     SigningToken,
 }
 
@@ -209,7 +217,11 @@ fn seconds(text: &[u8]) -> Option<i64> {
     /// Until the year 33658.
     const DIGITS_MAX: usize = 12;
     let fits = (1..=DIGITS_MAX).contains(&text.len()) && text.iter().all(u8::is_ascii_digit);
-    std::str::from_utf8(text).ok().filter(|_| fits)?.parse().ok()
+    std::str::from_utf8(text)
+        .ok()
+        .filter(|_| fits)?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]

@@ -8,10 +8,13 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::Reconciler;
+use super::lease::LeaseRequest;
 use super::ledger::{Ledger, describe};
 use super::policy::{LockOrder, LockReply, Wanted, grows};
 use crate::admission::{self, Refused};
+use crate::lease::{Lease, Terms};
 use crate::orchestrator::{OrchestratorError, ServiceState};
+use crate::origin::Origin;
 use crate::store::{Change, NewEvent, Saved, StoreError};
 
 /// What a person, or a pipeline, asks of the loop.
@@ -44,6 +47,15 @@ pub enum Request {
         by: String,
         /// In their words.
         reason: Option<String>,
+        /// Where the answer goes.
+        reply: Reply,
+    },
+    /// Somebody waits for a running one, or no longer does.
+    Lease {
+        /// Which.
+        id: RolloutId,
+        /// What.
+        request: LeaseRequest,
         /// Where the answer goes.
         reply: Reply,
     },
@@ -84,6 +96,10 @@ pub struct Deploy {
     pub emergency: Option<String>,
     /// The number of the lock that its author believes to hold.
     pub fence: Option<u64>,
+    /// The job that asks for it.
+    pub origin: Option<Origin>,
+    /// Who waits for it; without them it needs nobody.
+    pub lease: Option<Terms>,
 }
 
 /// All that a new rollout is made of, but its name.
@@ -97,6 +113,8 @@ struct Start {
     full: bool,
     /// Why no freeze shall hold it.
     emergency: Option<String>,
+    origin: Option<Origin>,
+    lease: Option<Terms>,
 }
 
 /// Why a request was not carried out.
@@ -150,6 +168,16 @@ pub enum RequestError {
         /// Where it is.
         state: String,
     },
+    /// Somebody else waits for it.
+    #[error(
+        "{rollout} is waited for by {holder:?}: its lease is not yours to renew or give back; `friday status {rollout}` waits without one"
+    )]
+    LeaseHeld {
+        /// The rollout.
+        rollout: RolloutId,
+        /// Who.
+        holder: String,
+    },
     /// There is nothing to go back to.
     #[error("{service} has no {what}")]
     NoSuchRelease {
@@ -201,6 +229,7 @@ impl Reconciler {
                 reason,
                 reply,
             } => (reply, self.undo(&service, to, by, reason).await),
+            Request::Lease { id, request, reply } => (reply, self.lease(&id, request).await),
             Request::Retry {
                 service,
                 by,
@@ -247,7 +276,12 @@ impl Reconciler {
             && saved.rollout.canary.id == canary.id
             && !matches!(saved.rollout.phase, Phase::RollingBack { .. })
         {
-            return Ok(saved.rollout.id.clone());
+            let id = saved.rollout.id.clone();
+            // A job that was started again waits for what the one before it began.
+            if let Some(terms) = deploy.lease {
+                self.lease(&id, LeaseRequest::Take(terms)).await?;
+            }
+            return Ok(id);
         }
         let stable = self.stable_release(&name, &state);
         if stable.id == canary.id && running.is_none() {
@@ -278,6 +312,8 @@ impl Reconciler {
             author,
             emergency,
             fence,
+            origin,
+            lease,
             ..
         } = deploy;
         self.admit(Wanted {
@@ -299,6 +335,8 @@ impl Reconciler {
             canary,
             full: false,
             emergency,
+            origin,
+            lease,
         })
         .await
     }
@@ -342,6 +380,8 @@ impl Reconciler {
             canary,
             full,
             emergency,
+            origin,
+            lease,
         } = start;
         let name = spec.service.clone();
         if !full && !spec.guard.checks.is_empty() && !self.checks.can_ask() {
@@ -389,7 +429,7 @@ impl Reconciler {
         let started = json!({
             "service": name, "image": rollout.canary.image, "digest": rollout.canary.digest,
             "commit": rollout.canary.commit, "stable": rollout.stable, "environment": rollout.environment,
-            "full": full, "reason": reason, "spec": rollout.spec,
+            "full": full, "reason": reason, "spec": rollout.spec, "origin": origin, "lease": lease,
         });
         change.events.push(NewEvent {
             rollout: Some(id.clone()),
@@ -424,6 +464,8 @@ impl Reconciler {
             rollout,
             judge: None,
             verdict: None,
+            origin,
+            lease: lease.map(Lease::new),
         });
         self.commit(change, false).await??;
         tracing::info!(rollout = %id, "started");
@@ -445,23 +487,7 @@ impl Reconciler {
             .find(|saved| saved.rollout.id == *id);
         let (order, data) = describe(&command, reason);
         let Some(saved) = found.cloned() else {
-            let Some(ended) = self.store.rollout(id).await? else {
-                let newest = self.store.history(None, 10).await?;
-                let known: Vec<String> = newest
-                    .iter()
-                    .map(|saved| saved.rollout.id.to_string())
-                    .collect();
-                return Err(RequestError::UnknownRollout {
-                    name: id.to_string(),
-                    known: known.join(", "),
-                });
-            };
-            let state = format!("has ended ({})", ended.rollout.phase.name());
-            return Err(RequestError::NotNow {
-                order,
-                rollout: id.clone(),
-                state,
-            });
+            return Err(self.not_running(id, order).await?);
         };
         let mut next = saved.clone();
         if let Some(opens_gate) = grows(&command, &saved.rollout) {
@@ -474,6 +500,9 @@ impl Reconciler {
             if let Some(why) = &emergency {
                 next.rollout = next.rollout.in_emergency(&by, why);
             }
+        }
+        if let Some(lease) = &mut next.lease {
+            lease.person();
         }
         next.rollout = next
             .rollout
@@ -509,6 +538,30 @@ impl Reconciler {
             outcome => outcome?,
         }
         Ok(id.clone())
+    }
+
+    /// Why nothing can be ordered of a rollout that does not run.
+    pub(super) async fn not_running(
+        &self,
+        id: &RolloutId,
+        order: &'static str,
+    ) -> Result<RequestError, StoreError> {
+        let Some(ended) = self.store.rollout(id).await? else {
+            let newest = self.store.history(None, 10).await?;
+            let known: Vec<String> = newest
+                .iter()
+                .map(|saved| saved.rollout.id.to_string())
+                .collect();
+            return Ok(RequestError::UnknownRollout {
+                name: id.to_string(),
+                known: known.join(", "),
+            });
+        };
+        Ok(RequestError::NotNow {
+            order,
+            rollout: id.clone(),
+            state: format!("has ended ({})", ended.rollout.phase.name()),
+        })
     }
 
     async fn undo(
@@ -568,6 +621,8 @@ impl Reconciler {
             canary: target,
             full: true,
             emergency: None,
+            origin: None,
+            lease: None,
         })
         .await
     }
@@ -628,6 +683,8 @@ impl Reconciler {
             canary,
             full: false,
             emergency: None,
+            origin: None,
+            lease: None,
         })
         .await
     }

@@ -88,6 +88,7 @@ pub(super) fn beginning(model: &Model) -> Rollout {
             warm_up: release.warm_up,
             ..Guard::default()
         },
+        notify: rollout::Notify::default(),
     };
     begin(spec, model)
 }

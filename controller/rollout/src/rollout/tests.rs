@@ -65,6 +65,7 @@ fn spec() -> Spec {
         },
         policy: crate::policy::Policy::default(),
         guard: Guard::default(),
+        notify: crate::Notify::default(),
     }
 }
 

@@ -64,7 +64,10 @@ struct RawAttributes {
 pub fn hint(body: &[u8]) -> Result<Hint, String> {
     let raw: Raw = serde_json::from_slice(body)
         .map_err(|error| format!("line {}, column {}", error.line(), error.column()))?;
-    let project = raw.project.and_then(|project| project.id).or(raw.project_id);
+    let project = raw
+        .project
+        .and_then(|project| project.id)
+        .or(raw.project_id);
     let hint = match (raw.object_kind.as_str(), project, raw.object_attributes) {
         ("push" | "tag_push", Some(project_id), _) => Hint::Push { project_id },
         (

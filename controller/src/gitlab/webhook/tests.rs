@@ -47,7 +47,11 @@ fn takes_the_deliveries_of_gitlabs_own_documents() {
     assert_eq!(secret.verify(&old, BODY.as_bytes(), now(0)), Ok(None));
     // At the very edge of the tolerance; and a second signature beside, as while a token is replaced.
     for offset in [-TOLERANCE_SECONDS, TOLERANCE_SECONDS] {
-        assert!(signing.verify(&headers(SIGNED), BODY.as_bytes(), now(offset)).is_ok());
+        assert!(
+            signing
+                .verify(&headers(SIGNED), BODY.as_bytes(), now(offset))
+                .is_ok()
+        );
     }
     let two = format!("v1,AAAA v2,x {SIGNATURE}");
     let two = headers(&[SIGNED[0], SIGNED[1], ("webhook-signature", &two)]);
@@ -59,7 +63,11 @@ fn refuses_every_hostile_delivery() {
     let signing = Keys::new(None, Some(SIGNING_TOKEN)).unwrap();
     let secret = Keys::new(Some(SECRET_TOKEN), None).unwrap();
     let both = Keys::new(Some(SECRET_TOKEN), Some(SIGNING_TOKEN)).unwrap();
-    let other = Keys::new(None, Some("whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")).unwrap();
+    let other = Keys::new(
+        None,
+        Some("whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+    )
+    .unwrap();
     let none = Keys::default();
     let [id, time, signature] = [SIGNED[0], SIGNED[1], SIGNED[2]];
     let token = ("x-gitlab-token", SECRET_TOKEN);
@@ -67,49 +75,361 @@ fn refuses_every_hostile_delivery() {
     let many = format!("{}{SIGNATURE}", "v1,AAAA ".repeat(SIGNATURES_MAX));
     let long = format!("{}{SIGNATURE}", "x ".repeat(HEADER_BYTES_MAX / 2));
     let table: Vec<(&str, &Keys, Vec<(&'static str, &str)>, &str, i64, Rejected)> = vec![
-        ("nothing", &signing, vec![], BODY, 0, Rejected::Header("webhook-id")),
-        ("no signature, though id and time are there", &signing, vec![id, time], BODY, 0, Rejected::Header("webhook-signature")),
-        ("no time", &signing, vec![id, signature], BODY, 0, Rejected::Header("webhook-timestamp")),
-        ("no id", &signing, vec![time, signature], BODY, 0, Rejected::Header("webhook-id")),
-        ("the secret token in place of a signature", &both, vec![token], BODY, 0, Rejected::Header("webhook-id")),
-        ("a signature without the secret token", &both, vec![id, time, signature], BODY, 0, Rejected::Token),
-        ("another key", &other, vec![id, time, signature], BODY, 0, Rejected::Signature),
-        ("another body", &signing, vec![id, time, signature], "{}", 0, Rejected::Signature),
-        ("the body with a line's end", &signing, vec![id, time, signature], "\n", 0, Rejected::Signature),
-        ("an empty body", &signing, vec![id, time, signature], "", 0, Rejected::Signature),
-        ("another id", &signing, vec![("webhook-id", "another"), time, signature], BODY, 0, Rejected::Signature),
-        ("another time", &signing, vec![id, ("webhook-timestamp", "1772444401"), signature], BODY, 0, Rejected::Signature),
-        ("id and time that only together say the same", &signing, vec![("webhook-id", "f5e5f430-f57b-4e6e-9fac-d9128cd7232f.1"), ("webhook-timestamp", "772444400"), signature], BODY, -1_000_000_000, Rejected::Signature),
-        ("kept for later", &signing, vec![id, time, signature], BODY, TOLERANCE_SECONDS + 1, Rejected::Stale),
-        ("from the future", &signing, vec![id, time, signature], BODY, -TOLERANCE_SECONDS - 1, Rejected::Stale),
-        ("a time with a sign", &signing, vec![id, ("webhook-timestamp", "+1772444400"), signature], BODY, 0, Rejected::Malformed("webhook-timestamp")),
-        ("a time with blanks", &signing, vec![id, ("webhook-timestamp", " 1772444400"), signature], BODY, 0, Rejected::Malformed("webhook-timestamp")),
-        ("a time that is none", &signing, vec![id, ("webhook-timestamp", "now"), signature], BODY, 0, Rejected::Malformed("webhook-timestamp")),
-        ("a time too large for a number", &signing, vec![id, ("webhook-timestamp", "99999999999999999999"), signature], BODY, 0, Rejected::Malformed("webhook-timestamp")),
-        ("two ids", &signing, vec![id, id, time, signature], BODY, 0, Rejected::Header("webhook-id")),
-        ("two times", &signing, vec![id, time, ("webhook-timestamp", "0"), signature], BODY, 0, Rejected::Header("webhook-timestamp")),
-        ("two headers of signatures", &signing, vec![id, time, ("webhook-signature", "v1,AAAA"), signature], BODY, 0, Rejected::Header("webhook-signature")),
-        ("an id too long", &signing, vec![("webhook-id", &long_id), time, signature], BODY, 0, Rejected::Malformed("webhook-id")),
-        ("an id of blanks", &signing, vec![("webhook-id", "a b"), time, signature], BODY, 0, Rejected::Malformed("webhook-id")),
-        ("an empty id", &signing, vec![("webhook-id", ""), time, signature], BODY, 0, Rejected::Malformed("webhook-id")),
-        ("an empty signature", &signing, vec![id, time, ("webhook-signature", "")], BODY, 0, Rejected::Signature),
-        ("a version without a signature", &signing, vec![id, time, ("webhook-signature", "v1,")], BODY, 0, Rejected::Signature),
-        ("a signature without a version", &signing, vec![id, time, ("webhook-signature", &SIGNATURE[3..])], BODY, 0, Rejected::Signature),
-        ("another version", &signing, vec![id, time, ("webhook-signature", "v1a,e67pTJV1impkueU2QKYoZRQPnGNgF+sh8APQmNHJeXY=")], BODY, 0, Rejected::Signature),
-        ("no base64", &signing, vec![id, time, ("webhook-signature", "v1,***")], BODY, 0, Rejected::Signature),
-        ("a signature cut short", &signing, vec![id, time, ("webhook-signature", "v1,e67pTJV1impkueU2QKYoZRQPnGNgF+sh8APQmNHJeQ==")], BODY, 0, Rejected::Signature),
-        ("the right one behind very many", &signing, vec![id, time, ("webhook-signature", &many)], BODY, 0, Rejected::Signature),
-        ("a header too long", &signing, vec![id, time, ("webhook-signature", &long)], BODY, 0, Rejected::Malformed("webhook-signature")),
+        (
+            "nothing",
+            &signing,
+            vec![],
+            BODY,
+            0,
+            Rejected::Header("webhook-id"),
+        ),
+        (
+            "no signature, though id and time are there",
+            &signing,
+            vec![id, time],
+            BODY,
+            0,
+            Rejected::Header("webhook-signature"),
+        ),
+        (
+            "no time",
+            &signing,
+            vec![id, signature],
+            BODY,
+            0,
+            Rejected::Header("webhook-timestamp"),
+        ),
+        (
+            "no id",
+            &signing,
+            vec![time, signature],
+            BODY,
+            0,
+            Rejected::Header("webhook-id"),
+        ),
+        (
+            "the secret token in place of a signature",
+            &both,
+            vec![token],
+            BODY,
+            0,
+            Rejected::Header("webhook-id"),
+        ),
+        (
+            "a signature without the secret token",
+            &both,
+            vec![id, time, signature],
+            BODY,
+            0,
+            Rejected::Token,
+        ),
+        (
+            "another key",
+            &other,
+            vec![id, time, signature],
+            BODY,
+            0,
+            Rejected::Signature,
+        ),
+        (
+            "another body",
+            &signing,
+            vec![id, time, signature],
+            "{}",
+            0,
+            Rejected::Signature,
+        ),
+        (
+            "the body with a line's end",
+            &signing,
+            vec![id, time, signature],
+            "\n",
+            0,
+            Rejected::Signature,
+        ),
+        (
+            "an empty body",
+            &signing,
+            vec![id, time, signature],
+            "",
+            0,
+            Rejected::Signature,
+        ),
+        (
+            "another id",
+            &signing,
+            vec![("webhook-id", "another"), time, signature],
+            BODY,
+            0,
+            Rejected::Signature,
+        ),
+        (
+            "another time",
+            &signing,
+            vec![id, ("webhook-timestamp", "1772444401"), signature],
+            BODY,
+            0,
+            Rejected::Signature,
+        ),
+        (
+            "id and time that only together say the same",
+            &signing,
+            vec![
+                ("webhook-id", "f5e5f430-f57b-4e6e-9fac-d9128cd7232f.1"),
+                ("webhook-timestamp", "772444400"),
+                signature,
+            ],
+            BODY,
+            -1_000_000_000,
+            Rejected::Signature,
+        ),
+        (
+            "kept for later",
+            &signing,
+            vec![id, time, signature],
+            BODY,
+            TOLERANCE_SECONDS + 1,
+            Rejected::Stale,
+        ),
+        (
+            "from the future",
+            &signing,
+            vec![id, time, signature],
+            BODY,
+            -TOLERANCE_SECONDS - 1,
+            Rejected::Stale,
+        ),
+        (
+            "a time with a sign",
+            &signing,
+            vec![id, ("webhook-timestamp", "+1772444400"), signature],
+            BODY,
+            0,
+            Rejected::Malformed("webhook-timestamp"),
+        ),
+        (
+            "a time with blanks",
+            &signing,
+            vec![id, ("webhook-timestamp", " 1772444400"), signature],
+            BODY,
+            0,
+            Rejected::Malformed("webhook-timestamp"),
+        ),
+        (
+            "a time that is none",
+            &signing,
+            vec![id, ("webhook-timestamp", "now"), signature],
+            BODY,
+            0,
+            Rejected::Malformed("webhook-timestamp"),
+        ),
+        (
+            "a time too large for a number",
+            &signing,
+            vec![id, ("webhook-timestamp", "99999999999999999999"), signature],
+            BODY,
+            0,
+            Rejected::Malformed("webhook-timestamp"),
+        ),
+        (
+            "two ids",
+            &signing,
+            vec![id, id, time, signature],
+            BODY,
+            0,
+            Rejected::Header("webhook-id"),
+        ),
+        (
+            "two times",
+            &signing,
+            vec![id, time, ("webhook-timestamp", "0"), signature],
+            BODY,
+            0,
+            Rejected::Header("webhook-timestamp"),
+        ),
+        (
+            "two headers of signatures",
+            &signing,
+            vec![id, time, ("webhook-signature", "v1,AAAA"), signature],
+            BODY,
+            0,
+            Rejected::Header("webhook-signature"),
+        ),
+        (
+            "an id too long",
+            &signing,
+            vec![("webhook-id", &long_id), time, signature],
+            BODY,
+            0,
+            Rejected::Malformed("webhook-id"),
+        ),
+        (
+            "an id of blanks",
+            &signing,
+            vec![("webhook-id", "a b"), time, signature],
+            BODY,
+            0,
+            Rejected::Malformed("webhook-id"),
+        ),
+        (
+            "an empty id",
+            &signing,
+            vec![("webhook-id", ""), time, signature],
+            BODY,
+            0,
+            Rejected::Malformed("webhook-id"),
+        ),
+        (
+            "an empty signature",
+            &signing,
+            vec![id, time, ("webhook-signature", "")],
+            BODY,
+            0,
+            Rejected::Signature,
+        ),
+        (
+            "a version without a signature",
+            &signing,
+            vec![id, time, ("webhook-signature", "v1,")],
+            BODY,
+            0,
+            Rejected::Signature,
+        ),
+        (
+            "a signature without a version",
+            &signing,
+            vec![id, time, ("webhook-signature", &SIGNATURE[3..])],
+            BODY,
+            0,
+            Rejected::Signature,
+        ),
+        (
+            "another version",
+            &signing,
+            vec![
+                id,
+                time,
+                (
+                    "webhook-signature",
+                    "v1a,e67pTJV1impkueU2QKYoZRQPnGNgF+sh8APQmNHJeXY=",
+                ),
+            ],
+            BODY,
+            0,
+            Rejected::Signature,
+        ),
+        (
+            "no base64",
+            &signing,
+            vec![id, time, ("webhook-signature", "v1,***")],
+            BODY,
+            0,
+            Rejected::Signature,
+        ),
+        (
+            "a signature cut short",
+            &signing,
+            vec![
+                id,
+                time,
+                (
+                    "webhook-signature",
+                    "v1,e67pTJV1impkueU2QKYoZRQPnGNgF+sh8APQmNHJeQ==",
+                ),
+            ],
+            BODY,
+            0,
+            Rejected::Signature,
+        ),
+        (
+            "the right one behind very many",
+            &signing,
+            vec![id, time, ("webhook-signature", &many)],
+            BODY,
+            0,
+            Rejected::Signature,
+        ),
+        (
+            "a header too long",
+            &signing,
+            vec![id, time, ("webhook-signature", &long)],
+            BODY,
+            0,
+            Rejected::Malformed("webhook-signature"),
+        ),
         ("no secret token", &secret, vec![], BODY, 0, Rejected::Token),
-        ("an empty secret token", &secret, vec![("x-gitlab-token", "")], BODY, 0, Rejected::Token),
-        ("a part of it", &secret, vec![("x-gitlab-token", "correct horse")], BODY, 0, Rejected::Token),
-        ("it and more", &secret, vec![("x-gitlab-token", "correct horse battery staple ")], BODY, 0, Rejected::Token),
-        ("in capitals", &secret, vec![("x-gitlab-token", "CORRECT HORSE BATTERY STAPLE")], BODY, 0, Rejected::Token),
-        ("twice", &secret, vec![token, token], BODY, 0, Rejected::Token),
-        ("in another header", &secret, vec![("authorization", SECRET_TOKEN)], BODY, 0, Rejected::Token),
-        ("a signature where a secret token is expected", &secret, vec![id, time, signature], BODY, 0, Rejected::Token),
-        ("anything, where there is no key", &none, vec![id, time, signature, token], BODY, 0, Rejected::Token),
-        ("nothing, where there is no key", &none, vec![], BODY, 0, Rejected::Token),
+        (
+            "an empty secret token",
+            &secret,
+            vec![("x-gitlab-token", "")],
+            BODY,
+            0,
+            Rejected::Token,
+        ),
+        (
+            "a part of it",
+            &secret,
+            vec![("x-gitlab-token", "correct horse")],
+            BODY,
+            0,
+            Rejected::Token,
+        ),
+        (
+            "it and more",
+            &secret,
+            vec![("x-gitlab-token", "correct horse battery staple ")],
+            BODY,
+            0,
+            Rejected::Token,
+        ),
+        (
+            "in capitals",
+            &secret,
+            vec![("x-gitlab-token", "CORRECT HORSE BATTERY STAPLE")],
+            BODY,
+            0,
+            Rejected::Token,
+        ),
+        (
+            "twice",
+            &secret,
+            vec![token, token],
+            BODY,
+            0,
+            Rejected::Token,
+        ),
+        (
+            "in another header",
+            &secret,
+            vec![("authorization", SECRET_TOKEN)],
+            BODY,
+            0,
+            Rejected::Token,
+        ),
+        (
+            "a signature where a secret token is expected",
+            &secret,
+            vec![id, time, signature],
+            BODY,
+            0,
+            Rejected::Token,
+        ),
+        (
+            "anything, where there is no key",
+            &none,
+            vec![id, time, signature, token],
+            BODY,
+            0,
+            Rejected::Token,
+        ),
+        (
+            "nothing, where there is no key",
+            &none,
+            vec![],
+            BODY,
+            0,
+            Rejected::Token,
+        ),
     ];
     assert!(table.len() >= 40, "{}", table.len());
     for (what, keys, pairs, body, offset, expected) in table {
@@ -130,7 +450,10 @@ fn takes_no_key_that_is_none_and_shows_no_key() {
         (None, Some("whsec_***")),
     ];
     for (secret, signing) in table {
-        assert!(Keys::new(secret, signing).is_err(), "{secret:?} {signing:?}");
+        assert!(
+            Keys::new(secret, signing).is_err(),
+            "{secret:?} {signing:?}"
+        );
     }
     let keys = Keys::new(Some("hunter2\n"), Some(SIGNING_TOKEN)).unwrap();
     assert_eq!(format!("{keys:?}"), "Keys { secret: true, signing: true }");
@@ -158,7 +481,16 @@ fn reads_what_it_acts_on_and_lets_the_rest_be() {
         assert_eq!(sample(other), Hint::Other, "{other}");
     }
     let deep = "[".repeat(100_000);
-    for broken in ["", "null", "[]", "7", "{", "\u{0}", r#"{"object_kind":7}"#, r#"{"project":{"id":-1}}"#, &deep] {
+    for broken in [
+        "",
+        "null",
+        "7",
+        "{",
+        "\u{0}",
+        r#"{"object_kind":7}"#,
+        r#"{"project":{"id":-1}}"#,
+        &deep,
+    ] {
         assert!(hint(broken.as_bytes()).is_err(), "{broken:.20}");
     }
 }

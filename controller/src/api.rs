@@ -27,10 +27,12 @@ pub mod error;
 pub mod events;
 pub mod health;
 pub mod leases;
+pub mod locks;
 pub mod proxies;
 pub mod rollouts;
 pub mod types;
 pub mod views;
+pub mod webhooks;
 
 /// Longest request body. The longest there is, a proxy's report after ten minutes of silence with hundreds of tasks, is
 /// some megabytes.
@@ -53,6 +55,8 @@ pub struct Api {
     pub tokens: Option<Arc<Tokens>>,
     /// The credentials of the jobs that wait for rollouts.
     pub job_tokens: Arc<JobTokens>,
+    /// Where GitLab's hooks come in, if they are taken.
+    pub webhooks: Option<Arc<webhooks::Webhooks>>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Turns true when the server stops: waits and streams end.
@@ -73,9 +77,14 @@ pub struct Api {
         rollouts::order,
         leases::lease,
         rollouts::events,
+        rollouts::log,
         rollouts::services,
         rollouts::undo,
         rollouts::retry,
+        webhooks::gitlab,
+        locks::list,
+        locks::take,
+        locks::give_back,
         events::stream,
         proxies::table,
         proxies::report,
@@ -105,9 +114,20 @@ pub fn router(api: Api) -> Router {
         .route("/api/v1/rollouts/{name}/orders", post(rollouts::order))
         .route("/api/v1/rollouts/{name}/lease", post(leases::lease))
         .route("/api/v1/rollouts/{name}/events", get(rollouts::events))
+        .route("/api/v1/events", get(rollouts::log))
         .route("/api/v1/services", get(rollouts::services))
         .route("/api/v1/services/{name}/undo", post(rollouts::undo))
         .route("/api/v1/services/{name}/retry", post(rollouts::retry))
+        .route(
+            "/api/v1/services/{name}/lock",
+            get(locks::list).put(locks::take).delete(locks::give_back),
+        )
+        .route(
+            "/api/v1/webhooks/gitlab",
+            post(webhooks::gitlab).layer(DefaultBodyLimit::max(
+                crate::gitlab::webhook::BODY_BYTES_MAX,
+            )),
+        )
         .route("/api/v1/stream", get(events::stream))
         .route("/api/v1/proxies", get(proxies::list))
         .route("/api/v1/proxies/{name}/table", get(proxies::table))

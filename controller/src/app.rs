@@ -1,6 +1,7 @@
 //! `friday serve`: builds the adapters from the arguments, wires them, runs them, and stops them in order.
 
 mod engine;
+mod hooks;
 mod tasks;
 mod tls;
 
@@ -20,6 +21,7 @@ use crate::auth::Tokens;
 use crate::cli::{Usage, path};
 use crate::clock::{Clock, SystemClock};
 use crate::fleet::Fleet;
+use crate::gitlab::GitlabArgs;
 use crate::metrics_source::{MetricsSource, Prometheus};
 use crate::orchestrator::Orchestrator;
 use crate::reconciler::Reconciler;
@@ -29,6 +31,7 @@ use crate::store::{Sqlite, Store};
 
 pub use engine::EngineArgs;
 pub(crate) use engine::EngineIfAny;
+pub use hooks::{HookArgs, Hooks, OnPipelineCancel};
 use tasks::Tasks;
 pub(crate) use tasks::docker_config;
 pub use tasks::{Kind, TaskArgs};
@@ -75,6 +78,12 @@ pub struct ServeArgs {
     /// Address of the Prometheus that guard.checks are asked of, such as http://prometheus:9090
     #[arg(long, env = "FRIDAY_PROMETHEUS", value_name = "URL")]
     pub prometheus: Option<String>,
+    /// The GitLab that releases come from
+    #[command(flatten)]
+    pub gitlab: GitlabArgs,
+    /// What is taken from it
+    #[command(flatten)]
+    pub hooks: HookArgs,
     /// Write the address that was taken to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
@@ -169,6 +178,8 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
         }
     };
     let clock: Arc<dyn Clock> = SystemClock::new();
+    let gitlab = args.gitlab.open()?;
+    let hooks = args.hooks.open(gitlab.as_ref(), &clock)?;
     let store: Arc<dyn Store> = Arc::new(Sqlite::open(&args.state_dir.join("friday.db")).await?);
     let tasks = Tasks::open(&args.tasks, &args.state_dir, Arc::clone(&clock)).await?;
     let orchestrator = tasks.orchestrator();
@@ -188,6 +199,7 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
             specs,
             metrics,
             tokens,
+            hooks,
         },
         stop,
     )
@@ -238,6 +250,8 @@ pub struct Adapters {
     pub metrics: Option<Arc<dyn MetricsSource>>,
     /// Who may do what; `None` lets everybody do everything.
     pub tokens: Option<Arc<Tokens>>,
+    /// What is taken from GitLab.
+    pub hooks: Hooks,
 }
 
 /// Takes the address of `--listen`.
@@ -288,6 +302,7 @@ pub async fn run(
         specs,
         metrics,
         tokens,
+        hooks,
     } = adapters;
     let fleet = Fleet::new();
     let (reconciler, handle) = Reconciler::start(
@@ -301,7 +316,11 @@ pub async fn run(
     let agents = Agents::new();
     let reconciler = reconciler
         .with_metrics(metrics.clone())
-        .with_agents(Arc::clone(&agents));
+        .with_agents(Arc::clone(&agents))
+        .with_freezes(hooks.freezes.clone());
+    let webhooks = hooks.webhooks.clone();
+    let hooks_stop = CancellationToken::new();
+    let mut hooked = tokio::spawn(hooks.run(handle.clone(), hooks_stop.clone()));
     let (stopping, stopped) = watch::channel(false);
     let api = Api {
         store,
@@ -311,6 +330,7 @@ pub async fn run(
         metrics,
         tokens,
         job_tokens: Arc::default(),
+        webhooks,
         clock,
         stopping: stopped,
     };
@@ -333,6 +353,10 @@ pub async fn run(
     if tokio::time::timeout(STOP_MAX, &mut serving).await.is_err() {
         tracing::warn!(limit = ?STOP_MAX, "some callers did not finish in time; they were cut off");
         serving.abort();
+    }
+    hooks_stop.cancel();
+    if tokio::time::timeout(STOP_MAX, &mut hooked).await.is_err() {
+        hooked.abort();
     }
     loop_stop.cancel();
     let outcome = match ended {

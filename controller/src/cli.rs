@@ -4,12 +4,14 @@
 //! The exit codes are a contract (`friday help` lists them): pipelines branch on them.
 
 mod adopt;
+mod audit;
 mod doctor;
 mod explain;
 mod files;
 mod follow;
 mod health;
 mod lease;
+mod lock;
 mod orders;
 mod output;
 mod plan;
@@ -200,7 +202,7 @@ enum Command {
     /// Back to stable at once
     Abort(orders::OrderArgs),
     /// Open the gate at which a rollout waits
-    Approve(orders::OrderArgs),
+    Approve(orders::ApproveArgs),
     /// Refuse at the gate: back to stable
     Reject(orders::OrderArgs),
     /// Try a release again that was rolled back
@@ -209,6 +211,12 @@ enum Command {
     Undo(orders::UndoArgs),
     /// Back, whatever is going on: abort a running rollout, else undo the last one
     Rollback(orders::BackArgs),
+    /// Have a service, or one of its environments, to yourself: nobody else starts a rollout there
+    Lock(lock::LockArgs),
+    /// Give a lock back, or break somebody else's
+    Unlock(lock::UnlockArgs),
+    /// Say who released what, when, where, approved by whom and on which evidence
+    Audit(audit::AuditArgs),
     /// Check friday.yml: where it is wrong, what was expected, how to mend it
     Lint(files::LintArgs),
     /// Foretell a rollout by friday.yml: how long it takes, how soon a bad release is caught, where traffic is too low
@@ -311,11 +319,14 @@ async fn dispatch(
         Command::Pause(args) => orders::order(Order::Pause, args, context, &client()?).await,
         Command::Resume(args) => orders::order(Order::Resume, args, context, &client()?).await,
         Command::Abort(args) => orders::order(Order::Abort, args, context, &client()?).await,
-        Command::Approve(args) => orders::order(Order::Approve, args, context, &client()?).await,
+        Command::Approve(args) => orders::approve(args, context, &client()?).await,
         Command::Reject(args) => orders::order(Order::Reject, args, context, &client()?).await,
         Command::Retry(args) => orders::retry(args, context, &client()?).await,
         Command::Undo(args) => orders::undo(args, context, &client()?).await,
         Command::Rollback(args) => orders::rollback(args, context, &client()?).await,
+        Command::Lock(args) => lock::lock(args, context, &client()?).await,
+        Command::Unlock(args) => lock::unlock(args, context, &client()?).await,
+        Command::Audit(args) => audit::audit(args, context, client).await,
         Command::Lint(args) => files::lint(&args, context).await,
         Command::Plan(args) => plan::plan(args, context),
         Command::Explain(args) => explain::explain(args, context, &client()?).await,

@@ -26,6 +26,7 @@ use tokio::time::timeout;
 
 use crate::api::types::agents::{AgentReport, AgentView};
 use crate::api::types::health::HealthView;
+use crate::api::types::locks::{LockRequest, LockView, UnlockRequest};
 use crate::api::types::{
     DeployRequest, EventView, LeaseOrder, OrderRequest, Problem, ProxyView, RolloutSummary,
     RolloutView, ServiceView, UndoRequest,
@@ -201,6 +202,18 @@ impl Client {
         self.get(&format!("read the events of {id}"), &url).await
     }
 
+    /// Entries of the whole event log, those after number `after`, oldest first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn log(&self, after: i64, limit: u32) -> Result<Vec<EventView>, ClientError> {
+        let mut url = self.at(&["events"]);
+        url.query_pairs_mut()
+            .append_pair("after", &after.to_string())
+            .append_pair("limit", &limit.to_string());
+        self.get("read the event log", &url).await
+    }
+
     /// The services, each with its newest rollout.
     ///
     /// # Errors
@@ -241,6 +254,48 @@ impl Client {
             request,
         )
         .await
+    }
+
+    /// The locks of a service that are in force.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn locks(&self, service: &str) -> Result<Vec<LockView>, ClientError> {
+        let url = self.at(&["services", service, "lock"]);
+        self.get(&format!("read the locks of {service}"), &url)
+            .await
+    }
+
+    /// Takes a lock, or renews it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn lock(
+        &self,
+        service: &str,
+        request: &LockRequest,
+    ) -> Result<LockView, ClientError> {
+        let action = format!("lock {service}");
+        let url = self.at(&["services", service, "lock"]);
+        let mut request = self.with_body(&action, &url, request)?;
+        *request.method_mut() = Method::PUT;
+        self.answer(&action, request).await
+    }
+
+    /// Gives a lock back, or breaks it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn unlock(
+        &self,
+        service: &str,
+        request: &UnlockRequest,
+    ) -> Result<LockView, ClientError> {
+        let action = format!("unlock {service}");
+        let url = self.at(&["services", service, "lock"]);
+        let mut request = self.with_body(&action, &url, request)?;
+        *request.method_mut() = Method::DELETE;
+        self.answer(&action, request).await
     }
 
     /// The changes of the rollout with this id, as they happen.

@@ -4,11 +4,13 @@
 //! ([`orchestrator`], [`store`], [`fleet`], [`metrics_source`], [`clock`]) and what the world needs of it ([`api`], [`cli`]). What a rollout
 //! is, and how it is judged, is the crate `rollout`, which knows none of this.
 
+pub mod admission;
 pub mod adopt;
 pub mod agent;
 pub mod agents;
 pub mod api;
 pub mod app;
+pub mod audit;
 pub mod auth;
 pub mod checks;
 pub mod cli;
@@ -16,6 +18,7 @@ pub mod client;
 pub mod clock;
 pub mod doctor;
 pub mod fleet;
+pub mod gitlab;
 pub mod lease;
 pub mod metrics_source;
 pub mod orchestrator;

@@ -18,6 +18,7 @@ use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Freezes, Locks};
 use crate::agents::Agents;
 use crate::checks::Checks;
 use crate::clock::Clock;
@@ -32,10 +33,12 @@ mod commit;
 mod lease;
 mod ledger;
 mod look;
+mod policy;
 mod request;
 mod service;
 
 pub use lease::LeaseRequest;
+pub use policy::{DEFAULT_ENVIRONMENT, LockAct, LockOrder, LockReply};
 pub use request::{Deploy, Reply, Request, RequestError};
 
 use ledger::Ledger;
@@ -115,6 +118,10 @@ pub struct Reconciler {
     told: Option<Duration>,
     checks: Checks,
     agents: Arc<Agents>,
+    locks: Locks,
+    freezes: Freezes,
+    /// When it was last asked whether a freeze holds the service's running rollout.
+    freeze_asked: BTreeMap<ServiceName, Duration>,
     /// What went ahead although it could not be saved: rollouts on their way back, and the events that tell of it.
     unsaved: Change,
     /// Why the last change could not be saved, and since when.
@@ -172,6 +179,7 @@ impl Reconciler {
                 service.last = ended;
             }
         }
+        let locks = Locks::of(store.locks().await?);
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let snapshot = watch::Sender::new(Arc::new(Snapshot::default()));
         let handle = Handle {
@@ -195,6 +203,9 @@ impl Reconciler {
             told: None,
             checks: Checks::of(None),
             agents: Agents::new(),
+            locks,
+            freezes: Freezes::default(),
+            freeze_asked: BTreeMap::new(),
             unsaved: Change::default(),
             save_trouble: None,
         };
@@ -322,6 +333,7 @@ impl Reconciler {
     ) {
         let sample = self.sample(name, slices);
         let checks = self.ask_checks(name);
+        let freeze = self.freeze_changed(name);
         let Some(service) = self.services.get(name) else {
             return;
         };
@@ -333,6 +345,12 @@ impl Reconciler {
         let before = saved.rollout.clone();
         let mut next = saved.clone();
         let mut ledger = Ledger::of(&next.rollout);
+        if let Some(frozen) = freeze {
+            tracing::info!(rollout = %next.rollout.id, freeze = frozen.as_deref().unwrap_or("over"), "freeze");
+            let data = json!({ "frozen": frozen.is_some(), "why": frozen });
+            ledger.events.push(ledger.event("freeze", FRIDAY, data));
+            next.rollout = next.rollout.on(Event::Frozen(frozen), now);
+        }
         next.rollout = next.rollout.on(Event::Passed(passed), now);
         lease::pass(&mut next, passed, now, &mut ledger);
         if let Some(observed) = self.observed(name, service, &next.rollout) {

@@ -8,15 +8,19 @@ use std::fmt;
 
 use async_trait::async_trait;
 use proxy_api::BootId;
-use rollout::{Judge, Rollout, RolloutId, ServiceName, Timestamp, Verdict};
+use rollout::{Judge, Release, Rollout, RolloutId, ServiceName, Timestamp, Verdict};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::admission::lock::Slot;
 use crate::lease::Lease;
 use crate::origin::Origin;
 
+pub mod outbox;
+
 pub mod sqlite;
 
+pub use outbox::{NewMessage, Outbox};
 pub use sqlite::Sqlite;
 
 /// A rollout with what the judge knows of it.
@@ -121,8 +125,12 @@ pub struct Change {
     pub rollouts: Vec<Saved>,
     /// How far reports were read.
     pub marks: Vec<Mark>,
+    /// Locks as they are now.
+    pub locks: Vec<Slot>,
     /// What happened, in order.
     pub events: Vec<NewEvent>,
+    /// What others are to be told of it, in order.
+    pub messages: Vec<NewMessage>,
 }
 
 impl Change {
@@ -174,7 +182,7 @@ pub enum StoreError {
 
 /// Whoever keeps the state.
 #[async_trait]
-pub trait Store: fmt::Debug + Send + Sync {
+pub trait Store: Outbox + fmt::Debug + Send + Sync {
     /// Takes over from whatever controller was there: the new term.
     ///
     /// # Errors
@@ -226,6 +234,23 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// # Errors
     /// The store cannot be read.
     async fn marks(&self) -> Result<Vec<Mark>, StoreError>;
+
+    /// Every lock, and every number of one that is no more.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    async fn locks(&self) -> Result<Vec<Slot>, StoreError>;
+
+    /// Whether a rollout of this release's digest was promoted under this service in this environment.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    async fn was_promoted(
+        &self,
+        service: &ServiceName,
+        environment: &str,
+        release: &Release,
+    ) -> Result<bool, StoreError>;
 
     /// Events after `after`, oldest first, of one rollout or of all; at most `limit`.
     ///

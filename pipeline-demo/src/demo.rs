@@ -346,6 +346,8 @@ impl Demo {
             plan: None,
             author: "demo".to_owned(),
             retry: false,
+            emergency: None,
+            fence: None,
             origin: None,
             lease: None,
         };

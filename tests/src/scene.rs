@@ -71,6 +71,8 @@ pub fn deploy_request(spec: &str, image: &str) -> DeployRequest {
         plan: None,
         author: "test".to_owned(),
         retry: false,
+        emergency: None,
+        fence: None,
         origin: None,
         lease: None,
     }
@@ -356,6 +358,7 @@ impl Scene {
             order,
             by: "test".to_owned(),
             reason: None,
+            emergency: None,
         };
         self.client.order(id, &request).await
     }

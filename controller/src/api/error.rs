@@ -114,6 +114,7 @@ impl From<RequestError> for ApiError {
                 (StatusCode::UNPROCESSABLE_ENTITY, "no_metrics_source")
             }
             RequestError::NoSuchRelease { .. } => (StatusCode::NOT_FOUND, "no_such_release"),
+            RequestError::NotAdmitted(refused) => (StatusCode::CONFLICT, refused.code()),
             RequestError::Store(error) => return error.into(),
             RequestError::Orchestrator(error) => return error.into(),
         };

@@ -16,7 +16,7 @@ use super::types::{
 };
 use super::{leases, views};
 use crate::auth::{Caller, Rule};
-use crate::reconciler::{Deploy, Reply, Request, RequestError};
+use crate::reconciler::{DEFAULT_ENVIRONMENT, Deploy, Reply, Request, RequestError};
 use crate::spec::{self, ReadOptions};
 use crate::store::Saved;
 
@@ -73,7 +73,7 @@ fn check_words(by: &str, reason: Option<&str>) -> Result<(), ApiError> {
 }
 
 /// Who gives an order, for the event log: with tokens the name of theirs is the beginning.
-fn author(caller: Option<&Extension<Caller>>, claimed: String) -> String {
+pub(super) fn author(caller: Option<&Extension<Caller>>, claimed: String) -> String {
     match caller {
         Some(Extension(caller)) => caller.author(&claimed),
         None => claimed,
@@ -196,9 +196,13 @@ pub async fn deploy(
         spec,
         image: body.image,
         commit: body.commit,
-        environment: body.environment.unwrap_or_else(|| "default".to_owned()),
+        environment: body
+            .environment
+            .unwrap_or_else(|| DEFAULT_ENVIRONMENT.to_owned()),
         author: author(caller.as_ref(), body.author),
         retry: body.retry,
+        emergency: body.emergency,
+        fence: body.fence,
         origin: body.origin,
         lease: body.lease,
     };
@@ -259,7 +263,12 @@ pub async fn order(
     Path(name): Path<String>,
     body: Result<Json<OrderRequest>, JsonRejection>,
 ) -> Result<Json<RolloutView>, ApiError> {
-    let Json(OrderRequest { order, by, reason }) = body?;
+    let Json(OrderRequest {
+        order,
+        by,
+        reason,
+        emergency,
+    }) = body?;
     check_words(&by, reason.as_deref())?;
     if let (Some(Extension(caller)), Order::Approve | Order::Reject) = (&caller, order) {
         caller.require(Rule::Approve)?;
@@ -286,6 +295,7 @@ pub async fn order(
         command,
         by,
         reason,
+        emergency,
         reply,
     })
     .await
@@ -305,16 +315,19 @@ pub async fn events(
         .store
         .events(Some(&id), query.after, limit(query.limit))
         .await?;
-    let view = |event: crate::store::Event| EventView {
-        seq: event.seq,
-        at: event.at,
-        rollout: event.rollout.map(|id| id.to_string()),
-        kind: event.kind,
-        author: event.author,
-        data: event.data,
-        hash: event.hash,
-    };
-    Ok(Json(events.into_iter().map(view).collect()))
+    Ok(Json(events.into_iter().map(EventView::from).collect()))
+}
+
+/// The whole event log, oldest first: what `friday audit` reads.
+#[utoipa::path(get, path = "/api/v1/events", params(EventsQuery), responses((status = 200, body = Vec<EventView>)))]
+pub async fn log(
+    State(api): State<Api>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
+) -> Result<Json<Vec<EventView>>, ApiError> {
+    let Query(query) = query?;
+    let limit = limit(query.limit);
+    let events = api.store.events(None, query.after, limit).await?;
+    Ok(Json(events.into_iter().map(EventView::from).collect()))
 }
 
 /// The services and their newest rollouts.
@@ -330,7 +343,7 @@ pub async fn services(State(api): State<Api>) -> Json<Vec<ServiceView>> {
     )
 }
 
-fn service_name(text: &str) -> Result<ServiceName, ApiError> {
+pub(super) fn service_name(text: &str) -> Result<ServiceName, ApiError> {
     text.parse()
         .map_err(|error: rollout::release::ServiceNameError| {
             ApiError::new(StatusCode::NOT_FOUND, "unknown_service", error.to_string())

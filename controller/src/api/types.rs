@@ -2,8 +2,9 @@
 
 pub mod agents;
 pub mod health;
+pub mod locks;
 
-use rollout::{Ending, Phase, Release, Skipped, Timestamp, Verdict};
+use rollout::{Admission, Ending, Phase, Release, Skipped, Timestamp, Verdict};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -35,6 +36,12 @@ pub struct DeployRequest {
     /// Whether a release that was rolled back before may be tried again.
     #[serde(default)]
     pub retry: bool,
+    /// Why no freeze shall hold it: the emergency word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emergency: Option<String>,
+    /// The number of the lock that its author believes to hold; refused if that is no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<u64>,
     /// The job that asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
@@ -81,6 +88,9 @@ pub struct OrderRequest {
     /// Why, in their words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Why no freeze shall hold the rollout from now on: the emergency word. With `promote` and `approve`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emergency: Option<String>,
 }
 
 /// Takes, renews or gives back the lease of a rollout.
@@ -280,6 +290,10 @@ pub struct RolloutView {
     pub phase: Phase,
     /// One sentence for people: where it is, and what it waits for or why it ended.
     pub message: String,
+    /// What holds it that is no evidence: a freeze, missing approvals; who approved, and the emergency word.
+    #[serde(default, skip_serializing_if = "Admission::is_plain")]
+    #[schema(value_type = Object)]
+    pub admission: Admission,
     /// The canary's share.
     pub weight: WeightView,
     /// The steps.
@@ -377,6 +391,20 @@ pub struct EventView {
     pub data: serde_json::Value,
     /// SHA-256 over this entry and the hash before it, in hexadecimal.
     pub hash: String,
+}
+
+impl From<crate::store::Event> for EventView {
+    fn from(event: crate::store::Event) -> Self {
+        Self {
+            seq: event.seq,
+            at: event.at,
+            rollout: event.rollout.map(|id| id.to_string()),
+            kind: event.kind,
+            author: event.author,
+            data: event.data,
+            hash: event.hash,
+        }
+    }
 }
 
 /// A proxy, as the controller knows it.

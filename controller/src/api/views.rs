@@ -216,6 +216,7 @@ pub(super) fn rollout(api: &Api, saved: &Saved, service: Option<&ServiceSnapshot
         elapsed_seconds: rollout.elapsed.as_secs_f64(),
         phase: rollout.phase.clone(),
         message: words::message(rollout, saved.verdict.as_ref()),
+        admission: rollout.admission.clone(),
         weight: WeightView {
             set_percent: percent(rollout.desired().weight),
             seen_percent: in_charge

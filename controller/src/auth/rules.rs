@@ -76,19 +76,27 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// The rule of a request; `None` for what everybody may ask: whether the controller lives and is ready, and the board's
-    /// page, which holds nothing and reads the rest with a token.
+    /// The rule of a request; `None` for what everybody may ask: whether the controller lives and is ready, the board's
+    /// page, which holds nothing and reads the rest with a token, and hooks, which prove themselves.
     #[must_use]
     pub fn of(method: &Method, path: &str) -> Option<Self> {
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         let is_read = method == Method::GET || method == Method::HEAD;
         match parts.as_slice() {
             [""] | ["live" | "ready"] if is_read => None,
+            // They prove themselves, by a key of their own.
+            ["api", "v1", "webhooks", "gitlab"] if method == Method::POST => None,
             ["api", "v1", "proxies", _, "table" | "reports"] => Some(Self::Proxies),
             ["api", "v1", "agents", _, "reports"] => Some(Self::Agents),
             _ if is_read => Some(Self::Read),
             // Of orders, approvals need more: their handler asks for it.
             ["api", "v1", "rollouts" | "services", ..] if method == Method::POST => {
+                Some(Self::Operate)
+            }
+            // To break somebody else's lock needs more: its handler asks for it.
+            ["api", "v1", "services", _, "lock"]
+                if method == Method::PUT || method == Method::DELETE =>
+            {
                 Some(Self::Operate)
             }
             _ => Some(Self::Administer),
@@ -134,11 +142,13 @@ mod tests {
 
     /// Every path of the API, and some that there are not.
     #[test]
-    fn every_request_has_a_rule_and_only_three_have_none() {
+    fn every_request_has_a_rule_and_only_four_have_none() {
         let table = [
             ("GET", "/", "-"),
             ("GET", "/live", "-"),
             ("GET", "/ready", "-"),
+            ("POST", "/api/v1/webhooks/gitlab", "-"),
+            ("PUT", "/api/v1/webhooks/gitlab", "administer"),
             ("GET", "/metrics", "read"),
             ("GET", "/api/v1/openapi.json", "read"),
             ("GET", "/api/v1/rollouts", "read"),
@@ -146,9 +156,14 @@ mod tests {
             ("GET", "/api/v1/rollouts/web", "read"),
             ("POST", "/api/v1/rollouts/web-1/orders", "operate"),
             ("GET", "/api/v1/rollouts/web-1/events", "read"),
+            ("GET", "/api/v1/events", "read"),
             ("GET", "/api/v1/services", "read"),
             ("POST", "/api/v1/services/web/undo", "operate"),
             ("POST", "/api/v1/services/web/retry", "operate"),
+            ("GET", "/api/v1/services/web/lock", "read"),
+            ("PUT", "/api/v1/services/web/lock", "operate"),
+            ("DELETE", "/api/v1/services/web/lock", "operate"),
+            ("DELETE", "/api/v1/services/web", "administer"),
             ("GET", "/api/v1/stream", "read"),
             ("GET", "/api/v1/proxies", "read"),
             ("GET", "/api/v1/proxies/p1/table", "proxies"),

@@ -38,6 +38,12 @@ pub(super) struct DeployArgs {
     /// Try it although this release was rolled back before
     #[arg(long)]
     retry: bool,
+    /// Go past freezes; the event log and the rollout's status keep the reason
+    #[arg(long, value_name = "REASON")]
+    emergency: Option<String>,
+    /// The number of the lock that you believe to hold; refused if it is no more
+    #[arg(long, value_name = "NUMBER")]
+    fence: Option<u64>,
     #[command(flatten)]
     author: AuthorArgs,
     #[command(flatten)]
@@ -155,6 +161,8 @@ pub(super) async fn deploy(
         plan,
         author: args.author.author(),
         retry: args.retry,
+        emergency: args.emergency,
+        fence: args.fence,
         origin,
         lease,
     };

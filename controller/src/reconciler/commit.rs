@@ -81,6 +81,9 @@ impl Reconciler {
     }
 
     pub(super) fn take_in(&mut self, change: Change) {
+        for slot in change.locks {
+            self.locks.put(slot);
+        }
         for saved in change.started {
             let name = saved.rollout.service.clone();
             let service = self

@@ -1,12 +1,17 @@
 //! What is asked of the loop, and how it answers: releases started, orders carried out, or refused with the reason.
 
-use rollout::{Cause, Command, Event, Phase, Release, Rollout, RolloutId, ServiceName, Spec};
+use rollout::policy::Emergency;
+use rollout::{
+    Admission, Cause, Command, Event, Phase, Release, Rollout, RolloutId, ServiceName, Spec,
+};
 use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::Reconciler;
 use super::lease::LeaseRequest;
 use super::ledger::{Ledger, describe};
+use super::policy::{LockOrder, LockReply, Wanted, grows};
+use crate::admission::{self, Refused};
 use crate::lease::{Lease, Terms};
 use crate::orchestrator::{OrchestratorError, ServiceState};
 use crate::origin::Origin;
@@ -27,6 +32,8 @@ pub enum Request {
         by: String,
         /// In their words.
         reason: Option<String>,
+        /// Why no freeze shall hold the rollout from now on.
+        emergency: Option<String>,
         /// Where the answer goes.
         reply: Reply,
     },
@@ -63,6 +70,8 @@ pub enum Request {
         /// Where the answer goes.
         reply: Reply,
     },
+    /// Take a lock, or give it back.
+    Lock(LockOrder, LockReply),
 }
 
 /// Where the answer to a request goes: the rollout it made or moved.
@@ -83,6 +92,10 @@ pub struct Deploy {
     pub author: String,
     /// Whether a release that was rolled back before may be tried again.
     pub retry: bool,
+    /// Why no freeze shall hold it.
+    pub emergency: Option<String>,
+    /// The number of the lock that its author believes to hold.
+    pub fence: Option<u64>,
     /// The job that asks for it.
     pub origin: Option<Origin>,
     /// Who waits for it; without them it needs nobody.
@@ -98,6 +111,8 @@ struct Start {
     stable: Release,
     canary: Release,
     full: bool,
+    /// Why no freeze shall hold it.
+    emergency: Option<String>,
     origin: Option<Origin>,
     lease: Option<Terms>,
 }
@@ -181,6 +196,9 @@ pub enum RequestError {
         /// Their names.
         checks: String,
     },
+    /// A freeze, a lock, the chain of environments, or the author's own eyes.
+    #[error(transparent)]
+    NotAdmitted(#[from] Refused),
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -198,8 +216,12 @@ impl Reconciler {
                 command,
                 by,
                 reason,
+                emergency,
                 reply,
-            } => (reply, self.order(&id, command, by, reason).await),
+            } => {
+                let outcome = self.order(&id, command, by, reason, emergency).await;
+                (reply, outcome)
+            }
             Request::Undo {
                 service,
                 to,
@@ -214,6 +236,7 @@ impl Reconciler {
                 reason,
                 reply,
             } => (reply, self.retry(&service, by, reason).await),
+            Request::Lock(order, reply) => return self.answer_lock(order, reply).await,
         };
         let fenced = match &outcome {
             Err(RequestError::Store(StoreError::Fenced { ours, theirs })) => Some((*ours, *theirs)),
@@ -287,10 +310,22 @@ impl Reconciler {
             spec,
             environment,
             author,
+            emergency,
+            fence,
             origin,
             lease,
             ..
         } = deploy;
+        self.admit(Wanted {
+            service: &name,
+            policy: &spec.policy,
+            environment: &environment,
+            author: &author,
+            canary: &canary,
+            emergency: emergency.as_deref(),
+            fence,
+        })
+        .await?;
         self.begin(Start {
             spec,
             environment,
@@ -299,6 +334,7 @@ impl Reconciler {
             stable,
             canary,
             full: false,
+            emergency,
             origin,
             lease,
         })
@@ -343,6 +379,7 @@ impl Reconciler {
             stable,
             canary,
             full,
+            emergency,
             origin,
             lease,
         } = start;
@@ -362,7 +399,21 @@ impl Reconciler {
         let number = self.store.next_number(&name).await?;
         let id = RolloutId::new(&name, number);
         let now = self.clock.now();
-        let rollout = Rollout::new(
+        // What was stable before needs no one's leave: the way back is always open.
+        let admission = Admission {
+            approvals_min: if full {
+                0
+            } else {
+                spec.policy.approvals(&environment)
+            },
+            goes_back: full,
+            emergency: emergency.as_ref().map(|reason| Emergency {
+                by: author.clone(),
+                reason: reason.clone(),
+            }),
+            ..Admission::default()
+        };
+        let mut rollout = Rollout::new(
             id.clone(),
             name.clone(),
             environment,
@@ -373,6 +424,7 @@ impl Reconciler {
             full,
             now,
         );
+        rollout.admission = admission;
         let mut change = Change::default();
         let started = json!({
             "service": name, "image": rollout.canary.image, "digest": rollout.canary.digest,
@@ -382,9 +434,18 @@ impl Reconciler {
         change.events.push(NewEvent {
             rollout: Some(id.clone()),
             kind: "started",
-            author,
+            author: author.clone(),
             data: started,
         });
+        if let Some(reason) = emergency {
+            tracing::warn!(rollout = %id, author, reason, "emergency: no freeze holds this rollout");
+            change.events.push(NewEvent {
+                rollout: Some(id.clone()),
+                kind: "emergency",
+                author,
+                data: json!({ "reason": reason, "with": "deploy" }),
+            });
+        }
         for saved in self
             .services
             .get(&name)
@@ -417,6 +478,7 @@ impl Reconciler {
         command: Command,
         by: String,
         reason: Option<String>,
+        emergency: Option<String>,
     ) -> Result<RolloutId, RequestError> {
         let found = self
             .services
@@ -428,6 +490,17 @@ impl Reconciler {
             return Err(self.not_running(id, order).await?);
         };
         let mut next = saved.clone();
+        if let Some(opens_gate) = grows(&command, &saved.rollout) {
+            let refused =
+                admission::may_grow(&saved.rollout, &by, opens_gate, emergency.as_deref());
+            if let Err(refused) = &refused {
+                tracing::warn!(rollout = %id, by, rule = refused.code(), "refused: {refused}");
+            }
+            refused?;
+            if let Some(why) = &emergency {
+                next.rollout = next.rollout.in_emergency(&by, why);
+            }
+        }
         if let Some(lease) = &mut next.lease {
             lease.person();
         }
@@ -444,6 +517,14 @@ impl Reconciler {
         }
         let mut ledger = Ledger::of(&saved.rollout);
         ledger.events.push(ledger.event("order", &by, data));
+        if let (Some(reason), true) = (
+            &emergency,
+            next.rollout.admission != saved.rollout.admission,
+        ) {
+            tracing::warn!(rollout = %id, by, reason, "emergency: no freeze holds this rollout");
+            let data = json!({ "reason": reason, "with": order, "freeze": saved.rollout.admission.frozen });
+            ledger.events.push(ledger.event("emergency", &by, data));
+        }
         ledger.moves(&saved.rollout, &next.rollout);
         let goes_back = matches!(command, Command::Abort(_));
         let change = Change {
@@ -539,6 +620,7 @@ impl Reconciler {
             stable,
             canary: target,
             full: true,
+            emergency: None,
             origin: None,
             lease: None,
         })
@@ -582,6 +664,16 @@ impl Reconciler {
             canary,
             ..
         } = last.rollout;
+        self.admit(Wanted {
+            service: name,
+            policy: &spec.policy,
+            environment: &environment,
+            author: &author,
+            canary: &canary,
+            emergency: None,
+            fence: None,
+        })
+        .await?;
         self.begin(Start {
             spec,
             environment,
@@ -590,6 +682,7 @@ impl Reconciler {
             stable,
             canary,
             full: false,
+            emergency: None,
             origin: None,
             lease: None,
         })

@@ -1,16 +1,21 @@
 //! The store in one SQLite file: write-ahead log, synced at every commit.
 
+mod locks;
+mod outbox;
+
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use proxy_api::BootId;
-use rollout::{Duration, Rollout, RolloutId, ServiceName, Timestamp};
+use rollout::{Duration, Release, Rollout, RolloutId, ServiceName, Timestamp};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{Connection as _, Row, SqliteConnection, SqlitePool};
+
+use crate::admission::lock::Slot;
 
 use super::{Change, Event, Mark, NewEvent, Saved, Store, StoreError, event_hash};
 
@@ -92,8 +97,31 @@ impl Sqlite {
         // Read everything that a start needs now: a row that cannot be read is better found before a socket is bound.
         store.open_rollouts().await?;
         store.marks().await?;
+        store.locks().await?;
         store.hold_reserve().await;
         Ok(store)
+    }
+
+    /// Opens a store that is there to read it, and changes nothing of it; a controller may be at work on it.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub async fn read_only(file: &Path) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .read_only(true)
+            .busy_timeout(BUSY_MAX);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options)
+            .await
+            .map_err(|error| database("opening", file, error))?;
+        Ok(Self {
+            pool,
+            file: file.to_owned(),
+            reserve: file.with_extension("reserve"),
+            pages_max: AtomicU32::new(0),
+        })
     }
 
     /// From now on the file cannot grow beyond `pages` pages, as on a full disk; 0 lifts the limit. For tests.
@@ -202,6 +230,9 @@ impl Sqlite {
             .await
             .map_err(failed)?;
         }
+        for slot in &change.locks {
+            locks::put(&mut tx, slot).await.map_err(failed)?;
+        }
         if !change.events.is_empty() {
             let last: Option<(i64, String)> =
                 sqlx::query_as("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1")
@@ -216,6 +247,9 @@ impl Sqlite {
                     .map_err(failed)?;
             }
         }
+        outbox::write(&mut tx, now, &change.messages)
+            .await
+            .map_err(failed)?;
         tx.commit().await.map_err(failed)
     }
 }
@@ -429,6 +463,19 @@ impl Store for Sqlite {
                 })
             })
             .collect()
+    }
+
+    async fn locks(&self) -> Result<Vec<Slot>, StoreError> {
+        self.read_locks().await
+    }
+
+    async fn was_promoted(
+        &self,
+        service: &ServiceName,
+        environment: &str,
+        release: &Release,
+    ) -> Result<bool, StoreError> {
+        self.was_promoted_in(service, environment, release).await
     }
 
     async fn events(

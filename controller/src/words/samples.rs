@@ -156,6 +156,7 @@ pub(crate) fn view(phase: Phase, verdict: Option<Verdict>) -> RolloutView {
         moved: rollout.moved,
         elapsed_seconds: 34.0,
         message: super::message(&rollout, verdict.as_ref()),
+        admission: rollout::Admission::default(),
         weight: WeightView {
             set_percent: set,
             seen_percent: Some(set),

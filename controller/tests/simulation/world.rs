@@ -417,6 +417,7 @@ impl World {
             clock: self.clock.clone(),
             stopping: self.stopping.subscribe(),
             tokens: self.tokens.clone(),
+            webhooks: None,
             job_tokens: Arc::default(),
         })
     }
@@ -534,6 +535,8 @@ impl World {
             environment: "test".to_owned(),
             author: "ada".to_owned(),
             retry,
+            emergency: None,
+            fence: None,
             origin: self.origin.clone(),
             lease: self.lease.clone(),
         };
@@ -552,6 +555,7 @@ impl World {
             command,
             by: "bob".into(),
             reason: None,
+            emergency: None,
             reply,
         })
         .await

@@ -12,10 +12,10 @@ use rollout::{Judge, Rollout, RolloutId, ServiceName, Timestamp, Verdict};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-pub mod outbox;
 use crate::lease::Lease;
 use crate::origin::Origin;
 
+pub mod outbox;
 pub mod sqlite;
 
 pub use outbox::{NewMessage, Outbox};

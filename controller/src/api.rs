@@ -25,6 +25,7 @@ pub mod board;
 pub mod error;
 pub mod events;
 pub mod health;
+mod metrics;
 pub mod proxies;
 pub mod rollouts;
 pub mod types;

@@ -14,6 +14,7 @@ pub mod checks;
 pub mod cli;
 pub mod client;
 pub mod clock;
+pub mod delivery;
 pub mod doctor;
 pub mod fleet;
 pub mod metrics_source;

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agents::Agents;
 use crate::checks::Checks;
 use crate::clock::Clock;
+use crate::delivery::Delivery;
 use crate::fleet::{Fleet, PROXY_LIVE, Slice, Taken};
 use crate::metrics_source::MetricsSource;
 use crate::orchestrator::{Orchestrator, OrchestratorError, ServiceState};
@@ -113,6 +114,7 @@ pub struct Reconciler {
     told: Option<Duration>,
     checks: Checks,
     agents: Arc<Agents>,
+    delivery: Arc<Delivery>,
     /// What went ahead although it could not be saved: rollouts on their way back, and the events that tell of it.
     unsaved: Change,
     /// Why the last change could not be saved, and since when.
@@ -126,6 +128,8 @@ pub struct Handle {
     pub requests: mpsc::Sender<Request>,
     /// What is published.
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
+    /// What is counted.
+    pub delivery: Arc<Delivery>,
 }
 
 impl Reconciler {
@@ -170,11 +174,20 @@ impl Reconciler {
                 service.last = ended;
             }
         }
+        let delivery = Delivery::new();
+        for service in services.values() {
+            service
+                .last
+                .iter()
+                .chain(&service.open)
+                .for_each(|saved| delivery.show(&saved.rollout));
+        }
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let snapshot = watch::Sender::new(Arc::new(Snapshot::default()));
         let handle = Handle {
             requests: sender,
             snapshot: snapshot.subscribe(),
+            delivery: Arc::clone(&delivery),
         };
         let turned = clock.elapsed();
         let reconciler = Self {
@@ -193,6 +206,7 @@ impl Reconciler {
             told: None,
             checks: Checks::of(None),
             agents: Agents::new(),
+            delivery,
             unsaved: Change::default(),
             save_trouble: None,
         };
@@ -279,12 +293,24 @@ impl Reconciler {
         if only_marks {
             // Nothing was decided on them: were they lost with this process, nobody would miss them.
             self.fleet.acknowledge(&change.marks);
+            self.count(taken);
             return Ok(());
         }
-        if self.commit(change, true).await?.is_err() {
-            // Said already. What was not saved comes again at the next turn.
+        if self.commit(change, true).await?.is_ok() {
+            self.count(taken);
         }
+        // Else it was said already. What was not saved comes again at the next turn.
         Ok(())
+    }
+
+    /// Counts requests that come no second time.
+    fn count(&self, taken: &Taken) {
+        for (name, service) in &self.services {
+            let slices = taken.slices.get(name.as_str());
+            for slice in slices.map_or(&[][..], Vec::as_slice) {
+                service.count(&self.delivery, name, &service.by_node(&slice.block));
+            }
+        }
     }
 
     /// Says which proxies are not waited for any more, and which are again: a rollout that goes on without one says so.

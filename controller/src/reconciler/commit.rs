@@ -87,6 +87,7 @@ impl Reconciler {
                 .services
                 .entry(name)
                 .or_insert_with(|| Service::new(saved.rollout.spec.clone()));
+            self.delivery.began(&saved.rollout);
             service.open.push(saved);
         }
         for saved in change.rollouts {
@@ -100,6 +101,9 @@ impl Reconciler {
             else {
                 continue;
             };
+            let before = &service.open[at].rollout;
+            self.delivery
+                .moved(before, &saved.rollout, self.clock.elapsed());
             if saved.rollout.phase.is_ended() {
                 service.open.remove(at);
                 if saved.rollout.phase == Phase::Promoted {

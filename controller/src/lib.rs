@@ -17,6 +17,7 @@ pub mod clock;
 pub mod delivery;
 pub mod doctor;
 pub mod fleet;
+pub mod incidents;
 pub mod metrics_source;
 pub mod orchestrator;
 pub mod reconciler;

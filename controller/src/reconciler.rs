@@ -12,7 +12,8 @@ use proxy_api::{Generation, RouteTable};
 use rollout::judge::{CheckSample, Decision, Judged, RULES_VERSION, Signal};
 use rollout::rollout::Ruling;
 use rollout::{
-    Block, Duration, Event, Judge, Placement, Release, Rollout, ServiceName, Spec, Weight,
+    Block, Duration, Event, Judge, Placement, Release, Rollout, RolloutId, ServiceName, Spec,
+    Weight,
 };
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -23,6 +24,7 @@ use crate::checks::Checks;
 use crate::clock::Clock;
 use crate::delivery::Delivery;
 use crate::fleet::{Fleet, PROXY_LIVE, Slice, Taken};
+use crate::incidents::{Incident, Incidents};
 use crate::metrics_source::MetricsSource;
 use crate::orchestrator::{Orchestrator, OrchestratorError, ServiceState};
 use crate::replay::{Began, Sample};
@@ -30,6 +32,7 @@ use crate::routing;
 use crate::store::{Change, Saved, Store, StoreError};
 
 mod commit;
+mod hold;
 mod ledger;
 mod look;
 mod request;
@@ -92,6 +95,10 @@ pub struct Snapshot {
     pub services: BTreeMap<ServiceName, ServiceSnapshot>,
     /// Why the last change could not be saved, and when by the clock's elapsed time; nothing was saved since.
     pub unsaved: Option<(String, Duration)>,
+    /// The incidents that are open.
+    pub incidents: Vec<Incident>,
+    /// The rollouts that are held for them.
+    pub held: BTreeSet<RolloutId>,
 }
 
 /// The loop and all it owns.
@@ -115,6 +122,7 @@ pub struct Reconciler {
     checks: Checks,
     agents: Arc<Agents>,
     delivery: Arc<Delivery>,
+    incidents: Incidents,
     /// What went ahead although it could not be saved: rollouts on their way back, and the events that tell of it.
     unsaved: Change,
     /// Why the last change could not be saved, and since when.
@@ -174,6 +182,7 @@ impl Reconciler {
                 service.last = ended;
             }
         }
+        let incidents = Incidents::restored(store.incidents().await?, clock.elapsed());
         let delivery = Delivery::new();
         for service in services.values() {
             service
@@ -207,6 +216,7 @@ impl Reconciler {
             checks: Checks::of(None),
             agents: Agents::new(),
             delivery,
+            incidents,
             unsaved: Change::default(),
             save_trouble: None,
         };
@@ -279,6 +289,7 @@ impl Reconciler {
             marks: taken.marks.clone(),
             ..Change::default()
         };
+        self.expire_incidents(&mut change);
         let names: Vec<ServiceName> = self.services.keys().cloned().collect();
         for name in &names {
             let slices = taken
@@ -288,8 +299,12 @@ impl Reconciler {
             self.decide_one(name, passed, slices, &mut change);
         }
         self.tell_of_proxies(&mut change);
-        let only_marks =
-            change.rollouts.is_empty() && change.events.is_empty() && self.unsaved.is_empty();
+        self.forget_held();
+        change.incidents = self.incidents.unsaved();
+        let only_marks = change.rollouts.is_empty()
+            && change.events.is_empty()
+            && change.incidents.is_none()
+            && self.unsaved.is_empty();
         if only_marks {
             // Nothing was decided on them: were they lost with this process, nobody would miss them.
             self.fleet.acknowledge(&change.marks);
@@ -346,6 +361,7 @@ impl Reconciler {
     ) {
         let sample = self.sample(name, slices);
         let checks = self.ask_checks(name);
+        let hold = self.hold(name);
         let Some(service) = self.services.get(name) else {
             return;
         };
@@ -357,6 +373,7 @@ impl Reconciler {
         let before = saved.rollout.clone();
         let mut next = saved.clone();
         let mut ledger = Ledger::of(&next.rollout);
+        next.rollout = hold::held(next.rollout, hold, &mut ledger, now);
         next.rollout = next.rollout.on(Event::Passed(passed), now);
         if let Some(observed) = self.observed(name, service, &next.rollout) {
             next.rollout = next.rollout.on(Event::Observed(observed), now);
@@ -608,6 +625,8 @@ impl Reconciler {
         self.snapshot.send_replace(Arc::new(Snapshot {
             services,
             unsaved: self.save_trouble.clone(),
+            incidents: self.incidents.list(),
+            held: self.incidents.held().clone(),
         }));
     }
 }

@@ -12,6 +12,8 @@ use rollout::{Judge, Rollout, RolloutId, ServiceName, Timestamp, Verdict};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::incidents::SavedIncidents;
+
 pub mod sqlite;
 
 pub use sqlite::Sqlite;
@@ -116,6 +118,8 @@ pub struct Change {
     pub marks: Vec<Mark>,
     /// What happened, in order.
     pub events: Vec<NewEvent>,
+    /// All incidents as they are now, if they changed.
+    pub incidents: Option<SavedIncidents>,
 }
 
 impl Change {
@@ -219,6 +223,12 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// # Errors
     /// The store cannot be read.
     async fn marks(&self) -> Result<Vec<Mark>, StoreError>;
+
+    /// The incidents that are open.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    async fn incidents(&self) -> Result<SavedIncidents, StoreError>;
 
     /// Events after `after`, oldest first, of one rollout or of all; at most `limit`.
     ///

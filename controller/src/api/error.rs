@@ -109,6 +109,7 @@ impl From<RequestError> for ApiError {
             RequestError::AlreadyStable { .. } => (StatusCode::CONFLICT, "already_stable"),
             RequestError::RolledBackBefore { .. } => (StatusCode::CONFLICT, "rolled_back_before"),
             RequestError::NotNow { .. } => (StatusCode::CONFLICT, "not_now"),
+            RequestError::Held { .. } => (StatusCode::CONFLICT, "held"),
             RequestError::NoMetricsSource { .. } => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "no_metrics_source")
             }

@@ -75,6 +75,7 @@ pub async fn health(State(api): State<Api>) -> Json<HealthView> {
         services: snapshot.services.iter().map(sight).collect(),
         store,
         metrics,
+        incidents: super::alerts::views(&snapshot),
     })
 }
 

@@ -96,6 +96,30 @@ fn itself(api: &Api, snapshot: &Snapshot, registry: &Registry) -> prometheus::Re
     let unsaved = snapshot.unsaved.as_ref().map_or(0.0, |(_, since)| {
         api.clock.elapsed().saturating_sub(*since).as_secs_f64()
     });
+    let incident = gauge(
+        registry,
+        "friday_incident_open",
+        "1 for each incident that is open and holds rollouts: of its service, or of all where it names none.",
+        &["alert", "service"],
+    )?;
+    for view in super::alerts::views(snapshot) {
+        let service = view.service.unwrap_or_default();
+        incident
+            .with_label_values(&[&view.alert, &service])
+            .set(1.0);
+    }
+    let held = gauge(
+        registry,
+        "friday_rollout_held",
+        "1 for a running rollout that an incident holds, else 0.",
+        &ROLLOUT,
+    )?;
+    for service in snapshot.services.values() {
+        if let Some(saved) = service.open.first() {
+            held.with_label_values(&labels(&saved.rollout))
+                .set(flag(snapshot.held.contains(&saved.rollout.id)));
+        }
+    }
     gauge(
         registry,
         "friday_store_unsaved_seconds",

@@ -88,7 +88,9 @@ impl Rule {
             ["api", "v1", "agents", _, "reports"] => Some(Self::Agents),
             _ if is_read => Some(Self::Read),
             // Of orders, approvals need more: their handler asks for it.
-            ["api", "v1", "rollouts" | "services", ..] if method == Method::POST => {
+            ["api", "v1", "rollouts" | "services", ..] | ["api", "v1", "alerts"]
+                if method == Method::POST =>
+            {
                 Some(Self::Operate)
             }
             _ => Some(Self::Administer),
@@ -149,6 +151,8 @@ mod tests {
             ("GET", "/api/v1/services", "read"),
             ("POST", "/api/v1/services/web/undo", "operate"),
             ("POST", "/api/v1/services/web/retry", "operate"),
+            ("POST", "/api/v1/alerts", "operate"),
+            ("POST", "/api/v1/alerts/x", "administer"),
             ("GET", "/api/v1/stream", "read"),
             ("GET", "/api/v1/proxies", "read"),
             ("GET", "/api/v1/proxies/p1/table", "proxies"),

@@ -32,6 +32,9 @@ impl Reconciler {
             Ok(()) => {
                 self.unsaved = Change::default();
                 self.save_trouble = None;
+                if change.incidents.is_some() {
+                    self.incidents.was_saved();
+                }
                 self.fleet.acknowledge(&change.marks);
                 self.take_in(change);
                 Ok(Ok(()))

@@ -12,6 +12,8 @@ use sqlx::sqlite::{
 };
 use sqlx::{Connection as _, Row, SqliteConnection, SqlitePool};
 
+use crate::incidents::SavedIncidents;
+
 use super::{Change, Event, Mark, NewEvent, Saved, Store, StoreError, event_hash};
 
 /// How long a statement waits for another connection's write before it fails.
@@ -92,6 +94,7 @@ impl Sqlite {
         // Read everything that a start needs now: a row that cannot be read is better found before a socket is bound.
         store.open_rollouts().await?;
         store.marks().await?;
+        store.incidents().await?;
         store.hold_reserve().await;
         Ok(store)
     }
@@ -196,6 +199,16 @@ impl Sqlite {
             .bind(&mark.proxy)
             .bind(mark.boot.to_string())
             .bind(i64::try_from(mark.number).unwrap_or(i64::MAX))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        }
+        if let Some(incidents) = &change.incidents {
+            sqlx::query(
+                "INSERT INTO incidents (id, body) VALUES (1, ?)
+                 ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+            )
+            .bind(json(incidents))
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
@@ -417,6 +430,20 @@ impl Store for Sqlite {
                 })
             })
             .collect()
+    }
+
+    async fn incidents(&self) -> Result<SavedIncidents, StoreError> {
+        let body: Option<String> = sqlx::query_scalar("SELECT body FROM incidents WHERE id = 1")
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|error| self.failed("reading incidents", error))?;
+        let read = |body: String| {
+            serde_json::from_str(&body).map_err(|error| StoreError::Corrupt {
+                file: self.file.display().to_string(),
+                reason: format!("incidents: {error}"),
+            })
+        };
+        body.map_or_else(|| Ok(SavedIncidents::default()), read)
     }
 
     async fn events(

@@ -22,12 +22,14 @@ use crate::reconciler::Handle;
 use crate::store::Store;
 
 pub mod agents;
+pub mod alerts;
 pub mod board;
 pub mod error;
 pub mod events;
 pub mod health;
 pub mod leases;
 pub mod locks;
+mod metrics;
 pub mod proxies;
 pub mod rollouts;
 pub mod types;
@@ -91,6 +93,7 @@ pub struct Api {
         proxies::list,
         agents::report,
         agents::list,
+        alerts::receive,
         health::ready,
         health::health,
     ),
@@ -136,6 +139,10 @@ pub fn router(api: Api) -> Router {
         .route(
             "/api/v1/agents/{node}/reports",
             post(agents::report).layer(DefaultBodyLimit::max(types::agents::REPORT_BYTES_MAX)),
+        )
+        .route(
+            "/api/v1/alerts",
+            post(alerts::receive).layer(DefaultBodyLimit::max(types::alerts::ALERTS_BYTES_MAX)),
         )
         .route("/api/v1/health", get(health::health))
         .route(

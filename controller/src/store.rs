@@ -16,6 +16,8 @@ use crate::admission::lock::Slot;
 use crate::lease::Lease;
 use crate::origin::Origin;
 
+use crate::incidents::SavedIncidents;
+
 pub mod outbox;
 
 pub mod sqlite;
@@ -131,6 +133,8 @@ pub struct Change {
     pub events: Vec<NewEvent>,
     /// What others are to be told of it, in order.
     pub messages: Vec<NewMessage>,
+    /// All incidents as they are now, if they changed.
+    pub incidents: Option<SavedIncidents>,
 }
 
 impl Change {
@@ -251,6 +255,12 @@ pub trait Store: Outbox + fmt::Debug + Send + Sync {
         environment: &str,
         release: &Release,
     ) -> Result<bool, StoreError>;
+
+    /// The incidents that are open.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    async fn incidents(&self) -> Result<SavedIncidents, StoreError>;
 
     /// Events after `after`, oldest first, of one rollout or of all; at most `limit`.
     ///

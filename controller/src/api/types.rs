@@ -1,6 +1,7 @@
 //! The documents of the HTTP API: what callers send and get. The command line, the board and scripts read these.
 
 pub mod agents;
+pub mod alerts;
 pub mod health;
 pub mod locks;
 

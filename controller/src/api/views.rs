@@ -12,6 +12,7 @@ use super::types::{
     StepState, StepView, TaskView, WeightView,
 };
 use crate::fleet::Fleet;
+use crate::incidents::Incident;
 use crate::orchestrator::{Group, Task};
 use crate::reconciler::ServiceSnapshot;
 use crate::saturation::ArmUsage;
@@ -183,6 +184,26 @@ fn checks(saved: &Saved) -> Vec<CheckView> {
     saved.rollout.spec.guard.checks.iter().map(view).collect()
 }
 
+/// What is said of a rollout that an incident holds.
+fn held(api: &Api, rollout: &Rollout) -> Option<String> {
+    let snapshot = api.handle.snapshot.borrow().clone();
+    let is_paused = matches!(rollout.phase, Phase::Paused { .. });
+    if !is_paused || !snapshot.held.contains(&rollout.id) {
+        return None;
+    }
+    let about = |incident: &&Incident| {
+        let service = incident.service.as_deref();
+        let names = |name: &ServiceName| service == Some(name.as_str());
+        names(&rollout.service) || !snapshot.services.keys().any(names)
+    };
+    let incident = snapshot.incidents.iter().find(about)?;
+    Some(format!(
+        "held by the incident {}; it goes on when that is resolved, `friday abort {}` goes back now",
+        incident.words(),
+        rollout.id
+    ))
+}
+
 /// A rollout, whole. What runs of it is known only while it is in charge of its service.
 pub(super) fn rollout(api: &Api, saved: &Saved, service: Option<&ServiceSnapshot>) -> RolloutView {
     let rollout = &saved.rollout;
@@ -215,7 +236,8 @@ pub(super) fn rollout(api: &Api, saved: &Saved, service: Option<&ServiceSnapshot
         moved: rollout.moved,
         elapsed_seconds: rollout.elapsed.as_secs_f64(),
         phase: rollout.phase.clone(),
-        message: words::message(rollout, saved.verdict.as_ref()),
+        message: held(api, rollout)
+            .unwrap_or_else(|| words::message(rollout, saved.verdict.as_ref())),
         admission: rollout.admission.clone(),
         weight: WeightView {
             set_percent: percent(rollout.desired().weight),

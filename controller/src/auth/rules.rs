@@ -90,7 +90,9 @@ impl Rule {
             ["api", "v1", "agents", _, "reports"] => Some(Self::Agents),
             _ if is_read => Some(Self::Read),
             // Of orders, approvals need more: their handler asks for it.
-            ["api", "v1", "rollouts" | "services", ..] if method == Method::POST => {
+            ["api", "v1", "rollouts" | "services", ..] | ["api", "v1", "alerts"]
+                if method == Method::POST =>
+            {
                 Some(Self::Operate)
             }
             // To break somebody else's lock needs more: its handler asks for it.
@@ -164,6 +166,8 @@ mod tests {
             ("PUT", "/api/v1/services/web/lock", "operate"),
             ("DELETE", "/api/v1/services/web/lock", "operate"),
             ("DELETE", "/api/v1/services/web", "administer"),
+            ("POST", "/api/v1/alerts", "operate"),
+            ("POST", "/api/v1/alerts/x", "administer"),
             ("GET", "/api/v1/stream", "read"),
             ("GET", "/api/v1/proxies", "read"),
             ("GET", "/api/v1/proxies/p1/table", "proxies"),

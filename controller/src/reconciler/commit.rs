@@ -32,6 +32,9 @@ impl Reconciler {
             Ok(()) => {
                 self.unsaved = Change::default();
                 self.save_trouble = None;
+                if change.incidents.is_some() {
+                    self.incidents.was_saved();
+                }
                 self.fleet.acknowledge(&change.marks);
                 self.take_in(change);
                 Ok(Ok(()))
@@ -90,6 +93,7 @@ impl Reconciler {
                 .services
                 .entry(name)
                 .or_insert_with(|| Service::new(saved.rollout.spec.clone()));
+            self.delivery.began(&saved.rollout);
             service.open.push(saved);
         }
         for saved in change.rollouts {
@@ -103,6 +107,9 @@ impl Reconciler {
             else {
                 continue;
             };
+            let before = &service.open[at].rollout;
+            self.delivery
+                .moved(before, &saved.rollout, self.clock.elapsed());
             if saved.rollout.phase.is_ended() {
                 service.open.remove(at);
                 if saved.rollout.phase == Phase::Promoted {

@@ -12,6 +12,8 @@ use super::lease::LeaseRequest;
 use super::ledger::{Ledger, describe};
 use super::policy::{LockOrder, LockReply, Wanted, grows};
 use crate::admission::{self, Refused};
+use crate::api::types::alerts::AlertsView;
+use crate::incidents::Alert;
 use crate::lease::{Lease, Terms};
 use crate::orchestrator::{OrchestratorError, ServiceState};
 use crate::origin::Origin;
@@ -72,6 +74,11 @@ pub enum Request {
     },
     /// Take a lock, or give it back.
     Lock(LockOrder, LockReply),
+    /// What an Alertmanager says.
+    Alerts(
+        Vec<Alert>,
+        oneshot::Sender<Result<AlertsView, RequestError>>,
+    ),
 }
 
 /// Where the answer to a request goes: the rollout it made or moved.
@@ -178,6 +185,18 @@ pub enum RequestError {
         /// Who.
         holder: String,
     },
+    /// An incident is open, and the order would take a further step.
+    #[error(
+        "{order} has to wait: {rollout} is held by the incident {incident}; it goes on when that is resolved (or silenced in Alertmanager), and `friday abort {rollout}` goes back now"
+    )]
+    Held {
+        /// What was ordered.
+        order: &'static str,
+        /// Of which rollout.
+        rollout: RolloutId,
+        /// Its name and summary.
+        incident: String,
+    },
     /// There is nothing to go back to.
     #[error("{service} has no {what}")]
     NoSuchRelease {
@@ -207,9 +226,27 @@ pub enum RequestError {
     Orchestrator(#[from] OrchestratorError),
 }
 
+/// Whether another controller took over, which ends the loop.
+fn fenced(error: Option<&RequestError>) -> Result<(), StoreError> {
+    match error {
+        Some(RequestError::Store(StoreError::Fenced { ours, theirs })) => Err(StoreError::Fenced {
+            ours: *ours,
+            theirs: *theirs,
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
 impl Reconciler {
     pub(super) async fn answer(&mut self, request: Request) -> Result<(), StoreError> {
         let (reply, outcome) = match request {
+            Request::Alerts(alerts, reply) => {
+                let outcome = self.hear(alerts).await;
+                let fenced = fenced(outcome.as_ref().err());
+                self.publish_snapshot();
+                drop(reply.send(outcome));
+                return fenced;
+            }
             Request::Deploy(deploy, reply) => (reply, self.deploy(*deploy).await),
             Request::Order {
                 id,
@@ -238,16 +275,11 @@ impl Reconciler {
             } => (reply, self.retry(&service, by, reason).await),
             Request::Lock(order, reply) => return self.answer_lock(order, reply).await,
         };
-        let fenced = match &outcome {
-            Err(RequestError::Store(StoreError::Fenced { ours, theirs })) => Some((*ours, *theirs)),
-            Ok(_) | Err(_) => None,
-        };
+        let fenced = fenced(outcome.as_ref().err());
         self.publish_snapshot();
         // Whoever asked may have gone; what was done is done.
         drop(reply.send(outcome));
-        fenced.map_or(Ok(()), |(ours, theirs)| {
-            Err(StoreError::Fenced { ours, theirs })
-        })
+        fenced
     }
 
     fn unknown(&self, name: &str) -> RequestError {
@@ -489,6 +521,11 @@ impl Reconciler {
         let Some(saved) = found.cloned() else {
             return Err(self.not_running(id, order).await?);
         };
+        if let Some(refusal) = self.refusal(&saved.rollout, &command) {
+            return Err(refusal);
+        }
+        // Who pauses what an incident holds wants it to stay so.
+        let is_handed_over = command == Command::Pause && self.incidents.hand_over(id);
         let mut next = saved.clone();
         if let Some(opens_gate) = grows(&command, &saved.rollout) {
             let refused =
@@ -507,7 +544,8 @@ impl Reconciler {
         next.rollout = next
             .rollout
             .on(Event::Ordered(command.clone()), self.clock.now());
-        if next.rollout == saved.rollout && !matches!(command, Command::Abort(_)) {
+        if next.rollout == saved.rollout && !matches!(command, Command::Abort(_)) && !is_handed_over
+        {
             let state = format!("is {}", saved.rollout.phase.name());
             return Err(RequestError::NotNow {
                 order,
@@ -530,6 +568,7 @@ impl Reconciler {
         let change = Change {
             rollouts: vec![next],
             events: ledger.events,
+            incidents: self.incidents.unsaved(),
             ..Change::default()
         };
         match self.commit(change, true).await? {

@@ -16,6 +16,7 @@ use sqlx::sqlite::{
 use sqlx::{Connection as _, Row, SqliteConnection, SqlitePool};
 
 use crate::admission::lock::Slot;
+use crate::incidents::SavedIncidents;
 
 use super::{Change, Event, Mark, NewEvent, Saved, Store, StoreError, event_hash};
 
@@ -98,6 +99,7 @@ impl Sqlite {
         store.open_rollouts().await?;
         store.marks().await?;
         store.locks().await?;
+        store.incidents().await?;
         store.hold_reserve().await;
         Ok(store)
     }
@@ -232,6 +234,16 @@ impl Sqlite {
         }
         for slot in &change.locks {
             locks::put(&mut tx, slot).await.map_err(failed)?;
+        }
+        if let Some(incidents) = &change.incidents {
+            sqlx::query(
+                "INSERT INTO incidents (id, body) VALUES (1, ?)
+                 ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+            )
+            .bind(json(incidents))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
         }
         if !change.events.is_empty() {
             let last: Option<(i64, String)> =
@@ -476,6 +488,20 @@ impl Store for Sqlite {
         release: &Release,
     ) -> Result<bool, StoreError> {
         self.was_promoted_in(service, environment, release).await
+    }
+
+    async fn incidents(&self) -> Result<SavedIncidents, StoreError> {
+        let body: Option<String> = sqlx::query_scalar("SELECT body FROM incidents WHERE id = 1")
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|error| self.failed("reading incidents", error))?;
+        let read = |body: String| {
+            serde_json::from_str(&body).map_err(|error| StoreError::Corrupt {
+                file: self.file.display().to_string(),
+                reason: format!("incidents: {error}"),
+            })
+        };
+        body.map_or_else(|| Ok(SavedIncidents::default()), read)
     }
 
     async fn events(

@@ -4,6 +4,8 @@ use rollout::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::alerts::IncidentView;
+
 /// How the controller is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HealthView {
@@ -24,6 +26,9 @@ pub struct HealthView {
     /// The source of metrics that checks are asked of; absent where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<MetricsView>,
+    /// The incidents that are open, and hold rollouts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incidents: Vec<IncidentView>,
 }
 
 /// Whether the controller sees the tasks of a service.

@@ -22,11 +22,14 @@ use crate::store::Store;
 
 pub mod agents;
 pub mod board;
+pub mod card;
 pub mod error;
 pub mod events;
 pub mod health;
+pub mod me;
 pub mod proxies;
 pub mod rollouts;
+pub mod series;
 pub mod types;
 pub mod views;
 
@@ -68,10 +71,13 @@ pub struct Api {
         rollouts::get_one,
         rollouts::order,
         rollouts::events,
+        series::series,
+        card::card,
         rollouts::services,
         rollouts::undo,
         rollouts::retry,
         events::stream,
+        me::me,
         proxies::table,
         proxies::report,
         proxies::list,
@@ -99,6 +105,9 @@ pub fn router(api: Api) -> Router {
         .route("/api/v1/rollouts/{name}", get(rollouts::get_one))
         .route("/api/v1/rollouts/{name}/orders", post(rollouts::order))
         .route("/api/v1/rollouts/{name}/events", get(rollouts::events))
+        .route("/api/v1/rollouts/{name}/series", get(series::series))
+        .route("/api/v1/rollouts/{name}/card.svg", get(card::card))
+        .route("/api/v1/me", get(me::me))
         .route("/api/v1/services", get(rollouts::services))
         .route("/api/v1/services/{name}/undo", post(rollouts::undo))
         .route("/api/v1/services/{name}/retry", post(rollouts::retry))
@@ -120,6 +129,9 @@ pub fn router(api: Api) -> Router {
         .route("/ready", get(health::ready))
         .route("/metrics", get(health::metrics))
         .route("/", get(board::page))
+        .route("/board.css", get(board::style))
+        .route("/board.js", get(board::script))
+        .route("/board-draw.js", get(board::drawing))
         .fallback(error::no_such_path)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(from_fn_with_state(api.tokens.clone(), auth::check))

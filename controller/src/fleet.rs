@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use proxy_api::{
-    Arm, BootId, Cell, Chosen, Epoch, Generation, InFlight, Report, ReportAck, RouteTable,
+    Arm, BootId, Cell, Chosen, Endpoint, Epoch, Generation, InFlight, Report, ReportAck, RouteTable,
 };
 use rollout::signals::{Block, LatencyHistogram, merge_cells};
 use rollout::{Duration, Weight};
@@ -42,6 +42,17 @@ pub struct Recent {
     pub bad: u64,
     /// Latency of the others.
     pub latency: LatencyHistogram,
+}
+
+/// What became of the requests at one endpoint, over the last [`WINDOW`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TaskWork {
+    /// Answered well.
+    pub done: u64,
+    /// Failed.
+    pub failed: u64,
+    /// Without an answer yet, at this moment.
+    pub in_flight: u64,
 }
 
 /// The evidence of one service in one stretch of one weight.
@@ -431,6 +442,34 @@ impl Fleet {
             recent.window = recent.window.max(window);
         }
         recent
+    }
+
+    /// What became of the requests at each endpoint of a service lately.
+    #[must_use]
+    pub fn work(&self, service: &str, now: Duration) -> BTreeMap<Endpoint, TaskWork> {
+        let proxies = self.lock();
+        let mut work: BTreeMap<Endpoint, TaskWork> = BTreeMap::new();
+        for proxy in proxies.values() {
+            let is_recent = |heard: Duration| now.saturating_sub(heard) < WINDOW;
+            let epochs = proxy.recent.values().filter(|(heard, _)| is_recent(*heard));
+            let cells = epochs.flat_map(|(_, epoch)| &epoch.cells);
+            for cell in cells.filter(|cell| cell.route == service) {
+                let Some(endpoint) = &cell.endpoint else {
+                    continue;
+                };
+                let at = work.entry(endpoint.clone()).or_default();
+                let ended = cell.requests.saturating_sub(cell.unfinished);
+                at.done += u64::from(ended.saturating_sub(cell.bad()));
+                at.failed += u64::from(cell.bad());
+            }
+            if now.saturating_sub(proxy.heard) < PROXY_LIVE {
+                for at in proxy.in_flight.iter().filter(|at| at.route == service) {
+                    let requests = u64::from(at.requests);
+                    work.entry(at.endpoint.clone()).or_default().in_flight += requests;
+                }
+            }
+        }
+        work
     }
 
     /// The proxies, by name.

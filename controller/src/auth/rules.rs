@@ -77,13 +77,15 @@ pub enum Rule {
 
 impl Rule {
     /// The rule of a request; `None` for what everybody may ask: whether the controller lives and is ready, and the board's
-    /// page, which holds nothing and reads the rest with a token.
+    /// page with its parts, which hold nothing and read the rest with a token.
     #[must_use]
     pub fn of(method: &Method, path: &str) -> Option<Self> {
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         let is_read = method == Method::GET || method == Method::HEAD;
         match parts.as_slice() {
-            [""] | ["live" | "ready"] if is_read => None,
+            [""] | ["live" | "ready" | "board.css" | "board.js" | "board-draw.js"] if is_read => {
+                None
+            }
             ["api", "v1", "proxies", _, "table" | "reports"] => Some(Self::Proxies),
             ["api", "v1", "agents", _, "reports"] => Some(Self::Agents),
             _ if is_read => Some(Self::Read),
@@ -134,11 +136,17 @@ mod tests {
 
     /// Every path of the API, and some that there are not.
     #[test]
-    fn every_request_has_a_rule_and_only_three_have_none() {
+    fn every_request_has_a_rule_and_only_the_page_and_two_more_have_none() {
         let table = [
             ("GET", "/", "-"),
             ("GET", "/live", "-"),
             ("GET", "/ready", "-"),
+            ("GET", "/board.css", "-"),
+            ("GET", "/board.js", "-"),
+            ("GET", "/board-draw.js", "-"),
+            ("GET", "/api/v1/me", "read"),
+            ("GET", "/api/v1/rollouts/web-1/series", "read"),
+            ("GET", "/api/v1/rollouts/web-1/card.svg", "read"),
             ("GET", "/metrics", "read"),
             ("GET", "/api/v1/openapi.json", "read"),
             ("GET", "/api/v1/rollouts", "read"),

@@ -585,6 +585,32 @@ mod tests {
     }
 
     #[test]
+    fn tells_what_became_of_the_requests_at_each_endpoint() {
+        let fleet = Fleet::new();
+        let at: Endpoint = "127.0.0.1:1".parse().unwrap();
+        let mut told = report(
+            7,
+            vec![epoch(1, 1, 100, true, 3), epoch(2, 1, 100, true, 0)],
+        );
+        told.in_flight = vec![InFlight {
+            route: "web".into(),
+            release: "v2".into(),
+            endpoint: at.clone(),
+            requests: 4,
+        }];
+        fleet.report("p", told, NOW).unwrap();
+        let expected = TaskWork {
+            done: 17,
+            failed: 3,
+            in_flight: 4,
+        };
+        assert_eq!(fleet.work("web", NOW), BTreeMap::from([(at, expected)]));
+        assert_eq!(fleet.work("other", NOW), BTreeMap::new());
+        // Of a proxy that is silent nothing is known.
+        assert_eq!(fleet.work("web", NOW + WINDOW), BTreeMap::new());
+    }
+
+    #[test]
     fn kinds_of_answers_are_taken_up_to_a_bound_whatever_a_proxy_sends() {
         // Two names for one thing, because neither side depends on the other.
         assert_eq!(proxy_api::KIND_NONE, rollout::signals::KIND_NONE);

@@ -24,14 +24,17 @@ use crate::store::Store;
 pub mod agents;
 pub mod alerts;
 pub mod board;
+pub mod card;
 pub mod error;
 pub mod events;
 pub mod health;
 pub mod leases;
 pub mod locks;
+pub mod me;
 mod metrics;
 pub mod proxies;
 pub mod rollouts;
+pub mod series;
 pub mod types;
 pub mod views;
 pub mod webhooks;
@@ -80,6 +83,8 @@ pub struct Api {
         leases::lease,
         rollouts::events,
         rollouts::log,
+        series::series,
+        card::card,
         rollouts::services,
         rollouts::undo,
         rollouts::retry,
@@ -88,6 +93,7 @@ pub struct Api {
         locks::take,
         locks::give_back,
         events::stream,
+        me::me,
         proxies::table,
         proxies::report,
         proxies::list,
@@ -118,6 +124,9 @@ pub fn router(api: Api) -> Router {
         .route("/api/v1/rollouts/{name}/lease", post(leases::lease))
         .route("/api/v1/rollouts/{name}/events", get(rollouts::events))
         .route("/api/v1/events", get(rollouts::log))
+        .route("/api/v1/rollouts/{name}/series", get(series::series))
+        .route("/api/v1/rollouts/{name}/card.svg", get(card::card))
+        .route("/api/v1/me", get(me::me))
         .route("/api/v1/services", get(rollouts::services))
         .route("/api/v1/services/{name}/undo", post(rollouts::undo))
         .route("/api/v1/services/{name}/retry", post(rollouts::retry))
@@ -153,6 +162,9 @@ pub fn router(api: Api) -> Router {
         .route("/ready", get(health::ready))
         .route("/metrics", get(health::metrics))
         .route("/", get(board::page))
+        .route("/board.css", get(board::style))
+        .route("/board.js", get(board::script))
+        .route("/board-draw.js", get(board::drawing))
         .fallback(error::no_such_path)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(from_fn_with_state(api.tokens.clone(), auth::check))

@@ -21,6 +21,7 @@ mod rollouts;
 mod simulate;
 mod token;
 mod tree;
+mod watch;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -189,6 +190,8 @@ enum Command {
     List,
     /// Show a rollout: where it is, its releases and their tasks
     Get(rollouts::GetArgs),
+    /// Watch a rollout on the whole terminal, with the keys to move it; without a terminal, lines as `get -w` adds them
+    Watch(watch::WatchArgs),
     /// Wait for a rollout to end; the exit code says how it did
     Status(rollouts::StatusArgs),
     /// List the rollouts of a service, newest first
@@ -313,6 +316,7 @@ async fn dispatch(
         }
         Command::List => rollouts::list(context, &client()?).await,
         Command::Get(args) => rollouts::get(args, context, &client()?).await,
+        Command::Watch(args) => watch::watch(args, context, &client()?).await,
         Command::Status(args) => rollouts::status(args, context, &client()?).await,
         Command::History(args) => rollouts::history(args, context, &client()?).await,
         Command::Promote(args) => orders::promote(args, context, &client()?).await,

@@ -27,6 +27,8 @@ use tokio::time::timeout;
 use crate::api::types::agents::{AgentReport, AgentView};
 use crate::api::types::health::HealthView;
 use crate::api::types::locks::{LockRequest, LockView, UnlockRequest};
+use crate::api::types::me::MeView;
+use crate::api::types::series::SeriesView;
 use crate::api::types::{
     DeployRequest, EventView, LeaseOrder, OrderRequest, Problem, ProxyView, RolloutSummary,
     RolloutView, ServiceView, UndoRequest,
@@ -212,6 +214,25 @@ impl Client {
             .append_pair("after", &after.to_string())
             .append_pair("limit", &limit.to_string());
         self.get("read the event log", &url).await
+    }
+
+    /// How the rollout with this id went over time, of the entries of its log after number `after`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn series(&self, id: &str, after: i64) -> Result<SeriesView, ClientError> {
+        let mut url = self.at(&["rollouts", id, "series"]);
+        url.query_pairs_mut()
+            .append_pair("after", &after.to_string());
+        self.get(&format!("read the series of {id}"), &url).await
+    }
+
+    /// Who we are to the controller, and what is allowed to us.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn me(&self) -> Result<MeView, ClientError> {
+        self.get("ask who we are", &self.at(&["me"])).await
     }
 
     /// The services, each with its newest rollout.

@@ -35,5 +35,6 @@ pub mod simulate;
 pub mod spec;
 pub mod stack;
 pub mod store;
+mod story;
 pub mod words;
 pub mod yaml;

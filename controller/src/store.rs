@@ -221,6 +221,18 @@ pub trait Store: Outbox + fmt::Debug + Send + Sync {
         limit: u32,
     ) -> Result<Vec<Saved>, StoreError>;
 
+    /// The newest of the rollouts that are older than `before`, newest first, of one service or of all; at most `limit`.
+    /// `None` if there is no rollout `before`.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    async fn older(
+        &self,
+        service: Option<&ServiceName>,
+        before: &RolloutId,
+        limit: u32,
+    ) -> Result<Option<Vec<Saved>>, StoreError>;
+
     /// The newest rollout of a service that was promoted.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! with it, also when its test panics; then the last lines of every part's log are shown.
 
 mod broker;
+mod browser;
 mod lab;
 mod load;
 mod machine;
@@ -16,6 +17,7 @@ mod scene;
 mod stream;
 
 pub use broker::{Broker, TANSU_VERSION, tansu};
+pub use browser::{Browser, DESK, PHONE};
 pub use lab::{Lab, NETWORK, Orders, PORT, START_TRIES, pause};
 pub use load::{Load, Outcome};
 pub use machine::{Running, is_alive, listening, running_of};

@@ -36,6 +36,8 @@ pub struct ListQuery {
     service: Option<String>,
     /// At most so many, 1 to 1000; 50 by default.
     limit: Option<u32>,
+    /// Only those that are older than the rollout of this name: the last of the page before.
+    before: Option<String>,
 }
 
 /// A part of the event log.
@@ -94,7 +96,8 @@ pub(super) async fn ask(
     Ok(Json(view(api, &find(api, id.as_str()).await?)))
 }
 
-fn view(api: &Api, saved: &Saved) -> RolloutView {
+/// A rollout as people see it.
+pub(super) fn view(api: &Api, saved: &Saved) -> RolloutView {
     let snapshot = api.handle.snapshot.borrow().clone();
     views::rollout(api, saved, snapshot.services.get(&saved.rollout.service))
 }
@@ -224,12 +227,19 @@ pub async fn list(
             ApiError::new(StatusCode::BAD_REQUEST, "invalid_query", error.to_string())
         })?),
     };
-    let saved = api
-        .store
-        .history(service.as_ref(), limit(query.limit))
-        .await?;
+    let most = limit(query.limit);
+    let saved = match query.before.as_deref().map(RolloutId::from_text) {
+        None => api.store.history(service.as_ref(), most).await?,
+        Some(before) => {
+            let older = api.store.older(service.as_ref(), &before, most);
+            older.await?.ok_or_else(|| {
+                let detail = format!("before={before}: there is no such rollout");
+                ApiError::new(StatusCode::NOT_FOUND, "unknown_rollout", detail)
+            })?
+        }
+    };
     // A service without a rollout has an empty list; a misspelt one has none.
-    if let Some(service) = service.filter(|_| saved.is_empty()) {
+    if let Some(service) = service.filter(|_| saved.is_empty() && query.before.is_none()) {
         let known = api.handle.snapshot.borrow().clone();
         if !known.services.contains_key(&service) {
             let known: Vec<&str> = known.services.keys().map(ServiceName::as_str).collect();

@@ -4,6 +4,8 @@ pub mod agents;
 pub mod alerts;
 pub mod health;
 pub mod locks;
+pub mod me;
+pub mod series;
 
 use rollout::{Admission, Ending, Phase, Release, Skipped, Timestamp, Verdict};
 use serde::{Deserialize, Serialize};
@@ -151,6 +153,18 @@ pub struct TaskView {
     /// The most it may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes_max: Option<u64>,
+    /// CPU time it has used since its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_seconds: Option<f64>,
+    /// Requests it answered well, over about the last ten seconds.
+    #[serde(default)]
+    pub done: u64,
+    /// Requests that failed at it, over about the last ten seconds.
+    #[serde(default)]
+    pub failed: u64,
+    /// Requests at it that have no answer yet.
+    #[serde(default)]
+    pub in_flight: u64,
 }
 
 /// One side of a service: its release, its tasks, and what became of their requests.

@@ -77,13 +77,15 @@ pub enum Rule {
 
 impl Rule {
     /// The rule of a request; `None` for what everybody may ask: whether the controller lives and is ready, the board's
-    /// page, which holds nothing and reads the rest with a token, and hooks, which prove themselves.
+    /// page with its parts, which hold nothing and read the rest with a token, and hooks, which prove themselves.
     #[must_use]
     pub fn of(method: &Method, path: &str) -> Option<Self> {
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         let is_read = method == Method::GET || method == Method::HEAD;
         match parts.as_slice() {
-            [""] | ["live" | "ready"] if is_read => None,
+            [""] | ["live" | "ready" | "board.css" | "board.js" | "board-draw.js"] if is_read => {
+                None
+            }
             // They prove themselves, by a key of their own.
             ["api", "v1", "webhooks", "gitlab"] if method == Method::POST => None,
             ["api", "v1", "proxies", _, "table" | "reports"] => Some(Self::Proxies),
@@ -144,13 +146,19 @@ mod tests {
 
     /// Every path of the API, and some that there are not.
     #[test]
-    fn every_request_has_a_rule_and_only_four_have_none() {
+    fn every_request_has_a_rule_and_only_the_page_and_three_more_have_none() {
         let table = [
             ("GET", "/", "-"),
             ("GET", "/live", "-"),
             ("GET", "/ready", "-"),
             ("POST", "/api/v1/webhooks/gitlab", "-"),
             ("PUT", "/api/v1/webhooks/gitlab", "administer"),
+            ("GET", "/board.css", "-"),
+            ("GET", "/board.js", "-"),
+            ("GET", "/board-draw.js", "-"),
+            ("GET", "/api/v1/me", "read"),
+            ("GET", "/api/v1/rollouts/web-1/series", "read"),
+            ("GET", "/api/v1/rollouts/web-1/card.svg", "read"),
             ("GET", "/metrics", "read"),
             ("GET", "/api/v1/openapi.json", "read"),
             ("GET", "/api/v1/rollouts", "read"),

@@ -434,6 +434,33 @@ impl Store for Sqlite {
         self.all_saved(&rows)
     }
 
+    async fn older(
+        &self,
+        service: Option<&ServiceName>,
+        before: &RolloutId,
+        limit: u32,
+    ) -> Result<Option<Vec<Saved>>, StoreError> {
+        let failed = |error| self.failed("reading older rollouts", error);
+        let at: Option<i64> = sqlx::query_scalar("SELECT rowid FROM rollouts WHERE id = ?")
+            .bind(before.as_str())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed)?;
+        let Some(at) = at else {
+            return Ok(None);
+        };
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{ROLLOUT} WHERE rowid < ?1 AND (?2 IS NULL OR service = ?2) ORDER BY rowid DESC LIMIT ?3"
+        )))
+        .bind(at)
+        .bind(service.map(ServiceName::as_str))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        self.all_saved(&rows).map(Some)
+    }
+
     async fn last_promoted(&self, service: &ServiceName) -> Result<Option<Saved>, StoreError> {
         let row = sqlx::query(sqlx::AssertSqlSafe(format!(
             "{ROLLOUT} WHERE service = ? AND ending = ? ORDER BY number DESC LIMIT 1"

@@ -112,6 +112,10 @@ fn arm(release: &Release, tasks: &[(&str, bool)], replicas: u32) -> ArmView {
         ready: *ready,
         memory_bytes: Some(13 << 20),
         memory_bytes_max: Some(256 << 20),
+        cpu_seconds: Some(4.2),
+        done: 200,
+        failed: 1,
+        in_flight: 3,
     };
     ArmView {
         release: release.clone(),

@@ -10,6 +10,7 @@
 mod agents;
 mod answers;
 mod api;
+mod board;
 mod checks;
 mod crashes;
 mod first_step;

@@ -26,6 +26,6 @@ pub use part::{Ended, Part, run};
 pub use postgres::{Server as Postgres, find as postgres_program};
 pub use programs::{friday, pipeline_demo, proxy, tiny_service};
 pub use rootfs::{add_file, add_folder, add_program};
-pub use scene::{PATIENCE, SERVICE, SPEC, Scene, deploy_request, place};
+pub use scene::{PATIENCE, SERVICE, SPEC, Scene, deploy_request, end_tasks, place};
 pub use ssh::SshDaemons;
 pub use stream::TweetStream;

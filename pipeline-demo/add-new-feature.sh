@@ -72,10 +72,13 @@ there() { [ -e "$folder/$1.rs" ]; }
 title() { local first=${1:0:1}; echo "${first^}${1:1}"; }
 
 if [ -n "$revert" ]; then
-    commit=$(git log -1 --format=%H --grep '^Adds-feature: ')
-    [ -n "$commit" ] || complain "no feature was added by this script: there is nothing to take out"
-    name=$(git log -1 --format='%(trailers:key=Adds-feature,valueonly)' "$commit" | head -n 1)
-    there "$name" || complain "the feature $name was taken out already"
+    commit=
+    while read -r each name; do
+        there "$name" || continue
+        commit=$each
+        break
+    done < <(git log --format='%H %(trailers:key=Adds-feature,valueonly,separator=%x20)' --grep '^Adds-feature: ')
+    [ -n "$commit" ] || complain "no feature of this script is there: there is nothing to take out"
     git revert --no-edit "$commit" >/dev/null || { git revert --abort; complain "commit $commit cannot be reverted by itself"; }
     what="takes out the feature $name" expect="it is promoted"
 else

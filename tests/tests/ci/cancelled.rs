@@ -2,7 +2,8 @@
 
 use rollout::{Cause, Ending, Phase};
 
-use crate::site::{STAGING, Site, cancel};
+use crate::site::{STAGING, Site, signal};
+use nix::sys::signal::Signal;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f38_a_job_that_is_cancelled_or_vanishes_takes_its_release_back() {
@@ -13,6 +14,10 @@ async fn f38_a_job_that_is_cancelled_or_vanishes_takes_its_release_back() {
         |what: &'static str| site.until(STAGING, what, |view| view.phase.name() == "analyzing");
     let first = on_trial("the first is on trial").await;
     vanished.vanish();
+    // What runs a job may be a group of its own.
+    for pid in site.waiting() {
+        signal(pid, Signal::SIGKILL);
+    }
     let ended = site
         .until(STAGING, "its lease is lost, and it goes back", |view| {
             view.ending.is_some()
@@ -39,7 +44,8 @@ async fn f38_a_job_that_is_cancelled_or_vanishes_takes_its_release_back() {
         .await;
     let waiting = site.waiting();
     assert_eq!(waiting.len(), 1, "one command waits: {waiting:?}");
-    cancel(waiting[0]);
+    // What GitLab's runner sends to the processes of a job that is cancelled.
+    signal(waiting[0], Signal::SIGTERM);
     let log = cancelled.end().await;
     assert!(log.text.contains("FAIL 11"), "{}", log.text);
     let ended = site

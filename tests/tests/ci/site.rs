@@ -379,8 +379,9 @@ impl Drop for Pipeline {
     }
 }
 
-/// SIGTERM: what GitLab's runner sends to the processes of a job that is cancelled.
-pub(crate) fn cancel(pid: u32) {
+/// Sends a signal to a process of ours.
+pub(crate) fn signal(pid: u32, signal: Signal) {
     let pid = i32::try_from(pid).expect("process ids are small");
-    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    // It may have ended in this very moment.
+    drop(kill(Pid::from_raw(pid), signal));
 }

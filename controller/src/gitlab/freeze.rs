@@ -135,9 +135,10 @@ impl FreezePeriods {
             .gitlab
             .call(Method::GET, &path, None, Credential::Project)
             .await;
-        let after = match &answer {
-            Err(GitlabError::Limited { after }) => *after,
-            _ => None,
+        let after = if let Err(GitlabError::Limited { after, .. }) = &answer {
+            *after
+        } else {
+            None
         };
         let read = answer.map_err(PeriodsError::from).and_then(|answer| {
             if answer.next.is_some() {

@@ -150,10 +150,6 @@ fn one_of(what: &str, names: &[&str]) -> String {
 }
 
 /// The plan that each environment names, if it names one, and what those ask for that ask for something.
-#[expect(
-    clippy::type_complexity,
-    reason = "two maps by the same name, taken apart at once"
-)]
 fn environments(
     fields: Fields<'_>,
     plans: &[&str],

@@ -12,7 +12,10 @@ const SIGNATURE: &str = "v1,e67pTJV1impkueU2QKYoZRQPnGNgF+sh8APQmNHJeXY=";
 const SECRET_TOKEN: &str = "correct horse battery staple";
 const BODY: &str = include_str!("../../../../tests/data/gitlab/webhook-signed-body.json");
 
-type Headers<'a> = &'a [(&'static str, &'a str)];
+type Pair<'a> = (&'static str, &'a str);
+type Headers<'a> = &'a [Pair<'a>];
+/// What it is, the keys, the headers, the body, how far our clock is off, and what is said.
+type Case<'a> = (&'a str, &'a Keys, Vec<Pair<'a>>, &'a str, i64, Rejected);
 
 fn headers(pairs: Headers<'_>) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -74,7 +77,7 @@ fn refuses_every_hostile_delivery() {
     let long_id = "i".repeat(ID_BYTES_MAX + 1);
     let many = format!("{}{SIGNATURE}", "v1,AAAA ".repeat(SIGNATURES_MAX));
     let long = format!("{}{SIGNATURE}", "x ".repeat(HEADER_BYTES_MAX / 2));
-    let table: Vec<(&str, &Keys, Vec<(&'static str, &str)>, &str, i64, Rejected)> = vec![
+    let table: Vec<Case<'_>> = vec![
         (
             "nothing",
             &signing,

@@ -2,6 +2,7 @@
 
 mod engine;
 mod tasks;
+mod telling;
 mod tls;
 
 use std::net::SocketAddr;
@@ -20,8 +21,10 @@ use crate::auth::Tokens;
 use crate::cli::{Usage, path};
 use crate::clock::{Clock, SystemClock};
 use crate::fleet::Fleet;
+use crate::gitlab::GitlabArgs;
 use crate::metrics_source::{MetricsSource, Prometheus};
 use crate::orchestrator::Orchestrator;
+use crate::origin::JobTokens;
 use crate::reconciler::Reconciler;
 use crate::server::Server;
 use crate::spec::{self, ReadOptions};
@@ -32,6 +35,7 @@ pub(crate) use engine::EngineIfAny;
 use tasks::Tasks;
 pub(crate) use tasks::docker_config;
 pub use tasks::{Kind, TaskArgs};
+pub use telling::{TellArgs, Telling};
 pub use tls::TlsArgs;
 
 /// Longest wait for requests that are being answered when the server stops.
@@ -75,6 +79,12 @@ pub struct ServeArgs {
     /// Address of the Prometheus that guard.checks are asked of, such as http://prometheus:9090
     #[arg(long, env = "FRIDAY_PROMETHEUS", value_name = "URL")]
     pub prometheus: Option<String>,
+    /// Files and links of what others are told
+    #[command(flatten)]
+    pub tell: TellArgs,
+    /// The GitLab that releases come from
+    #[command(flatten)]
+    pub gitlab: GitlabArgs,
     /// Write the address that was taken to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
@@ -150,6 +160,7 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
         .transpose()
         .context("--prometheus")?;
     let metrics = prometheus.map(|prometheus| Arc::new(prometheus) as Arc<dyn MetricsSource>);
+    let telling = Telling::open(&args.gitlab, &args.tell)?;
     std::fs::create_dir_all(&args.state_dir)
         .with_context(|| format!("--state-dir {} cannot be made", args.state_dir.display()))?;
     let certificate = args.tls.open(&stop)?;
@@ -188,6 +199,7 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
             specs,
             metrics,
             tokens,
+            telling,
         },
         stop,
     )
@@ -238,6 +250,8 @@ pub struct Adapters {
     pub metrics: Option<Arc<dyn MetricsSource>>,
     /// Who may do what; `None` lets everybody do everything.
     pub tokens: Option<Arc<Tokens>>,
+    /// Whom it may tell how releases go.
+    pub telling: Telling,
 }
 
 /// Takes the address of `--listen`.
@@ -288,6 +302,7 @@ pub async fn run(
         specs,
         metrics,
         tokens,
+        telling,
     } = adapters;
     let fleet = Fleet::new();
     let (reconciler, handle) = Reconciler::start(
@@ -301,7 +316,18 @@ pub async fn run(
     let agents = Agents::new();
     let reconciler = reconciler
         .with_metrics(metrics.clone())
-        .with_agents(Arc::clone(&agents));
+        .with_agents(Arc::clone(&agents))
+        .with_audience(telling.audience.clone());
+    let job_tokens: Arc<JobTokens> = Arc::default();
+    let telling_stop = CancellationToken::new();
+    let telling = telling.start(
+        Arc::clone(&store),
+        reconciler.term(),
+        Arc::clone(&clock),
+        Arc::clone(&job_tokens),
+        reconciler.wake(),
+        telling_stop.clone(),
+    );
     let (stopping, stopped) = watch::channel(false);
     let api = Api {
         store,
@@ -310,7 +336,7 @@ pub async fn run(
         handle,
         metrics,
         tokens,
-        job_tokens: Arc::default(),
+        job_tokens,
         clock,
         stopping: stopped,
     };
@@ -339,6 +365,9 @@ pub async fn run(
         Some(ended) => ended,
         None => turning.await,
     };
+    // Last, so that what the loop's last turn wrote may still be told.
+    telling_stop.cancel();
+    telling::end(telling).await;
     outcome
         .context("the loop panicked")?
         .context("the loop ended")?;

@@ -4,6 +4,7 @@
 //! is well is said in a line too, so that silence is never taken for health.
 
 mod engine;
+mod outbox;
 mod rollouts;
 
 use std::collections::BTreeSet;
@@ -120,6 +121,7 @@ pub fn diagnose(facts: &Facts<'_>) -> Vec<Finding> {
     found.extend(proxies(facts));
     found.extend(agents(facts));
     found.extend(metrics(facts));
+    found.extend(outbox::outbox(facts.health));
     found.extend(rollouts::rollouts(facts));
     found
 }

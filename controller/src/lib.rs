@@ -19,6 +19,7 @@ pub mod fleet;
 pub mod gitlab;
 pub mod lease;
 pub mod metrics_source;
+pub mod notifier;
 pub mod orchestrator;
 pub mod origin;
 pub mod reconciler;

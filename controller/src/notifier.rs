@@ -85,7 +85,7 @@ impl Notifier {
     ) -> Result<(), StoreError> {
         let mut lane = Lane::default();
         loop {
-            self.wake.borrow_and_update();
+            self.wake.mark_unchanged();
             let until = match self.tell_all(destination, &mut lane, stop).await {
                 Ok(until) => until,
                 Err(error @ StoreError::Fenced { .. }) => return Err(error),

@@ -188,5 +188,17 @@ fn a_note_holds_the_table_the_evidence_and_the_link() {
     saved.verdict = Some(samples::verdict(rollout::judge::Decision::Pass {
         by: rollout::judge::Grounds::Proof,
     }));
-    insta::assert_snapshot!(text::note(&audience(), &saved), @r"");
+    let note = text::note(&audience(), &saved);
+    for part in [
+        "<!-- friday:rollout=tweets-worker-3 environment=production since=",
+        "`tweets-worker-3` to `production`: **promoted**",
+        "| image | `worker:v2` | `worker:v1` |",
+        "| requests in this step | ",
+        "started by `ann`",
+        "[Board](https://friday.example.com/",
+    ] {
+        assert!(note.contains(part), "{part}\n{note}");
+    }
+    assert!(text::line(&saved).starts_with("promoted: "));
+    assert!(text::ticket(&audience(), &saved).contains("asked for by `ann`"));
 }

@@ -18,6 +18,9 @@ const PAGES_MAX: usize = 10;
 /// How much GitLab's clock may be behind ours. A record that was made before its rollout by more is not its own.
 const CLOCKS_MAX: Duration = Duration::from_secs(300);
 
+/// The status that a deployment begins with.
+const RUNNING: &str = "running";
+
 /// One message on its way to GitLab.
 #[derive(Debug)]
 pub(super) struct Errand<'a> {
@@ -233,6 +236,10 @@ impl Errand<'_> {
             },
         };
         if let Some(id) = id {
+            if status == RUNNING {
+                // It began with that, and nothing goes back to it.
+                return Ok(Some(id));
+            }
             let path = format!("/deployments/{}", encode(&id));
             let body = json!({ "status": status });
             return match self.ask_as_job(Method::PUT, &path, Some(&body)).await {

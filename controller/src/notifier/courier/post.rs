@@ -150,14 +150,19 @@ impl Post {
 
     fn transport(&self, url: &Url, ca: Option<&Path>) -> Result<&Transport, Undelivered> {
         let is_near = url.host_str().is_some_and(is_loopback);
-        let (place, authorities) = match (url.scheme(), ca) {
-            ("http", _) => (&self.near, Ok(None)),
-            (_, Some(ca)) => (&self.gitlab, Authorities::from_file(ca).map(Some)),
-            (_, None) => (&self.far, Authorities::of_system().map(Some)),
+        let place = match (url.scheme(), ca) {
+            ("http", _) => &self.near,
+            (_, Some(_)) => &self.gitlab,
+            (_, None) => &self.far,
         };
         if let Some(transport) = place.get() {
             return Ok(transport);
         }
+        let authorities = match (url.scheme(), ca) {
+            ("http", _) => Ok(None),
+            (_, Some(ca)) => Authorities::from_file(ca).map(Some),
+            (_, None) => Authorities::of_system().map(Some),
+        };
         let made = authorities
             .and_then(|authorities| Transport::new(authorities.map(Trust::Signed), is_near))
             .map_err(|error| Undelivered::later(chain(&error)))?;

@@ -3,6 +3,7 @@
 mod engine;
 mod hooks;
 mod tasks;
+mod telling;
 mod tls;
 
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use crate::fleet::Fleet;
 use crate::gitlab::GitlabArgs;
 use crate::metrics_source::{MetricsSource, Prometheus};
 use crate::orchestrator::Orchestrator;
+use crate::origin::JobTokens;
 use crate::reconciler::Reconciler;
 use crate::server::Server;
 use crate::spec::{self, ReadOptions};
@@ -35,6 +37,7 @@ pub use hooks::{HookArgs, Hooks, OnPipelineCancel};
 use tasks::Tasks;
 pub(crate) use tasks::docker_config;
 pub use tasks::{Kind, TaskArgs};
+pub use telling::{TellArgs, Telling};
 pub use tls::TlsArgs;
 
 /// Longest wait for requests that are being answered when the server stops.
@@ -84,6 +87,9 @@ pub struct ServeArgs {
     /// What is taken from it
     #[command(flatten)]
     pub hooks: HookArgs,
+    /// Files and links of what others are told
+    #[command(flatten)]
+    pub tell: TellArgs,
     /// Write the address that was taken to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
@@ -159,6 +165,7 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
         .transpose()
         .context("--prometheus")?;
     let metrics = prometheus.map(|prometheus| Arc::new(prometheus) as Arc<dyn MetricsSource>);
+    let telling = Telling::open(&args.gitlab, &args.tell)?;
     std::fs::create_dir_all(&args.state_dir)
         .with_context(|| format!("--state-dir {} cannot be made", args.state_dir.display()))?;
     let certificate = args.tls.open(&stop)?;
@@ -200,6 +207,7 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
             metrics,
             tokens,
             hooks,
+            telling,
         },
         stop,
     )
@@ -252,6 +260,8 @@ pub struct Adapters {
     pub tokens: Option<Arc<Tokens>>,
     /// What is taken from GitLab.
     pub hooks: Hooks,
+    /// Whom it may tell how releases go.
+    pub telling: Telling,
 }
 
 /// Takes the address of `--listen`.
@@ -303,6 +313,7 @@ pub async fn run(
         metrics,
         tokens,
         hooks,
+        telling,
     } = adapters;
     let fleet = Fleet::new();
     let (reconciler, handle) = Reconciler::start(
@@ -317,10 +328,21 @@ pub async fn run(
     let reconciler = reconciler
         .with_metrics(metrics.clone())
         .with_agents(Arc::clone(&agents))
-        .with_freezes(hooks.freezes.clone());
+        .with_freezes(hooks.freezes.clone())
+        .with_audience(telling.audience.clone());
     let webhooks = hooks.webhooks.clone();
     let hooks_stop = CancellationToken::new();
     let mut hooked = tokio::spawn(hooks.run(handle.clone(), hooks_stop.clone()));
+    let job_tokens: Arc<JobTokens> = Arc::default();
+    let telling_stop = CancellationToken::new();
+    let telling = telling.start(
+        Arc::clone(&store),
+        reconciler.term(),
+        Arc::clone(&clock),
+        Arc::clone(&job_tokens),
+        reconciler.wake(),
+        telling_stop.clone(),
+    );
     let (stopping, stopped) = watch::channel(false);
     let api = Api {
         store,
@@ -329,7 +351,7 @@ pub async fn run(
         handle,
         metrics,
         tokens,
-        job_tokens: Arc::default(),
+        job_tokens,
         webhooks,
         clock,
         stopping: stopped,
@@ -363,6 +385,9 @@ pub async fn run(
         Some(ended) => ended,
         None => turning.await,
     };
+    // Last, so that what the loop's last turn wrote may still be told.
+    telling_stop.cancel();
+    telling::end(telling).await;
     outcome
         .context("the loop panicked")?
         .context("the loop ended")?;

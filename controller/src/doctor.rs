@@ -4,6 +4,7 @@
 //! is well is said in a line too, so that silence is never taken for health.
 
 mod engine;
+mod outbox;
 mod rollouts;
 
 use std::collections::BTreeSet;
@@ -122,6 +123,7 @@ pub fn diagnose(facts: &Facts<'_>) -> Vec<Finding> {
     found.extend(agents(facts));
     found.extend(metrics(facts));
     found.extend(incidents(facts));
+    found.extend(outbox::outbox(facts.health));
     found.extend(rollouts::rollouts(facts));
     found
 }

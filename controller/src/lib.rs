@@ -23,6 +23,7 @@ pub mod gitlab;
 pub mod incidents;
 pub mod lease;
 pub mod metrics_source;
+pub mod notifier;
 pub mod orchestrator;
 pub mod origin;
 pub mod reconciler;

@@ -27,6 +27,7 @@ use crate::delivery::Delivery;
 use crate::fleet::{Fleet, PROXY_LIVE, Slice, Taken};
 use crate::incidents::{Incident, Incidents};
 use crate::metrics_source::MetricsSource;
+use crate::notifier::Audience;
 use crate::orchestrator::{Orchestrator, OrchestratorError, ServiceState};
 use crate::replay::{Began, Sample};
 use crate::routing;
@@ -136,6 +137,10 @@ pub struct Reconciler {
     unsaved: Change,
     /// Why the last change could not be saved, and since when.
     save_trouble: Option<(String, Duration)>,
+    /// Whom messages can reach.
+    audience: Audience,
+    /// Changes with every message that was saved.
+    mail: watch::Sender<u64>,
 }
 
 /// What others hold of the loop.
@@ -232,6 +237,8 @@ impl Reconciler {
             incidents,
             unsaved: Change::default(),
             save_trouble: None,
+            audience: Audience::default(),
+            mail: watch::Sender::new(0),
         };
         Ok((reconciler, handle))
     }
@@ -249,6 +256,24 @@ impl Reconciler {
     #[must_use]
     pub fn with_agents(self, agents: Arc<Agents>) -> Self {
         Self { agents, ..self }
+    }
+
+    /// The same, and these are told what rollouts do.
+    #[must_use]
+    pub fn with_audience(self, audience: Audience) -> Self {
+        Self { audience, ..self }
+    }
+
+    /// The term that it writes by.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// Changes with every message that was saved to be told.
+    #[must_use]
+    pub fn wake(&self) -> watch::Receiver<u64> {
+        self.mail.subscribe()
     }
 
     /// Turns until told to stop. What runs goes on running.

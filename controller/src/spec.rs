@@ -17,6 +17,7 @@ use rollout::{Bake, Deadlines, Duration, Guard, Notify, Policy, ServiceName, Spe
 
 use crate::yaml::{Fields, Findings, Setting, Tree, Value};
 use guard::{guard, guard_for};
+pub(crate) use notify::is_address;
 use notify::notify;
 use plans::{Steps, plans, weight_of};
 use policy::freezes;

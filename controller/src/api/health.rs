@@ -1,5 +1,7 @@
 //! Whether the controller works, and its own metrics.
 
+mod outbox;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -67,6 +69,7 @@ pub async fn health(State(api): State<Api>) -> Json<HealthView> {
         None => None,
     };
     let generation = api.fleet.table().borrow().generation;
+    let (outbox, untold) = outbox::views(&api).await;
     Json(HealthView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         now: api.clock.now(),
@@ -76,6 +79,8 @@ pub async fn health(State(api): State<Api>) -> Json<HealthView> {
         store,
         metrics,
         incidents: super::alerts::views(&snapshot),
+        outbox,
+        untold,
     })
 }
 
@@ -91,8 +96,10 @@ async fn metrics_trouble(source: &dyn MetricsSource, now: Timestamp) -> Option<S
 /// Our own metrics, in Prometheus' text format. All of them are states, so they are read when they are asked for.
 pub async fn metrics(State(api): State<Api>) -> Result<Response, super::error::ApiError> {
     let registry = Registry::new();
-    let collected =
-        collect(&api, &registry).and_then(|()| super::metrics::collect(&api, &registry));
+    let outbox = outbox::state(&api).await;
+    let collected = collect(&api, &registry)
+        .and_then(|()| super::metrics::collect(&api, &registry))
+        .and_then(|()| outbox::collect(&outbox, &api, &registry));
     collected.map_err(|error| {
         tracing::error!(%error, "metrics cannot be collected");
         super::error::ApiError::new(

@@ -1,6 +1,8 @@
 //! What is yet to be told to others: written in one transaction with the change that it tells of, and kept until whoever
 //! it is for has acknowledged it.
 
+use std::fmt;
+
 use async_trait::async_trait;
 use rollout::{RolloutId, Timestamp};
 use serde_json::Value;
@@ -139,7 +141,7 @@ pub struct Waiting {
 
 /// The part of a store that keeps what is yet to be told. Messages come in with [`Store::save`](super::Store::save).
 #[async_trait]
-pub trait Outbox: Send + Sync {
+pub trait Outbox: fmt::Debug + Send + Sync {
     /// The messages that wait for a destination, in order; at most `limit`.
     ///
     /// # Errors

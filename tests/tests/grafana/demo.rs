@@ -45,8 +45,9 @@ pub(crate) struct Frozen(Pid);
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        // It may have ended.
-        drop(kill(self.0, Signal::SIGCONT));
+        if kill(self.0, Signal::SIGCONT).is_err() {
+            eprintln!("process {} cannot go on: it has ended", self.0);
+        }
     }
 }
 

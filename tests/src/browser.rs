@@ -31,7 +31,7 @@ pub struct Browser {
     driver: Child,
     http: reqwest::Client,
     session: String,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Browser {
@@ -73,14 +73,14 @@ impl Browser {
             driver,
             http,
             session: base.clone(),
-            _dir: dir,
+            dir,
         };
         let ready = async || {
             let answer = browser.http.get(format!("{base}/status")).send().await;
             answer.is_ok_and(|answer| answer.status().is_success())
         };
         eventually("the browser's driver answers", PATIENCE, ready, |is| *is).await;
-        let profile = browser._dir.path().join("profile");
+        let profile = browser.dir.path().join("profile");
         let args = [
             "--headless=new".to_owned(),
             "--no-sandbox".to_owned(),

@@ -27,6 +27,9 @@ const TITLE_MAX: usize = 34;
 const LINE_MAX: usize = 108;
 const IMAGE_MAX: usize = 46;
 
+/// Most entries of the log that a picture is drawn from: a verdict each second for five hours, longer than deadlines are.
+const ENTRIES_MAX: usize = 20_000;
+
 /// Evidence beyond this many times its bound is drawn at the top.
 const EVIDENCE_TOP: f64 = 1.25;
 
@@ -38,7 +41,7 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ances
     responses((status = 200, content_type = "image/svg+xml", body = String), (status = 404, body = Problem)))]
 pub async fn card(State(api): State<Api>, Path(name): Path<String>) -> Result<Response, ApiError> {
     let saved = find(&api, &name).await?;
-    let series = series::read(&*api.store, &saved.rollout.id, 0).await?;
+    let series = series::read(&*api.store, &saved.rollout.id, 0, ENTRIES_MAX).await?;
     let headers: [(HeaderName, &str); 4] = [
         (header::CONTENT_TYPE, "image/svg+xml"),
         (header::CONTENT_SECURITY_POLICY, POLICY),

@@ -119,13 +119,12 @@ impl Watching {
     /// Whether a person may give this order now, and the rollout would heed it.
     fn may(&self, order: Order) -> bool {
         use rollout::Phase::{Gated, Paused, Promoted, Promoting, RolledBack, RollingBack};
-        if !self.me.may_operate {
-            return false;
-        }
         let phase = &self.view.phase;
         let is_over = matches!(phase, Promoted | RolledBack { .. } | RollingBack { .. });
+        if is_over || !self.me.may_operate {
+            return false;
+        }
         match order {
-            _ if is_over => false,
             Order::Promote => !matches!(phase, Promoting { .. } | Gated { .. } | Paused { .. }),
             Order::PromoteFull | Order::Abort => true,
             Order::Pause => !matches!(phase, Paused { .. }),
@@ -151,22 +150,24 @@ impl Watching {
             return Wish::Leave;
         }
         if let Some(order) = self.asking.take() {
-            return match key.code {
-                KeyCode::Char('y') => Wish::Give(order),
-                _ => Wish::Nothing,
+            let is_yes = key.code == KeyCode::Char('y');
+            return if is_yes {
+                Wish::Give(order)
+            } else {
+                Wish::Nothing
             };
         }
-        match key.code {
-            KeyCode::Char('q') | KeyCode::Esc => return Wish::Leave,
-            KeyCode::Up => self.scrolled = (self.scrolled + 1).min(self.series.story.len()),
-            KeyCode::Down => self.scrolled = self.scrolled.saturating_sub(1),
-            KeyCode::Char(key) => {
-                let known = picture::KEYS.iter().find(|(with, ..)| *with == key);
-                self.asking = known
-                    .map(|(_, order, _)| *order)
-                    .filter(|order| self.may(*order));
-            }
-            _ => {}
+        if matches!(key.code, KeyCode::Char('q') | KeyCode::Esc) {
+            return Wish::Leave;
+        }
+        if key.code == KeyCode::Up {
+            self.scrolled = (self.scrolled + 1).min(self.series.story.len());
+        } else if key.code == KeyCode::Down {
+            self.scrolled = self.scrolled.saturating_sub(1);
+        } else if let KeyCode::Char(pressed) = key.code {
+            let known = picture::KEYS.iter().find(|(with, ..)| *with == pressed);
+            let order = known.map(|(_, order, _)| *order);
+            self.asking = order.filter(|order| self.may(*order));
         }
         Wish::Nothing
     }

@@ -98,7 +98,7 @@ async function begin() {
 
 async function lookAtServices() {
   services = await ask("services");
-  show("services", services.length > 1);
+  show("services", services.length > 0);
   show("empty", services.length === 0);
   const key = JSON.stringify(services.map(s => [s.service, s.rollout?.id, s.rollout && phaseName(s.rollout.phase), s.rollout?.weight_percent, s.service === chosen.service]));
   if ($("service-list").dataset.key !== key) {
@@ -123,8 +123,10 @@ function choose() {
   const busy = services.find(s => s.rollout && !s.rollout.ending) ?? services[0];
   // Once something is looked at, another service's rollout does not take its place.
   const service = services.some(s => s.service === wanted) ? wanted : chosen.service ?? busy?.service;
-  const next = { service: service ?? null, rollout: (service === wanted && rollout) || null };
-  const known = services.find(s => s.service === next.service);
+  const known = services.find(s => s.service === service);
+  // Whoever looks at the newest is shown the next one when it begins.
+  const older = service === wanted && rollout && rollout !== known?.rollout?.id;
+  const next = { service: service ?? null, rollout: older ? rollout : null };
   if (next.service === chosen.service && next.rollout === chosen.rollout) {
     if (known && !known.rollout) idle(known);
     else if (known && !following) follow();
@@ -390,7 +392,7 @@ function addVerdicts(points) {
 
 function addStory(lines) {
   const list = $("story");
-  for (const line of lines) list.prepend(el("li", {}, el("time", { datetime: line.at }, time(line.at)), el("span", {}, line.message), el("small", { class: "soft" }, line.author)));
+  for (const line of lines) list.prepend(el("li", {}, el("time", { datetime: line.at }, time(line.at)), el("span", {}, line.message), line.message.includes(line.author) ? null : el("small", { class: "soft" }, `by ${line.author}`)));
   while (list.children.length > 300) list.lastChild.remove();
   show("log", list.children.length > 0);
 }

@@ -328,24 +328,26 @@ impl<'a> Bench<'a> {
         });
     }
 
-    /// The swarm has these nodes, and they are managers that can be reached.
+    /// Waits until the swarm has exactly these nodes, and they are managers that can be reached.
     pub(crate) fn are_managers(&self, nodes: &[u32]) {
-        let mut seen: Vec<String> = self.members().lines().map(str::to_owned).collect();
-        // Who leads may have changed.
-        for line in &mut seen {
-            *line = line.replace("Leader", "Reachable");
-        }
-        seen.sort();
         let expected: Vec<String> = nodes
             .iter()
             .map(|node| format!("n{node} Ready Active Reachable"))
             .collect();
-        assert_eq!(seen, expected);
-    }
-
-    fn members(&self) -> String {
-        let format = "{{.Hostname}} {{.Status}} {{.Availability}} {{.ManagerStatus}}";
-        self.docker(&["node", "ls", "--format", format])
+        self.until(&format!("the swarm is {expected:?}"), || {
+            let format = "{{.Hostname}} {{.Status}} {{.Availability}} {{.ManagerStatus}}";
+            let list = ["node", "ls", "--format", format];
+            // Who leads may have changed, and nobody may lead for a moment.
+            let members = self.lab.try_docker(1, &list, Stdio::null())?;
+            let members = members.replace("Leader", "Reachable");
+            let mut seen: Vec<&str> = members.lines().collect();
+            seen.sort_unstable();
+            if seen == expected {
+                Ok(())
+            } else {
+                Err(members)
+            }
+        });
     }
 
     /// Waits until of the managers exactly these can be reached.
@@ -436,22 +438,15 @@ impl<'a> Bench<'a> {
     /// Nothing on any engine, no secret here, nothing in the state.
     pub(crate) fn nothing_is_left(&self) {
         for node in 1..=ENGINES {
-            assert_eq!(self.membership(node), "inactive", "node {node}");
-            for kind in [["ps", "--all"], ["volume", "ls"]] {
-                let list = [kind[0], kind[1], "--quiet"];
-                let left = self.lab.docker(node, &list);
-                assert_eq!(left, "", "docker {} on node {node}", kind.join(" "));
-            }
-            let format = "{{.Name}}";
-            let networks = self
-                .lab
-                .docker(node, &["network", "ls", "--format", format]);
-            let mut networks: Vec<&str> = networks.lines().collect();
-            networks.sort_unstable();
-            // Every engine makes the last when it is first in a swarm, and keeps it.
-            let own = ["bridge", "docker_gwbridge", "host", "none"];
-            networks.retain(|name| !own.contains(name));
-            assert!(networks.is_empty(), "node {node}: {networks:?}");
+            // An engine takes a moment to clean up after a swarm.
+            self.until(&format!("nothing is left on node {node}"), || {
+                let left = self.left_on(node);
+                if left.is_empty() {
+                    Ok(())
+                } else {
+                    Err(left.join(", "))
+                }
+            });
         }
         assert!(
             !self.folder.path().join("secrets").exists(),
@@ -460,6 +455,26 @@ impl<'a> Bench<'a> {
         let state = self.path("state");
         let (code, said) = self.terraform(&["state", "list", &format!("-state={state}")]);
         assert_eq!((code, said.trim()), (Some(0), ""), "the state is not empty");
+    }
+
+    fn left_on(&self, node: u32) -> Vec<String> {
+        let mut left = Vec::new();
+        let membership = self.membership(node);
+        if membership != "inactive" {
+            left.push(format!("it is {membership} in a swarm"));
+        }
+        // Every engine makes the last when it is first in a swarm, and keeps it.
+        let own = ["bridge", "host", "none", "docker_gwbridge"];
+        for (what, list) in [
+            ("container", ["ps", "--all", "--format", "{{.Names}}"]),
+            ("volume", ["volume", "ls", "--format", "{{.Name}}"]),
+            ("network", ["network", "ls", "--format", "{{.Name}}"]),
+        ] {
+            let names = self.lab.docker(node, &list);
+            let names = names.lines().filter(|name| !own.contains(name));
+            left.extend(names.map(|name| format!("{what} {name}")));
+        }
+        left
     }
 }
 

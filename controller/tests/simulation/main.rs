@@ -16,6 +16,7 @@ mod first_step;
 mod health;
 mod leases;
 mod orders;
+mod policy;
 mod stories;
 mod tokens;
 mod trouble;

@@ -13,10 +13,10 @@ use crate::world::{FAILING, World, service};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// From 16:01 on that day; the world begins at 16:00.
-fn freeze(minutes: u32) -> Freeze {
+/// From this minute after 16:00 on that day, when the world begins.
+fn freeze(begin: u32, minutes: u32) -> Freeze {
     Freeze {
-        cron: "1 16 20 11 *".to_owned(),
+        cron: format!("{begin} 16 20 11 *"),
         period: minutes * MINUTE,
         zone: "UTC".to_owned(),
         environments: Vec::new(),
@@ -88,7 +88,7 @@ async fn kinds(world: &World, id: &RolloutId) -> Vec<String> {
 #[tokio::test]
 async fn a_freeze_holds_what_runs_over_a_crash_and_lets_it_go_on_afterwards() {
     let mut world = World::new().await;
-    world.spec.policy.freeze = vec![freeze(15)];
+    world.spec.policy.freeze = vec![freeze(1, 15)];
     world.pass(Duration::from_secs(30)).await;
     let id = world.deploy("web:v2").await.unwrap();
     world
@@ -122,8 +122,8 @@ async fn a_freeze_holds_what_runs_over_a_crash_and_lets_it_go_on_afterwards() {
 async fn a_freeze_never_holds_the_way_back() {
     let mut world = World::new().await;
     let first = world.promote_now("web:v2").await;
-    world.spec.policy.freeze = vec![freeze(600)];
-    while world.clock.now() < crate::world::timestamp("2026-11-20T16:00:50Z") {
+    world.spec.policy.freeze = vec![freeze(5, 600)];
+    while world.clock.now() < crate::world::timestamp("2026-11-20T16:04:40Z") {
         world.step().await;
     }
     let second = world.deploy("web:v3").await.unwrap();
@@ -160,7 +160,7 @@ async fn a_freeze_never_holds_the_way_back() {
 #[tokio::test]
 async fn nothing_begins_in_a_freeze_without_the_emergency_word() {
     let mut world = World::new().await;
-    world.spec.policy.freeze = vec![freeze(600)];
+    world.spec.policy.freeze = vec![freeze(1, 600)];
     world.pass(MINUTE).await;
     let attempt = deploy(&mut world, "web:v2", "test", "ada", None).await;
     assert_eq!(code(attempt), "frozen");

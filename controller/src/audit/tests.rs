@@ -177,7 +177,10 @@ fn says_who_released_what() {
             )
         })
         .collect();
-    insta::assert_snapshot!(said.join("\n"));
+    insta::assert_snapshot!(said.join("\n"), @r#"
+    web-1 web:v2 sha256:22 production by ada "promoted" None approved ["bob"] emergency ["ada: users cannot pay"] events 2..5
+    web-2 web:v3 sha256:33 staging by =cmd() "aborted" Some("aborted by bob: no, \"never\"") approved [] emergency [] events 6..7
+    "#);
     let text = csv(&records);
     assert_eq!(text.matches("\r\n").count(), 3, "{text}");
     assert!(text.contains(",'=cmd(),"), "{text}");

@@ -18,6 +18,7 @@ mod health;
 mod incidents;
 mod leases;
 mod orders;
+mod policy;
 mod stories;
 mod tokens;
 mod trouble;

@@ -321,7 +321,7 @@ pub(crate) struct World {
     /// Who waits for what it starts.
     pub(crate) lease: Option<friday::lease::Terms>,
     reconciler: Option<Reconciler>,
-    handle: Handle,
+    pub(crate) handle: Handle,
     /// Tells the API when the controller stops, which it never does here.
     stopping: watch::Sender<bool>,
     file: PathBuf,
@@ -504,7 +504,7 @@ impl World {
     }
 
     /// Hands a request to the loop, and turns it until it is answered.
-    async fn ask(
+    pub(crate) async fn ask(
         &mut self,
         make: impl FnOnce(friday::reconciler::Reply) -> Request,
     ) -> Result<RolloutId, RequestError> {

@@ -25,6 +25,11 @@ pub const DESK: (u32, u32) = (1280, 900);
 /// See [`DESK`].
 pub const PHONE: (u32, u32) = (390, 844);
 
+/// The keys Enter and Escape, to be written into an element (WebDriver, 17.4.2).
+pub const ENTER: &str = "\u{e007}";
+/// See [`ENTER`].
+pub const ESCAPE: &str = "\u{e00c}";
+
 /// A browser with one window. It ends with its value.
 #[derive(Debug)]
 pub struct Browser {
@@ -189,7 +194,7 @@ impl Browser {
         self.must(&format!("element/{id}/click"), json!({})).await;
     }
 
-    /// Types into an element.
+    /// Focuses an element and types, as a person with a keyboard does.
     pub async fn write(&self, css: &str, text: &str) {
         let id = self.element(css).await;
         self.must(&format!("element/{id}/value"), json!({ "text": text }))

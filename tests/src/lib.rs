@@ -18,7 +18,7 @@ mod ssh;
 mod stream;
 
 pub use broker::{Broker, TANSU_VERSION, tansu};
-pub use browser::{Browser, DESK, PHONE};
+pub use browser::{Browser, DESK, ENTER, ESCAPE, PHONE};
 pub use lab::{Lab, NETWORK, Orders, PORT, START_TRIES, pause};
 pub use load::{Load, Outcome};
 pub use machine::{Running, is_alive, listening, running_of};

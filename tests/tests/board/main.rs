@@ -20,7 +20,8 @@ use friday::client::{Client, Token};
 use rollout::Phase;
 use serde_json::Value;
 use system_tests::{
-    Browser, DESK, PATIENCE, PHONE, Part, SERVICE, SPEC, Scene, deploy_request, friday,
+    Browser, DESK, ENTER, ESCAPE, PATIENCE, PHONE, Part, SERVICE, SPEC, Scene, deploy_request,
+    friday,
 };
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
@@ -83,7 +84,7 @@ async fn shows_a_weight_within_a_second_lives_on_over_a_restart_and_aborts_once_
     assert_quiet_and_at_home(&browser, &scene.url()).await;
 
     // A pause is asked about once, and says what it means.
-    browser.click("[data-action=pause]").await;
+    browser.write("[data-action=pause]", ENTER).await;
     let asked = browser.text("#confirm").await;
     assert!(asked.contains("is still judged"), "{asked}");
     browser.click("#confirm-yes").await;
@@ -292,16 +293,18 @@ async fn everybody_can_read_reach_and_hear_it_idle_good_and_bad() {
         .await;
     wrong.extend(look_at(&browser, &folder, "bad").await);
 
-    // Every verdict is explained, by the keyboard too.
-    browser
-        .run("document.querySelector('#verdict-list button').focus();")
-        .await;
-    browser.run("document.activeElement.click();").await;
+    // Every verdict is explained, and that by the keyboard alone.
+    browser.write("#verdict-list button", ENTER).await;
     let explained = "document.querySelector('#explain').open && document.querySelectorAll('#explain-rows tr').length > 5";
     browser
         .until("the verdict is explained", PATIENCE, explained)
         .await;
     wrong.extend(look_at(&browser, &folder, "explained").await);
+    browser.write("#explain-close", ESCAPE).await;
+    let back = "!document.querySelector('#explain').open && document.activeElement.innerText === 'Explain'";
+    browser
+        .until("the keys are where they were", PATIENCE, back)
+        .await;
 
     browser
         .open(&format!("{}/api/v1/rollouts/{bad}/card.svg", scene.url()))

@@ -13,6 +13,7 @@ mod postgres;
 mod programs;
 mod rootfs;
 mod scene;
+mod ssh;
 mod stream;
 
 pub use broker::{Broker, TANSU_VERSION, tansu};
@@ -24,4 +25,5 @@ pub use postgres::{Server as Postgres, find as postgres_program};
 pub use programs::{friday, pipeline_demo, proxy, tiny_service};
 pub use rootfs::{add_file, add_folder, add_program};
 pub use scene::{PATIENCE, SERVICE, SPEC, Scene, deploy_request, place};
+pub use ssh::SshDaemons;
 pub use stream::TweetStream;

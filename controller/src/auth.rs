@@ -8,6 +8,7 @@
 //! `rules` says which role a request takes, `file` how tokens are read and read again.
 
 mod file;
+mod identity;
 mod rules;
 
 use std::fmt;
@@ -23,6 +24,7 @@ use subtle::ConstantTimeEq;
 
 pub use file::TokensError;
 pub(crate) use file::{is_name, read_limited};
+pub use identity::Identity;
 pub use rules::{Role, Rule};
 
 use crate::api::error::ApiError;
@@ -61,16 +63,27 @@ struct Entry {
     hash: TokenHash,
 }
 
-/// Who makes a request: the name and the role of its token.
+/// Who makes a request: the name and the role of its token, or the person who signed in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The token's name.
+    /// The token's name, or who it is in the event log.
     pub name: String,
-    /// What it may do.
+    /// The most that it may do anywhere.
     pub role: Role,
+    /// Who an identity provider says it is; `None` for a token of ours.
+    pub identity: Option<Identity>,
 }
 
 impl Caller {
+    /// The bearer of a token of ours: its role holds everywhere.
+    pub(crate) fn of_token(name: &str, role: Role) -> Self {
+        Self {
+            name: name.to_owned(),
+            role,
+            identity: None,
+        }
+    }
+
     /// How the event log names the author of a command who says to be `claimed`: first who it certainly is.
     #[must_use]
     pub fn author(&self, claimed: &str) -> String {
@@ -266,10 +279,7 @@ mod tests {
             headers.insert(header::AUTHORIZATION, authorization.parse().unwrap());
             tokens.caller(&headers).map_err(|refusal| refusal.code())
         };
-        let edge = Caller {
-            name: "edge".to_owned(),
-            role: Role::Proxy,
-        };
+        let edge = Caller::of_token("edge", Role::Proxy);
         assert_eq!(ask(&format!("Bearer {}", new.token)), Ok(edge.clone()));
         assert_eq!(ask(&format!("bearer {}", new.token)), Ok(edge));
         assert_eq!(ask(&format!("Bearer {}x", new.token)), Err("token_unknown"));
@@ -286,10 +296,7 @@ mod tests {
 
     #[test]
     fn an_author_is_first_who_it_certainly_is() {
-        let caller = Caller {
-            name: "gitlab".to_owned(),
-            role: Role::Operator,
-        };
+        let caller = Caller::of_token("gitlab", Role::Operator);
         assert_eq!(caller.author("ada"), "gitlab (for ada)");
         assert_eq!(caller.author("gitlab"), "gitlab");
         assert_eq!(caller.author("unknown"), "gitlab");

@@ -27,6 +27,7 @@ pub mod events;
 pub mod health;
 pub mod proxies;
 pub mod rollouts;
+pub mod sign_in;
 pub mod types;
 pub mod views;
 
@@ -120,6 +121,7 @@ pub fn router(api: Api) -> Router {
         .route("/ready", get(health::ready))
         .route("/metrics", get(health::metrics))
         .route("/", get(board::page))
+        .merge(sign_in::routes())
         .fallback(error::no_such_path)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(from_fn_with_state(api.tokens.clone(), auth::check))

@@ -6,6 +6,7 @@
 
 mod error;
 mod events;
+mod sign_in;
 mod token;
 pub(crate) mod transport;
 
@@ -32,6 +33,7 @@ use crate::api::types::{
 };
 pub use error::ClientError;
 pub use events::Changes;
+pub use sign_in::{DeviceAnswer, SessionAnswer, TokenAnswer, slower};
 pub use token::{Token, TokenError};
 pub use transport::TransportError;
 use transport::{Transport, Trust, is_loopback};
@@ -85,6 +87,12 @@ impl Client {
             base,
             token,
         })
+    }
+
+    /// How a controller's address is written in full, as [`Client::url`] has it; `None` where it is none.
+    pub(crate) fn full_url(url: &str) -> Option<String> {
+        let base = address(url).ok()?;
+        Some(base.as_str().trim_end_matches('/').to_owned())
     }
 
     /// The controller's address, for messages.

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::types::Problem;
 use crate::agents::AgentError;
+use crate::auth::Refusal;
 use crate::fleet::ReportError;
 use crate::orchestrator::OrchestratorError;
 use crate::reconciler::{RequestError, chain};
@@ -115,6 +116,20 @@ impl From<RequestError> for ApiError {
             RequestError::NoSuchRelease { .. } => (StatusCode::NOT_FOUND, "no_such_release"),
             RequestError::Store(error) => return error.into(),
             RequestError::Orchestrator(error) => return error.into(),
+        };
+        Self::new(status, code, detail)
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let detail = format!("rule {:?}: {refusal}", refusal.rule());
+        let (status, code) = if matches!(refusal, Refusal::NoKeys { .. }) {
+            (StatusCode::SERVICE_UNAVAILABLE, "keys_unreachable")
+        } else if refusal.is_about_the_token() {
+            (StatusCode::UNAUTHORIZED, "token_refused")
+        } else {
+            (StatusCode::FORBIDDEN, "forbidden")
         };
         Self::new(status, code, detail)
     }

@@ -15,7 +15,7 @@ use super::types::{
     SPEC_BYTES_MAX, ServiceView, UndoRequest,
 };
 use super::views;
-use crate::auth::{Caller, Rule};
+use crate::auth::{Caller, Rule, Target};
 use crate::reconciler::{Deploy, Reply, Request, RequestError};
 use crate::spec::{self, ReadOptions};
 use crate::store::Saved;
@@ -78,6 +78,30 @@ fn author(caller: Option<&Extension<Caller>>, claimed: String) -> String {
         Some(Extension(caller)) => caller.author(&claimed),
         None => claimed,
     }
+}
+
+/// Whether a caller may do this to a rollout that there is. `grows` says whether its release goes further by it: a job may
+/// let only that of its own commit.
+fn require_for(
+    caller: Option<&Extension<Caller>>,
+    rule: Rule,
+    saved: &Saved,
+    grows: bool,
+) -> Result<(), ApiError> {
+    let Some(Extension(caller)) = caller else {
+        return Ok(());
+    };
+    let rollout = &saved.rollout;
+    let commit = rollout.canary.commit.as_deref().filter(|_| grows);
+    caller.require_for(
+        rule,
+        &Target {
+            service: rollout.service.as_str(),
+            environment: &rollout.environment,
+            commit,
+            project: None,
+        },
+    )
 }
 
 /// Sends a request to the loop and waits for the rollout it made or moved.
@@ -190,11 +214,24 @@ pub async fn deploy(
             all.join("\n"),
         )
     })?;
+    let environment = body.environment.unwrap_or_else(|| "default".to_owned());
+    if let Some(Extension(caller)) = &caller {
+        let target = Target {
+            service: spec.service.as_str(),
+            environment: &environment,
+            commit: body.commit.as_deref(),
+            project: None,
+        };
+        caller.require_for(Rule::Operate, &target)?;
+    }
+    let of_job = caller
+        .as_ref()
+        .and_then(|Extension(caller)| caller.commit());
     let deploy = Deploy {
         spec,
         image: body.image,
-        commit: body.commit,
-        environment: body.environment.unwrap_or_else(|| "default".to_owned()),
+        commit: body.commit.or_else(|| of_job.map(str::to_owned)),
+        environment,
         author: author(caller.as_ref(), body.author),
         retry: body.retry,
     };
@@ -256,8 +293,18 @@ pub async fn order(
 ) -> Result<Json<RolloutView>, ApiError> {
     let Json(OrderRequest { order, by, reason }) = body?;
     check_words(&by, reason.as_deref())?;
-    if let (Some(Extension(caller)), Order::Approve | Order::Reject) = (&caller, order) {
-        caller.require(Rule::Approve)?;
+    let (rule, grows) = match order {
+        Order::Approve => (Rule::Approve, true),
+        Order::Reject => (Rule::Approve, false),
+        Order::Promote | Order::PromoteFull | Order::Resume => (Rule::Operate, true),
+        Order::Pause | Order::Abort => (Rule::Operate, false),
+    };
+    if let Some(Extension(who)) = &caller {
+        if who.identity.is_some() {
+            require_for(caller.as_ref(), rule, &find(&api, &name).await?, grows)?;
+        } else {
+            who.require(rule)?;
+        }
     }
     let by = author(caller.as_ref(), by);
     let command = match order {
@@ -343,8 +390,13 @@ pub async fn undo(
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
     let Json(UndoRequest { to, by, reason }) = body?;
     check_words(&by, reason.as_deref())?;
-    let by = author(caller.as_ref(), by);
     let service = service_name(&name)?;
+    if caller.as_ref().is_some_and(|who| who.identity.is_some()) {
+        // Back is never further: no commit is asked for.
+        let last = find(&api, service.as_str()).await?;
+        require_for(caller.as_ref(), Rule::Operate, &last, false)?;
+    }
+    let by = author(caller.as_ref(), by);
     let made = ask(&api, |reply| Request::Undo {
         service,
         to,
@@ -367,8 +419,12 @@ pub async fn retry(
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
     let Json(UndoRequest { by, reason, .. }) = body?;
     check_words(&by, reason.as_deref())?;
-    let by = author(caller.as_ref(), by);
     let service = service_name(&name)?;
+    if caller.as_ref().is_some_and(|who| who.identity.is_some()) {
+        let last = find(&api, service.as_str()).await?;
+        require_for(caller.as_ref(), Rule::Operate, &last, true)?;
+    }
+    let by = author(caller.as_ref(), by);
     let made = ask(&api, |reply| Request::Retry {
         service,
         by,

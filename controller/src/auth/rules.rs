@@ -46,6 +46,17 @@ impl Role {
         }
     }
 
+    /// How far it reaches among the roles that identities have; machines have none of them.
+    pub(super) fn reach(self) -> u8 {
+        match self {
+            Self::Proxy | Self::Agent => 0,
+            Self::Viewer => 1,
+            Self::Operator => 2,
+            Self::Approver => 3,
+            Self::Admin => 4,
+        }
+    }
+
     /// The role of this name.
     pub(super) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.as_str() == name)
@@ -76,14 +87,16 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// The rule of a request; `None` for what everybody may ask: whether the controller lives and is ready, and the board's
-    /// page, which holds nothing and reads the rest with a token.
+    /// The rule of a request; `None` for what everybody may ask: whether the controller lives and is ready, the board's page,
+    /// which holds nothing and reads the rest as whoever signed in, and signing in itself.
     #[must_use]
     pub fn of(method: &Method, path: &str) -> Option<Self> {
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         let is_read = method == Method::GET || method == Method::HEAD;
         match parts.as_slice() {
             [""] | ["live" | "ready"] if is_read => None,
+            ["auth", "login" | "callback" | "session"] if is_read => None,
+            ["auth", "token" | "device" | "refresh" | "logout"] if method == Method::POST => None,
             ["api", "v1", "proxies", _, "table" | "reports"] => Some(Self::Proxies),
             ["api", "v1", "agents", _, "reports"] => Some(Self::Agents),
             _ if is_read => Some(Self::Read),
@@ -134,11 +147,20 @@ mod tests {
 
     /// Every path of the API, and some that there are not.
     #[test]
-    fn every_request_has_a_rule_and_only_three_have_none() {
+    fn every_request_has_a_rule_but_life_the_page_and_signing_in() {
         let table = [
             ("GET", "/", "-"),
             ("GET", "/live", "-"),
             ("GET", "/ready", "-"),
+            ("GET", "/auth/login", "-"),
+            ("GET", "/auth/callback", "-"),
+            ("GET", "/auth/session", "-"),
+            ("POST", "/auth/token", "-"),
+            ("POST", "/auth/device", "-"),
+            ("POST", "/auth/refresh", "-"),
+            ("POST", "/auth/logout", "-"),
+            ("POST", "/auth/login", "administer"),
+            ("GET", "/auth/token", "read"),
             ("GET", "/metrics", "read"),
             ("GET", "/api/v1/openapi.json", "read"),
             ("GET", "/api/v1/rollouts", "read"),

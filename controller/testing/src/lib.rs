@@ -5,9 +5,11 @@
 //! - [`FakeOrchestrator`]: tasks in memory that do as they are told;
 //! - [`FakeMetricsSource`]: a source of metrics that answers as it is told, fails, or never answers;
 //! - [`contract`]: what every orchestrator must do, run for the fake here and for child processes in `tests/`;
+//! - [`identity`]: tokens as an identity provider signs them, and as nobody should;
 //! - [`eventually`]: waits for a condition and reports the last state seen.
 
 pub mod contract;
+pub mod identity;
 
 mod clock;
 mod eventually;

@@ -17,6 +17,7 @@ use crate::auth::{self, Tokens};
 use crate::clock::Clock;
 use crate::fleet::Fleet;
 use crate::metrics_source::MetricsSource;
+use crate::origin::JobTokens;
 use crate::reconciler::Handle;
 use crate::store::Store;
 
@@ -25,6 +26,8 @@ pub mod board;
 pub mod error;
 pub mod events;
 pub mod health;
+pub mod leases;
+mod origins;
 pub mod proxies;
 pub mod rollouts;
 pub mod sign_in;
@@ -50,6 +53,8 @@ pub struct Api {
     pub metrics: Option<Arc<dyn MetricsSource>>,
     /// Who may do what; `None` lets everybody do everything.
     pub tokens: Option<Arc<Tokens>>,
+    /// The credentials of the jobs that wait for rollouts.
+    pub job_tokens: Arc<JobTokens>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Turns true when the server stops: waits and streams end.
@@ -68,6 +73,7 @@ pub struct Api {
         rollouts::list,
         rollouts::get_one,
         rollouts::order,
+        leases::lease,
         rollouts::events,
         rollouts::services,
         rollouts::undo,
@@ -99,6 +105,7 @@ pub fn router(api: Api) -> Router {
         )
         .route("/api/v1/rollouts/{name}", get(rollouts::get_one))
         .route("/api/v1/rollouts/{name}/orders", post(rollouts::order))
+        .route("/api/v1/rollouts/{name}/lease", post(leases::lease))
         .route("/api/v1/rollouts/{name}/events", get(rollouts::events))
         .route("/api/v1/services", get(rollouts::services))
         .route("/api/v1/services/{name}/undo", post(rollouts::undo))

@@ -332,6 +332,7 @@ pub async fn run(
         handle,
         metrics,
         tokens,
+        job_tokens: Arc::default(),
         clock,
         stopping: stopped,
     };

@@ -10,6 +10,7 @@ mod explain;
 mod files;
 mod follow;
 mod health;
+mod lease;
 mod login;
 mod orders;
 mod output;
@@ -32,6 +33,7 @@ use crate::auth::read_limited;
 use crate::client::{Client, ClientError, Token, TokenError};
 use crate::metrics_source::MetricsError;
 use crate::orchestrator::swarm::VisitError;
+use crate::origin::JobToken;
 use crate::spec::Finding;
 use output::{Context, Format};
 
@@ -342,7 +344,10 @@ async fn dispatch(
         Command::Deploy(args)
         | Command::Set(rollouts::SetArgs {
             what: rollouts::SetCommand::Image(args),
-        }) => rollouts::deploy(args, context, &client()?).await,
+        }) => {
+            let client = client()?.with_job_token(JobToken::of_process());
+            rollouts::deploy(args, context, &client).await
+        }
         Command::List => rollouts::list(context, &client()?).await,
         Command::Get(args) => rollouts::get(args, context, &client()?).await,
         Command::Status(args) => rollouts::status(args, context, &client()?).await,

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use friday_tls::{Authorities, Trouble};
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -28,9 +28,10 @@ use tokio::time::timeout;
 use crate::api::types::agents::{AgentReport, AgentView};
 use crate::api::types::health::HealthView;
 use crate::api::types::{
-    DeployRequest, EventView, OrderRequest, Problem, ProxyView, RolloutSummary, RolloutView,
-    ServiceView, UndoRequest,
+    DeployRequest, EventView, LeaseOrder, OrderRequest, Problem, ProxyView, RolloutSummary,
+    RolloutView, ServiceView, UndoRequest,
 };
+use crate::origin::{JOB_TOKEN_HEADER, JobToken};
 pub use error::ClientError;
 pub use events::Changes;
 pub use sign_in::{DeviceAnswer, SessionAnswer, TokenAnswer, slower};
@@ -50,6 +51,7 @@ pub struct Client {
     transport: Transport,
     base: Url,
     token: Option<Token>,
+    job_token: Option<JobToken>,
 }
 
 impl Client {
@@ -86,6 +88,7 @@ impl Client {
             transport,
             base,
             token,
+            job_token: None,
         })
     }
 
@@ -93,6 +96,18 @@ impl Client {
     pub(crate) fn full_url(url: &str) -> Option<String> {
         let base = address(url).ok()?;
         Some(base.as_str().trim_end_matches('/').to_owned())
+    }
+
+    /// The same, and rollouts that are started by it are told to GitLab with the credential of this job, as long as it
+    /// runs. It goes to a controller at https:// or on this machine; to another it would be shown to the network.
+    #[must_use]
+    pub fn with_job_token(self, job_token: Option<JobToken>) -> Self {
+        let is_safe =
+            self.base.scheme() == "https" || self.base.host_str().is_some_and(is_loopback);
+        Self {
+            job_token: job_token.filter(|_| is_safe),
+            ..self
+        }
     }
 
     /// The controller's address, for messages.
@@ -106,7 +121,33 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]; so for all that follow.
     pub async fn deploy(&self, request: &DeployRequest) -> Result<RolloutView, ClientError> {
-        self.post("start a rollout", &["rollouts"], request).await
+        let action = "start a rollout";
+        let request = self.with_body(action, &self.at(&["rollouts"]), request)?;
+        self.answer(action, self.for_job(request)).await
+    }
+
+    /// Takes, renews or gives back the lease of the rollout with this id.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn lease(&self, id: &str, order: &LeaseOrder) -> Result<RolloutView, ClientError> {
+        let verb = match order {
+            LeaseOrder::Take { .. } => "take",
+            LeaseOrder::Renew { .. } => "renew",
+            LeaseOrder::GiveBack { .. } => "give back",
+        };
+        let action = format!("{verb} the lease of {id}");
+        let request = self.with_body(&action, &self.at(&["rollouts", id, "lease"]), order)?;
+        self.answer(&action, self.for_job(request)).await
+    }
+
+    /// The request with the job's credential, if there is one.
+    fn for_job(&self, mut request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
+        if let Some(token) = &self.job_token {
+            let name = HeaderName::from_static(JOB_TOKEN_HEADER);
+            request.headers_mut().insert(name, token.header());
+        }
+        request
     }
 
     /// Rollouts, newest first, of one service or of all.

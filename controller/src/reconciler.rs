@@ -29,11 +29,13 @@ use crate::routing;
 use crate::store::{Change, Saved, Store, StoreError};
 
 mod commit;
+mod lease;
 mod ledger;
 mod look;
 mod request;
 mod service;
 
+pub use lease::LeaseRequest;
 pub use request::{Deploy, Reply, Request, RequestError};
 
 use ledger::Ledger;
@@ -332,6 +334,7 @@ impl Reconciler {
         let mut next = saved.clone();
         let mut ledger = Ledger::of(&next.rollout);
         next.rollout = next.rollout.on(Event::Passed(passed), now);
+        lease::pass(&mut next, passed, now, &mut ledger);
         if let Some(observed) = self.observed(name, service, &next.rollout) {
             next.rollout = next.rollout.on(Event::Observed(observed), now);
         }

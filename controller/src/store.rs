@@ -12,6 +12,9 @@ use rollout::{Judge, Rollout, RolloutId, ServiceName, Timestamp, Verdict};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::lease::Lease;
+use crate::origin::Origin;
+
 pub mod sqlite;
 
 pub use sqlite::Sqlite;
@@ -27,6 +30,10 @@ pub struct Saved {
     pub judge: Option<Judge>,
     /// The last verdict.
     pub verdict: Option<Verdict>,
+    /// The job that asked for it.
+    pub origin: Option<Origin>,
+    /// Who waits for it.
+    pub lease: Option<Lease>,
 }
 
 /// An event that is yet to be written.

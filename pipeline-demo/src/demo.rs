@@ -346,6 +346,8 @@ impl Demo {
             plan: None,
             author: "demo".to_owned(),
             retry: false,
+            origin: None,
+            lease: None,
         };
         let mut view = match client.deploy(&request).await {
             Ok(view) => view,

@@ -71,6 +71,8 @@ pub fn deploy_request(spec: &str, image: &str) -> DeployRequest {
         plan: None,
         author: "test".to_owned(),
         retry: false,
+        origin: None,
+        lease: None,
     }
 }
 

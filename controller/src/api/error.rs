@@ -109,6 +109,7 @@ impl From<RequestError> for ApiError {
             RequestError::UnknownRollout { .. } => (StatusCode::NOT_FOUND, "unknown_rollout"),
             RequestError::AlreadyStable { .. } => (StatusCode::CONFLICT, "already_stable"),
             RequestError::RolledBackBefore { .. } => (StatusCode::CONFLICT, "rolled_back_before"),
+            RequestError::LeaseHeld { .. } => (StatusCode::CONFLICT, "lease_held"),
             RequestError::NotNow { .. } => (StatusCode::CONFLICT, "not_now"),
             RequestError::NoMetricsSource { .. } => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "no_metrics_source")

@@ -2,7 +2,7 @@
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use rollout::{Cause, Command, RolloutId, ServiceName};
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use super::types::{
     DeployRequest, EventView, Order, OrderRequest, Problem, RolloutSummary, RolloutView,
     SPEC_BYTES_MAX, ServiceView, UndoRequest,
 };
-use super::views;
+use super::{leases, origins, views};
 use crate::auth::{Caller, Rule, Target};
 use crate::reconciler::{Deploy, Reply, Request, RequestError};
 use crate::spec::{self, ReadOptions};
@@ -52,7 +52,7 @@ fn limit(asked: Option<u32>) -> u32 {
     asked.unwrap_or(LIMIT).clamp(1, LIMIT_MAX)
 }
 
-fn check_text(name: &str, text: &str) -> Result<(), ApiError> {
+pub(super) fn check_text(name: &str, text: &str) -> Result<(), ApiError> {
     if text.trim().is_empty() || text.len() > TEXT_MAX {
         let detail = format!(
             "{name} must have 1 to {TEXT_MAX} characters; it has {}",
@@ -82,7 +82,7 @@ fn author(caller: Option<&Extension<Caller>>, claimed: String) -> String {
 
 /// Whether a caller may do this to a rollout that there is. `grows` says whether its release goes further by it: a job may
 /// let only that of its own commit.
-fn require_for(
+pub(super) fn require_for(
     caller: Option<&Extension<Caller>>,
     rule: Rule,
     saved: &Saved,
@@ -99,13 +99,13 @@ fn require_for(
             service: rollout.service.as_str(),
             environment: &rollout.environment,
             commit,
-            project: None,
+            project: saved.origin.as_ref().map(|origin| origin.project_id),
         },
     )
 }
 
 /// Sends a request to the loop and waits for the rollout it made or moved.
-async fn ask(
+pub(super) async fn ask(
     api: &Api,
     make: impl FnOnce(Reply) -> Request,
 ) -> Result<Json<RolloutView>, ApiError> {
@@ -185,11 +185,13 @@ pub(super) async fn find(api: &Api, name: &str) -> Result<Saved, ApiError> {
 pub async fn deploy(
     State(api): State<Api>,
     caller: Option<Extension<Caller>>,
+    headers: HeaderMap,
     body: Result<Json<DeployRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
     let Json(body) = body?;
     check_text("author", &body.author)?;
     check_text("image", &body.image)?;
+    leases::check(body.origin.as_ref(), body.lease.as_ref())?;
     if body.spec.len() > SPEC_BYTES_MAX {
         let detail = format!(
             "{} has {} bytes, more than the {SPEC_BYTES_MAX} allowed",
@@ -224,6 +226,10 @@ pub async fn deploy(
         };
         caller.require_for(Rule::Operate, &target)?;
     }
+    let identity = caller
+        .as_ref()
+        .and_then(|Extension(caller)| caller.identity.as_ref());
+    let origin = origins::of(body.origin, identity)?;
     let of_job = caller
         .as_ref()
         .and_then(|Extension(caller)| caller.commit());
@@ -234,8 +240,11 @@ pub async fn deploy(
         environment,
         author: author(caller.as_ref(), body.author),
         retry: body.retry,
+        origin,
+        lease: body.lease,
     };
     let made = ask(&api, |reply| Request::Deploy(Box::new(deploy), reply)).await?;
+    leases::keep_token(&api, &headers, &made.id);
     Ok((StatusCode::CREATED, made))
 }
 

@@ -7,6 +7,9 @@ use rollout::{Ending, Phase, Release, Skipped, Timestamp, Verdict};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::lease::{Lease, Terms};
+use crate::origin::Origin;
+
 /// Starts a rollout.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -32,6 +35,12 @@ pub struct DeployRequest {
     /// Whether a release that was rolled back before may be tried again.
     #[serde(default)]
     pub retry: bool,
+    /// The job that asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Who waits for it, and what happens when they are heard no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Terms>,
 }
 
 fn friday_yml() -> String {
@@ -72,6 +81,30 @@ pub struct OrderRequest {
     /// Why, in their words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// Takes, renews or gives back the lease of a rollout.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]
+pub enum LeaseOrder {
+    /// It is mine from now on, by these terms; whoever had it before has it no more.
+    Take {
+        /// What is agreed upon.
+        terms: Terms,
+    },
+    /// I still wait.
+    Renew {
+        /// Who.
+        holder: String,
+    },
+    /// I wait no longer: what was agreed upon shall happen now.
+    GiveBack {
+        /// Who.
+        holder: String,
+        /// Why, in their words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
 }
 
 /// Goes back to an earlier release, or tries one again.
@@ -269,6 +302,12 @@ pub struct RolloutView {
     /// How it ended; `null` while it runs.
     #[schema(value_type = Option<String>)]
     pub ending: Option<Ending>,
+    /// The job that asked for it; absent where none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Who waits for it; absent where nobody has to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
     /// The number to promote or abort by, so that an order meant for an older rollout moves nothing.
     pub superseded_by: Option<String>,
 }

@@ -237,6 +237,8 @@ pub(super) fn rollout(api: &Api, saved: &Saved, service: Option<&ServiceSnapshot
         ),
         verdict: saved.verdict.clone(),
         ending: rollout.ending(),
+        origin: saved.origin.clone(),
+        lease: saved.lease.clone(),
         superseded_by,
     }
 }

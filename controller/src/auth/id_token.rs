@@ -89,6 +89,8 @@ impl Claims {
             job_id: Some(self.job_id),
             environment: self.environment.clone(),
             sha: Some(self.sha.clone()),
+            ref_name: Some(self.reference.clone()),
+            ref_is_tag: self.reference_kind == "tag",
         }
     }
 }

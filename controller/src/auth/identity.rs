@@ -30,6 +30,12 @@ pub struct Identity {
     /// The commit that the job works on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha: Option<String>,
+    /// The branch or tag that its pipeline runs for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ref_name: Option<String>,
+    /// Whether that is a tag.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ref_is_tag: bool,
 }
 
 impl Identity {
@@ -40,6 +46,24 @@ impl Identity {
             (Some(job), Some(path)) => format!("{} by job {job} of {path}", self.login),
             (Some(job), None) => format!("{} by job {job}", self.login),
             (None, _) => self.login.clone(),
+        }
+    }
+
+    /// A person who acts without a job.
+    #[must_use]
+    pub fn of_person(provider: &str, user_id: Option<u64>, login: &str) -> Self {
+        Self {
+            provider: provider.to_owned(),
+            user_id,
+            login: login.to_owned(),
+            project_id: None,
+            project_path: None,
+            pipeline_id: None,
+            job_id: None,
+            environment: None,
+            sha: None,
+            ref_name: None,
+            ref_is_tag: false,
         }
     }
 
@@ -66,16 +90,8 @@ mod tests {
 
     #[test]
     fn people_are_told_apart_by_number_and_who_has_none_is_nobody_for_certain() {
-        let person = |user_id, login: &str| Identity {
-            provider: "https://gitlab.example.com".to_owned(),
-            user_id,
-            login: login.to_owned(),
-            project_id: None,
-            project_path: None,
-            pipeline_id: None,
-            job_id: None,
-            environment: None,
-            sha: None,
+        let person = |user_id, login: &str| {
+            Identity::of_person("https://gitlab.example.com", user_id, login)
         };
         let (dana, renamed) = (person(Some(42), "dana"), person(Some(42), "dan"));
         let (eve, unknown) = (person(Some(7), "dana"), person(None, "dana"));

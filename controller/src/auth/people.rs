@@ -432,17 +432,7 @@ impl SignIn {
             .flatten()
             .filter_map(|group| group.as_str().map(str::to_owned))
             .collect();
-        let identity = Identity {
-            provider: provider.issuer().to_owned(),
-            user_id: digits(found),
-            login: login.to_owned(),
-            project_id: None,
-            project_path: None,
-            pipeline_id: None,
-            job_id: None,
-            environment: None,
-            sha: None,
-        };
+        let identity = Identity::of_person(provider.issuer(), digits(found), login);
         let grants = self.people.of(login, &groups);
         let Some(caller) = Caller::of_identity(identity, grants, None) else {
             return Err(Refusal::NotGranted {

@@ -6,11 +6,13 @@ use clap::{Args, Subcommand};
 use rollout::Ending;
 
 use super::follow::{Patience, Screen, until_ended};
+use super::lease::{Held, LeaseArgs, told_to_stop};
 use super::output::{Context, Format, Paint, plain, table};
 use super::tree::{Health, tree};
-use super::{AuthorArgs, Usage, Wrong, name};
+use super::{AuthorArgs, GivenUp, Usage, Wrong, name};
 use crate::api::types::{DeployRequest, RolloutSummary, RolloutView, SPEC_BYTES_MAX, ServiceView};
 use crate::client::Client;
+use crate::origin::Origin;
 use crate::spec::{self, ReadOptions};
 use crate::words;
 
@@ -39,6 +41,8 @@ pub(super) struct DeployArgs {
     author: AuthorArgs,
     #[command(flatten)]
     wait: WaitArgs,
+    #[command(flatten)]
+    lease: LeaseArgs,
 }
 
 /// Whether to wait for the end.
@@ -133,6 +137,10 @@ pub(super) async fn deploy(
         environment: environment.as_deref(),
     };
     spec::read(&text, &spec_name, &options).map_err(Wrong)?;
+    let origin = Origin::from_environment(&|name| std::env::var(name).ok());
+    let lease = args
+        .lease
+        .terms(args.wait.wait, context.in_ci, origin.as_ref())?;
     let request = DeployRequest {
         spec: text,
         spec_name,
@@ -142,9 +150,27 @@ pub(super) async fn deploy(
         plan,
         author: args.author.author(),
         retry: args.retry,
+        origin,
+        lease,
     };
     let started = client.deploy(&request).await?;
-    started_then_wait(started, &args.wait, context, client).await
+    let terms = request.lease.filter(|_| started.ending.is_none());
+    let Some(terms) = terms else {
+        return started_then_wait(started, &args.wait, context, client).await;
+    };
+    let id = started.id.clone();
+    let held = Held::new(&id, &terms, client, context);
+    let outcome = tokio::select! {
+        outcome = started_then_wait(started, &args.wait, context, client) => outcome,
+        () = told_to_stop() => return held.end("its job was told to stop").await,
+        never = held.keep() => match never {},
+    };
+    match outcome {
+        Err(error) if error.is::<GivenUp>() => {
+            held.end("its job gave up waiting (--timeout)").await
+        }
+        outcome => outcome,
+    }
 }
 
 /// Says what was started, and waits for it if that is wanted.

@@ -5,8 +5,11 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::Reconciler;
+use super::lease::LeaseRequest;
 use super::ledger::{Ledger, describe};
+use crate::lease::{Lease, Terms};
 use crate::orchestrator::{OrchestratorError, ServiceState};
+use crate::origin::Origin;
 use crate::store::{Change, NewEvent, Saved, StoreError};
 
 /// What a person, or a pipeline, asks of the loop.
@@ -37,6 +40,15 @@ pub enum Request {
         by: String,
         /// In their words.
         reason: Option<String>,
+        /// Where the answer goes.
+        reply: Reply,
+    },
+    /// Somebody waits for a running one, or no longer does.
+    Lease {
+        /// Which.
+        id: RolloutId,
+        /// What.
+        request: LeaseRequest,
         /// Where the answer goes.
         reply: Reply,
     },
@@ -71,6 +83,10 @@ pub struct Deploy {
     pub author: String,
     /// Whether a release that was rolled back before may be tried again.
     pub retry: bool,
+    /// The job that asks for it.
+    pub origin: Option<Origin>,
+    /// Who waits for it; without them it needs nobody.
+    pub lease: Option<Terms>,
 }
 
 /// All that a new rollout is made of, but its name.
@@ -82,6 +98,8 @@ struct Start {
     stable: Release,
     canary: Release,
     full: bool,
+    origin: Option<Origin>,
+    lease: Option<Terms>,
 }
 
 /// Why a request was not carried out.
@@ -135,6 +153,16 @@ pub enum RequestError {
         /// Where it is.
         state: String,
     },
+    /// Somebody else waits for it.
+    #[error(
+        "{rollout} is waited for by {holder:?}: its lease is not yours to renew or give back; `friday status {rollout}` waits without one"
+    )]
+    LeaseHeld {
+        /// The rollout.
+        rollout: RolloutId,
+        /// Who.
+        holder: String,
+    },
     /// There is nothing to go back to.
     #[error("{service} has no {what}")]
     NoSuchRelease {
@@ -179,6 +207,7 @@ impl Reconciler {
                 reason,
                 reply,
             } => (reply, self.undo(&service, to, by, reason).await),
+            Request::Lease { id, request, reply } => (reply, self.lease(&id, request).await),
             Request::Retry {
                 service,
                 by,
@@ -224,7 +253,12 @@ impl Reconciler {
             && saved.rollout.canary.id == canary.id
             && !matches!(saved.rollout.phase, Phase::RollingBack { .. })
         {
-            return Ok(saved.rollout.id.clone());
+            let id = saved.rollout.id.clone();
+            // A job that was started again waits for what the one before it began.
+            if let Some(terms) = deploy.lease {
+                self.lease(&id, LeaseRequest::Take(terms)).await?;
+            }
+            return Ok(id);
         }
         let stable = self.stable_release(&name, &state);
         if stable.id == canary.id && running.is_none() {
@@ -253,6 +287,8 @@ impl Reconciler {
             spec,
             environment,
             author,
+            origin,
+            lease,
             ..
         } = deploy;
         self.begin(Start {
@@ -263,6 +299,8 @@ impl Reconciler {
             stable,
             canary,
             full: false,
+            origin,
+            lease,
         })
         .await
     }
@@ -305,6 +343,8 @@ impl Reconciler {
             stable,
             canary,
             full,
+            origin,
+            lease,
         } = start;
         let name = spec.service.clone();
         if !full && !spec.guard.checks.is_empty() && !self.checks.can_ask() {
@@ -337,7 +377,7 @@ impl Reconciler {
         let started = json!({
             "service": name, "image": rollout.canary.image, "digest": rollout.canary.digest,
             "commit": rollout.canary.commit, "stable": rollout.stable, "environment": rollout.environment,
-            "full": full, "reason": reason, "spec": rollout.spec,
+            "full": full, "reason": reason, "spec": rollout.spec, "origin": origin, "lease": lease,
         });
         change.events.push(NewEvent {
             rollout: Some(id.clone()),
@@ -363,6 +403,8 @@ impl Reconciler {
             rollout,
             judge: None,
             verdict: None,
+            origin,
+            lease: lease.map(Lease::new),
         });
         self.commit(change, false).await??;
         tracing::info!(rollout = %id, "started");
@@ -383,25 +425,12 @@ impl Reconciler {
             .find(|saved| saved.rollout.id == *id);
         let (order, data) = describe(&command, reason);
         let Some(saved) = found.cloned() else {
-            let Some(ended) = self.store.rollout(id).await? else {
-                let newest = self.store.history(None, 10).await?;
-                let known: Vec<String> = newest
-                    .iter()
-                    .map(|saved| saved.rollout.id.to_string())
-                    .collect();
-                return Err(RequestError::UnknownRollout {
-                    name: id.to_string(),
-                    known: known.join(", "),
-                });
-            };
-            let state = format!("has ended ({})", ended.rollout.phase.name());
-            return Err(RequestError::NotNow {
-                order,
-                rollout: id.clone(),
-                state,
-            });
+            return Err(self.not_running(id, order).await?);
         };
         let mut next = saved.clone();
+        if let Some(lease) = &mut next.lease {
+            lease.person();
+        }
         next.rollout = next
             .rollout
             .on(Event::Ordered(command.clone()), self.clock.now());
@@ -428,6 +457,30 @@ impl Reconciler {
             outcome => outcome?,
         }
         Ok(id.clone())
+    }
+
+    /// Why nothing can be ordered of a rollout that does not run.
+    pub(super) async fn not_running(
+        &self,
+        id: &RolloutId,
+        order: &'static str,
+    ) -> Result<RequestError, StoreError> {
+        let Some(ended) = self.store.rollout(id).await? else {
+            let newest = self.store.history(None, 10).await?;
+            let known: Vec<String> = newest
+                .iter()
+                .map(|saved| saved.rollout.id.to_string())
+                .collect();
+            return Ok(RequestError::UnknownRollout {
+                name: id.to_string(),
+                known: known.join(", "),
+            });
+        };
+        Ok(RequestError::NotNow {
+            order,
+            rollout: id.clone(),
+            state: format!("has ended ({})", ended.rollout.phase.name()),
+        })
     }
 
     async fn undo(
@@ -486,6 +539,8 @@ impl Reconciler {
             stable,
             canary: target,
             full: true,
+            origin: None,
+            lease: None,
         })
         .await
     }
@@ -535,6 +590,8 @@ impl Reconciler {
             stable,
             canary,
             full: false,
+            origin: None,
+            lease: None,
         })
         .await
     }

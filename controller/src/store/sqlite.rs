@@ -166,23 +166,25 @@ impl Sqlite {
             return Err(StoreError::Fenced { ours: term, theirs });
         }
         for saved in &change.started {
-            sqlx::query("INSERT INTO rollouts (id, service, number, ended, canary, body) VALUES (?, ?, ?, 0, ?, '{}')")
+            sqlx::query("INSERT INTO rollouts (id, service, number, ended, canary, body, origin) VALUES (?, ?, ?, 0, ?, '{}', ?)")
                 .bind(saved.rollout.id.as_str())
                 .bind(saved.rollout.service.as_str())
                 .bind(i64::try_from(saved.number).unwrap_or(i64::MAX))
                 .bind(saved.rollout.canary.id.as_str())
+                .bind(saved.origin.as_ref().map(json))
                 .execute(&mut *tx)
                 .await
                 .map_err(failed)?;
         }
         for saved in change.started.iter().chain(&change.rollouts) {
             let ending = saved.rollout.ending().map(|ending| json(&ending));
-            sqlx::query("UPDATE rollouts SET ended = ?, ending = ?, body = ?, judge = ?, verdict = ? WHERE id = ?")
+            sqlx::query("UPDATE rollouts SET ended = ?, ending = ?, body = ?, judge = ?, verdict = ?, lease = ? WHERE id = ?")
                 .bind(i64::from(saved.rollout.phase.is_ended()))
                 .bind(ending)
                 .bind(json(&saved.rollout))
                 .bind(saved.judge.as_ref().map(json))
                 .bind(saved.verdict.as_ref().map(json))
+                .bind(saved.lease.as_ref().map(json))
                 .bind(saved.rollout.id.as_str())
                 .execute(&mut *tx)
                 .await
@@ -274,7 +276,7 @@ fn is_transient_open(error: &dyn sqlx::error::DatabaseError) -> bool {
         .is_some_and(|code| matches!(code.as_ref(), "5" | "6" | "14" | SQLITE_FULL))
 }
 
-const ROLLOUT: &str = "SELECT id, number, body, judge, verdict FROM rollouts";
+const ROLLOUT: &str = "SELECT id, number, body, judge, verdict, origin, lease FROM rollouts";
 
 impl Sqlite {
     fn saved(&self, row: &SqliteRow) -> Result<Saved, StoreError> {
@@ -303,11 +305,21 @@ impl Sqlite {
             .map(|text| serde_json::from_str(&text))
             .transpose()
             .map_err(|error| corrupt("verdict", error.to_string()))?;
+        let origin = text("origin")?
+            .map(|text| serde_json::from_str(&text))
+            .transpose()
+            .map_err(|error| corrupt("origin", error.to_string()))?;
+        let lease = text("lease")?
+            .map(|text| serde_json::from_str(&text))
+            .transpose()
+            .map_err(|error| corrupt("lease", error.to_string()))?;
         Ok(Saved {
             number: u64::try_from(number).unwrap_or(0),
             rollout,
             judge,
             verdict,
+            origin,
+            lease,
         })
     }
 

@@ -178,6 +178,8 @@ pub(crate) fn view(phase: Phase, verdict: Option<Verdict>) -> RolloutView {
         checks: Vec::new(),
         verdict,
         ending: rollout.ending(),
+        origin: None,
+        lease: None,
         superseded_by: None,
         phase: rollout.phase,
     }

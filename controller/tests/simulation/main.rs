@@ -15,6 +15,7 @@ mod crashes;
 mod first_step;
 mod health;
 mod identities;
+mod leases;
 mod orders;
 mod stories;
 mod tokens;

@@ -290,6 +290,20 @@ impl Tokens {
         }))
     }
 
+    /// Whether a caller's job still runs, where that is to be asked before a release goes further.
+    ///
+    /// # Errors
+    /// It does not, or nobody knows.
+    pub(crate) async fn check_running(&self, caller: &Caller) -> Result<(), ApiError> {
+        let (Some(identities), Some(identity)) = (&self.identities, &caller.identity) else {
+            return Ok(());
+        };
+        identities.check_running(identity).await.map_err(|refusal| {
+            tracing::warn!(caller = %caller.name, rule = refusal.rule(), error = %refusal, "refused");
+            refusal.into()
+        })
+    }
+
     /// The identities, if there are any.
     pub(crate) fn identities(&self) -> Option<&Identities> {
         self.identities.as_ref()

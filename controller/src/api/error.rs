@@ -127,6 +127,8 @@ impl From<Refusal> for ApiError {
         let detail = format!("rule {:?}: {refusal}", refusal.rule());
         let (status, code) = if matches!(refusal, Refusal::NoKeys { .. }) {
             (StatusCode::SERVICE_UNAVAILABLE, "keys_unreachable")
+        } else if matches!(refusal, Refusal::JobUnknown { .. }) {
+            (StatusCode::SERVICE_UNAVAILABLE, "job_unknown")
         } else if refusal.is_about_the_token() {
             (StatusCode::UNAUTHORIZED, "token_refused")
         } else {

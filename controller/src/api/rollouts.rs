@@ -80,28 +80,32 @@ fn author(caller: Option<&Extension<Caller>>, claimed: String) -> String {
     }
 }
 
-/// Whether a caller may do this to a rollout that there is. `grows` says whether its release goes further by it: a job may
-/// let only that of its own commit.
-pub(super) fn require_for(
+/// Whether a caller may do this to the rollout of this name, or to the newest of the service of this name. `grows` says
+/// whether its release goes further by it: a job may let only that of its own commit, while it runs. A token of ours was
+/// asked for its role before.
+pub(super) async fn require_for(
+    api: &Api,
     caller: Option<&Extension<Caller>>,
     rule: Rule,
-    saved: &Saved,
+    name: &str,
     grows: bool,
 ) -> Result<(), ApiError> {
-    let Some(Extension(caller)) = caller else {
+    let Some(Extension(caller)) = caller.filter(|caller| caller.identity.is_some()) else {
         return Ok(());
     };
+    let saved = find(api, name).await?;
     let rollout = &saved.rollout;
-    let commit = rollout.canary.commit.as_deref().filter(|_| grows);
-    caller.require_for(
-        rule,
-        &Target {
-            service: rollout.service.as_str(),
-            environment: &rollout.environment,
-            commit,
-            project: saved.origin.as_ref().map(|origin| origin.project_id),
-        },
-    )
+    let target = Target {
+        service: rollout.service.as_str(),
+        environment: &rollout.environment,
+        commit: rollout.canary.commit.as_deref().filter(|_| grows),
+        project: saved.origin.as_ref().map(|origin| origin.project_id),
+    };
+    caller.require_for(rule, &target)?;
+    match &api.tokens {
+        Some(tokens) if grows => tokens.check_running(caller).await,
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Sends a request to the loop and waits for the rollout it made or moved.
@@ -309,12 +313,9 @@ pub async fn order(
         Order::Pause | Order::Abort => (Rule::Operate, false),
     };
     if let Some(Extension(who)) = &caller {
-        if who.identity.is_some() {
-            require_for(caller.as_ref(), rule, &find(&api, &name).await?, grows)?;
-        } else {
-            who.require(rule)?;
-        }
+        who.require(rule)?;
     }
+    require_for(&api, caller.as_ref(), rule, &name, grows).await?;
     let by = author(caller.as_ref(), by);
     let command = match order {
         Order::Promote => Command::Promote,
@@ -400,11 +401,9 @@ pub async fn undo(
     let Json(UndoRequest { to, by, reason }) = body?;
     check_words(&by, reason.as_deref())?;
     let service = service_name(&name)?;
-    if caller.as_ref().is_some_and(|who| who.identity.is_some()) {
-        // Back is never further: no commit is asked for.
-        let last = find(&api, service.as_str()).await?;
-        require_for(caller.as_ref(), Rule::Operate, &last, false)?;
-    }
+    // Back is never further: no commit is asked for.
+    let who = caller.as_ref();
+    require_for(&api, who, Rule::Operate, service.as_str(), false).await?;
     let by = author(caller.as_ref(), by);
     let made = ask(&api, |reply| Request::Undo {
         service,
@@ -429,10 +428,8 @@ pub async fn retry(
     let Json(UndoRequest { by, reason, .. }) = body?;
     check_words(&by, reason.as_deref())?;
     let service = service_name(&name)?;
-    if caller.as_ref().is_some_and(|who| who.identity.is_some()) {
-        let last = find(&api, service.as_str()).await?;
-        require_for(caller.as_ref(), Rule::Operate, &last, true)?;
-    }
+    let who = caller.as_ref();
+    require_for(&api, who, Rule::Operate, service.as_str(), true).await?;
     let by = author(caller.as_ref(), by);
     let made = ask(&api, |reply| Request::Retry {
         service,

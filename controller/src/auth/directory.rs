@@ -59,6 +59,9 @@ pub(super) struct Directory {
 pub(super) struct Jobs {
     /// What their tokens must be.
     pub(super) policy: IdTokenPolicy,
+    /// File of a token that may read jobs: with it, GitLab is asked whether a job still runs before a release goes further
+    /// by it. ID tokens outlive their jobs.
+    pub(super) running_token_file: Option<PathBuf>,
     /// What is granted to the jobs of each project.
     pub(super) grants: Vec<(u64, Grant)>,
 }
@@ -169,6 +172,7 @@ fn jobs(mut fields: Fields<'_>, issuer: String, findings: &mut Findings) -> Opti
     let audience = fields.required("audience", expected, findings);
     let audience = audience.and_then(|value| value.text(expected, findings, name));
     let lifetime = fields.duration("lifetime", LIFETIME_MAX, findings).value;
+    let running_token_file = file(&mut fields, "running_token_file", findings);
     let grants = grants(&mut fields, findings, |fields, findings| {
         let expected = "the project's number, as its page shows it";
         let project = fields.required("project", expected, findings);
@@ -188,6 +192,7 @@ fn jobs(mut fields: Fields<'_>, issuer: String, findings: &mut Findings) -> Opti
             lifetime_max: lifetime,
             projects,
         },
+        running_token_file,
         grants,
     })
 }

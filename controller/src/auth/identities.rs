@@ -8,6 +8,7 @@ use super::Caller;
 use super::directory::{self, Directory};
 use super::file::read_limited;
 use super::id_token::verify;
+use super::identity::Identity;
 use super::jws::Unverified;
 use super::keys::Keys;
 use super::people::{Back, Next, OnDevice, SignIn, SignInError, SignedIn};
@@ -17,6 +18,7 @@ use super::replay::Seen;
 use super::sessions::Secret;
 use crate::api::types::SPEC_BYTES_MAX;
 use crate::clock::Clock;
+use crate::reconciler::chain;
 use crate::yaml::Finding;
 
 /// Largest file of an application's secret.
@@ -49,6 +51,8 @@ pub struct Identities {
     keys: Keys,
     seen: Seen,
     sign_in: Option<SignIn>,
+    /// What GitLab is asked with whether a job still runs, if it is asked.
+    running: Option<Secret>,
     clock: Arc<dyn Clock>,
 }
 
@@ -79,7 +83,14 @@ impl Identities {
                 Some(SignIn::new(people.clone(), secret, Arc::clone(&clock)))
             }
         };
+        let running = directory
+            .jobs
+            .as_ref()
+            .and_then(|jobs| jobs.running_token_file.as_ref())
+            .map(|file| read(file, SECRET_BYTES_MAX))
+            .transpose()?;
         Ok(Self {
+            running: running.map(|text| Secret(text.trim().to_owned())),
             directory,
             provider,
             keys: Keys::new(Arc::clone(&clock)),
@@ -108,6 +119,23 @@ impl Identities {
         let (id, path) = (claims.project_id, claims.project_path.clone());
         Caller::of_identity(claims.identity(), grants, Some(claims))
             .ok_or(Refusal::Project { id, path })
+    }
+
+    /// Whether the caller's job still runs, if that is to be asked; its token may outlive it.
+    pub(super) async fn check_running(&self, identity: &Identity) -> Result<(), Refusal> {
+        let (Some(Secret(token)), Some(project), Some(job)) =
+            (&self.running, identity.project_id, identity.job_id)
+        else {
+            return Ok(());
+        };
+        match self.provider.job_state(project, job, token).await {
+            Ok(state) if state == "running" => Ok(()),
+            Ok(state) => Err(Refusal::JobOver { job, state }),
+            Err(error) => {
+                tracing::warn!(job, error = %chain(&error), "whether a job still runs cannot be asked");
+                Err(Refusal::JobUnknown { job })
+            }
+        }
     }
 
     /// Signing in, if people are let in.

@@ -172,6 +172,29 @@ impl Provider {
         serde_json::from_slice(&body).map_err(|error| malformed(url.as_str(), &error))
     }
 
+    /// What GitLab says of a job (`GET /projects/:id/jobs/:job_id`), asked with a token that may read it.
+    pub(super) async fn job_state(
+        &self,
+        project: u64,
+        job: u64,
+        token: &str,
+    ) -> Result<String, ProviderError> {
+        let text = format!("{}/api/v4/projects/{project}/jobs/{job}", self.issuer);
+        let url = Url::parse(&text).map_err(|error| malformed(&text, &error))?;
+        let mut request = request(Method::GET, &url, Bytes::new());
+        let mut shown = HeaderValue::try_from(token)
+            .map_err(|_| malformed(&text, &"the token for it is no header"))?;
+        shown.set_sensitive(true);
+        request.headers_mut().insert("private-token", shown);
+        let body = self.exchange(&url, request).await?;
+        let said: Value =
+            serde_json::from_slice(&body).map_err(|error| malformed(&text, &error))?;
+        let state = said.get("status").and_then(Value::as_str);
+        state
+            .map(|state| state.chars().take(40).collect())
+            .ok_or_else(|| malformed(&text, &"it has no status"))
+    }
+
     /// Sends a form, as the token endpoint wants it (RFC 6749, appendix B).
     pub(super) async fn post(
         &self,

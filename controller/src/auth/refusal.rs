@@ -190,6 +190,12 @@ pub enum Refusal {
         /// What GitLab says of it.
         state: String,
     },
+    /// Whether the job still runs cannot be asked now.
+    #[error("whether job {job} still runs cannot be asked now; try again in a moment")]
+    JobUnknown {
+        /// Which.
+        job: u64,
+    },
 }
 
 impl Refusal {
@@ -225,7 +231,7 @@ impl Refusal {
             Self::Commit { .. } => "commit",
             Self::Definition { .. } => "definition",
             Self::OtherProject { .. } => "own-project",
-            Self::JobOver { .. } => "job-running",
+            Self::JobOver { .. } | Self::JobUnknown { .. } => "job-running",
         }
     }
 
@@ -261,7 +267,8 @@ impl Refusal {
             | Self::Commit { .. }
             | Self::Definition { .. }
             | Self::OtherProject { .. }
-            | Self::JobOver { .. } => false,
+            | Self::JobOver { .. }
+            | Self::JobUnknown { .. } => false,
         }
     }
 }

@@ -42,9 +42,11 @@ async fn guarded() -> (World, Provider, String) {
         "issuer: {}
 jobs:
   audience: https://cd.example.com
+  running_token_file: {}
   grants:
     - {{ project: 4711, role: operator, services: [web], environments: [production], refs: [main] }}
     - {{ project: 8888, role: viewer }}
+    - {{ project: 9000, role: operator, services: [web], environments: [production] }}
 people:
   client: {CLIENT}
   secret_file: {}
@@ -54,6 +56,7 @@ people:
     - {{ group: acme/all, role: viewer }}
 ",
         provider.issuer(),
+        secret.display(),
         secret.display()
     );
     std::fs::write(&file, text).unwrap();
@@ -170,7 +173,12 @@ async fn a_job_releases_its_own_commit_where_it_was_let_in() {
     }
 
     let job = [("authorization", good.as_str())];
-    let body = deploy("production", SHA);
+    let mut body = deploy("production", SHA);
+    body["origin"] = json!({ "project_id": 4711, "pipeline_id": 1, "job_id": 500_123, "sha": SHA });
+    let (_, problem) = ask(&world, "POST", rollouts, &job, body.clone()).await;
+    assert_eq!(rule(&problem), "origin");
+    body["origin"]["pipeline_id"] = 90_001.into();
+    body["origin"]["user_id"] = 1.into();
     let (head, made) = answer(&mut world, request("POST", rollouts, &job, &body)).await;
     assert_eq!(head.status, StatusCode::CREATED, "{made}");
     assert_eq!(made["author"], "dana by job 500123 of acme/shop");
@@ -187,11 +195,17 @@ async fn a_job_releases_its_own_commit_where_it_was_let_in() {
     assert_eq!(rule(&problem), "commit");
     let (_, problem) = ask(&world, "POST", orders, &headers, order("approve")).await;
     assert_eq!(rule(&problem), "approve");
-    let (head, _) = answer(
-        &mut world,
-        request("POST", orders, &headers, &order("abort")),
-    )
-    .await;
+    let other = json!({ "project_id": "9000", "job_project_id": "9000", "jti": "other" });
+    let other = bearer(&provider.job_token(&claims(other)));
+    let others = [("authorization", other.as_str())];
+    let (_, problem) = ask(&world, "POST", orders, &others, order("abort")).await;
+    assert_eq!(rule(&problem), "own-project");
+    // A token outlives its job. Who may go further is asked of GitLab; back goes without.
+    provider.set_job_state("canceled");
+    let (_, problem) = ask(&world, "POST", orders, &job, order("promote_full")).await;
+    assert_eq!(rule(&problem), "job-running");
+    let back = request("POST", orders, &headers, &order("abort"));
+    let (head, _) = answer(&mut world, back).await;
     assert_eq!(head.status, StatusCode::OK);
     // The machine's token is as good as ever.
     let machine = bearer(&machine);

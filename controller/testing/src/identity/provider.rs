@@ -50,6 +50,8 @@ struct House {
     person: Person,
     is_failing: bool,
     has_confirmed: bool,
+    /// What is said of every job.
+    job_state: String,
     key_requests: usize,
     codes: BTreeMap<String, Agreed>,
     /// Access and refresh tokens that are good.
@@ -87,6 +89,7 @@ impl Provider {
             person,
             is_failing: false,
             has_confirmed: false,
+            job_state: "running".to_owned(),
             key_requests: 0,
             codes: BTreeMap::new(),
             tokens: BTreeSet::new(),
@@ -98,6 +101,7 @@ impl Provider {
             .route("/oauth/token", post(token))
             .route("/oauth/userinfo", get(user))
             .route("/oauth/authorize_device", post(device))
+            .route("/api/v4/projects/{project}/jobs/{job}", get(job))
             .with_state(Arc::clone(&house));
         let task = tokio::spawn(async move {
             axum::serve(listener, router)
@@ -146,6 +150,11 @@ impl Provider {
     /// The person confirms the code of the other device.
     pub fn confirm(&self) {
         self.house().has_confirmed = true;
+    }
+
+    /// Every job is in this state from now on.
+    pub fn set_job_state(&self, state: &str) {
+        self.house().job_state = state.to_owned();
     }
 
     /// How often the keys were asked for.
@@ -319,6 +328,20 @@ async fn user(State(house): State<Arc<Mutex<House>>>, headers: HeaderMap) -> Res
         "sub": person.id.to_string(), "nickname": person.login, "groups": person.groups,
     }))
     .into_response()
+}
+
+async fn job(State(house): State<Arc<Mutex<House>>>, headers: HeaderMap) -> Response {
+    let house = held(&house);
+    if house.is_failing {
+        return failure();
+    }
+    if headers
+        .get("private-token")
+        .is_none_or(|token| token != CLIENT_SECRET)
+    {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    Json(json!({ "id": 500_123, "status": house.job_state })).into_response()
 }
 
 fn form(body: &str) -> BTreeMap<String, String> {

@@ -172,12 +172,20 @@ impl Caller {
     /// How the event log names the author of a command who says to be `claimed`: first who it certainly is.
     #[must_use]
     pub fn author(&self, claimed: &str) -> String {
-        let login = self.identity.as_ref().map(|who| who.login.as_str());
-        if claimed == self.name || claimed == "unknown" || login == Some(claimed) {
+        // Of an identity more is certain than anybody could claim.
+        let is_certain = self.identity.is_some();
+        if claimed == self.name || claimed == "unknown" || is_certain {
             self.name.clone()
         } else {
             format!("{} (for {claimed})", self.name)
         }
+    }
+
+    /// How people call it: a person's login, or a token's name.
+    #[must_use]
+    pub fn login(&self) -> &str {
+        let identity = self.identity.as_ref();
+        identity.map_or(&self.name, |identity| &identity.login)
     }
 
     /// The role that counts for a rule. What is about no service, and so about every one, takes a role that holds everywhere.

@@ -34,7 +34,7 @@ use crate::api::types::{
 use crate::origin::{JOB_TOKEN_HEADER, JobToken};
 pub use error::ClientError;
 pub use events::Changes;
-pub use sign_in::{DeviceAnswer, SessionAnswer, TokenAnswer, slower};
+pub use sign_in::{DeviceAnswer, Look, SessionAnswer, TokenAnswer, slower};
 pub use token::{Token, TokenError};
 pub use transport::TransportError;
 use transport::{Transport, Trust, is_loopback};

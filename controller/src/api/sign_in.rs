@@ -242,7 +242,7 @@ async fn session(State(api): State<Api>, headers: HeaderMap) -> Response {
                     .and_then(Identities::sign_in)
                     .map(|sign_in| format!("{}/auth/login", sign_in.url())),
                 role: caller.as_ref().map(|caller| caller.role),
-                name: caller.map(|caller| caller.name),
+                name: caller.map(|caller| caller.login().to_owned()),
             }
         }
     };
@@ -285,7 +285,7 @@ impl From<SignedIn> for TokenView {
         Self {
             token: signed_in.token.0,
             expires_seconds: signed_in.good_for.as_secs(),
-            name: signed_in.caller.name,
+            name: signed_in.caller.login().to_owned(),
             role: signed_in.caller.role,
         }
     }

@@ -6,7 +6,7 @@
 use rollout::{Duration, Timestamp};
 use serde_json::Value;
 
-use super::identity::Identity;
+use super::identity::{Identity, is_login};
 use super::jws::{KeySet, Members, Unverified};
 use super::refusal::Refusal;
 
@@ -52,7 +52,7 @@ pub struct Claims {
     /// The job.
     pub job_id: u64,
     /// Who started the job.
-    pub user_id: Option<u64>,
+    pub user_id: u64,
     /// Their login.
     pub user_login: String,
     /// The commit.
@@ -81,7 +81,7 @@ impl Claims {
     pub fn identity(&self) -> Identity {
         Identity {
             provider: self.issuer.clone(),
-            user_id: self.user_id,
+            user_id: Some(self.user_id),
             login: self.user_login.clone(),
             project_id: Some(self.project_id),
             project_path: Some(self.project_path.clone()),
@@ -226,10 +226,10 @@ fn read(members: &Members, expires: i64) -> Result<Claims, Refusal> {
         None | Some(Value::Null) => None,
         Some(id) => Some(id.as_u64().ok_or(Refusal::Claim("runner_id"))?),
     };
-    let user_id = match members.text_if_any("user_id")? {
-        None => None,
-        Some(_) => Some(members.number("user_id")?),
-    };
+    let user_login = text("user_login")?;
+    if !is_login(&user_login) {
+        return Err(Refusal::Claim("user_login"));
+    }
     Ok(Claims {
         issuer: text("iss")?,
         token_id: text("jti")?,
@@ -239,8 +239,8 @@ fn read(members: &Members, expires: i64) -> Result<Claims, Refusal> {
         pipeline_id,
         pipeline_source: text("pipeline_source")?,
         job_id,
-        user_id,
-        user_login: text("user_login")?,
+        user_id: members.number("user_id")?,
+        user_login,
         sha,
         reference: text("ref")?,
         reference_kind: text("ref_type")?,

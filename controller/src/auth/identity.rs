@@ -39,13 +39,13 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// How the event log names it.
+    /// How the event log names it: the number, which is certain and never another's, then the login, for people to read. One
+    /// person has one name, whichever job acts for them: four eyes are two names.
     #[must_use]
     pub fn name(&self) -> String {
-        match (self.job_id, &self.project_path) {
-            (Some(job), Some(path)) => format!("{} by job {job} of {path}", self.login),
-            (Some(job), None) => format!("{} by job {job}", self.login),
-            (None, _) => self.login.clone(),
+        match self.user_id {
+            Some(id) => format!("gitlab user {id} (for {})", self.login),
+            None => self.login.clone(),
         }
     }
 
@@ -84,6 +84,12 @@ impl Identity {
     }
 }
 
+/// Whether a login is one that GitLab gives: it stands in the event log, where a bracket would mean something.
+pub(super) fn is_login(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    (1..=255).contains(&text.len()) && text.bytes().all(is_plain)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,12 +104,12 @@ mod tests {
         assert!(dana.is_same_person(&renamed) && !dana.is_another_person(&renamed));
         assert!(dana.is_another_person(&eve) && !dana.is_same_person(&eve));
         assert!(!dana.is_another_person(&unknown) && !dana.is_same_person(&unknown));
-        assert_eq!(dana.name(), "dana");
+        assert_eq!(dana.name(), "gitlab user 42 (for dana)");
         let job = Identity {
             job_id: Some(5),
             project_path: Some("acme/shop".to_owned()),
-            ..dana
+            ..dana.clone()
         };
-        assert_eq!(job.name(), "dana by job 5 of acme/shop");
+        assert_eq!(job.name(), dana.name(), "whichever job acts for them");
     }
 }

@@ -18,7 +18,7 @@ use subtle::ConstantTimeEq as _;
 use super::Caller;
 use super::directory::People;
 use super::id_token::{check_audience, check_issuer, check_times};
-use super::identity::Identity;
+use super::identity::{Identity, is_login};
 use super::jws::{Members, Unverified, digits};
 use super::keys::Keys;
 use super::provider::{Provider, ProviderError};
@@ -423,7 +423,7 @@ impl SignIn {
             return Err(Refusal::Claim("sub").into());
         }
         let login = text(&user, "nickname").or_else(|_| text(&user, "preferred_username"))?;
-        if login.len() > 255 || login.chars().any(char::is_control) {
+        if !is_login(login) {
             return Err(Refusal::Claim("nickname").into());
         }
         let groups = user.get("groups").and_then(Value::as_array);
@@ -432,7 +432,9 @@ impl SignIn {
             .flatten()
             .filter_map(|group| group.as_str().map(str::to_owned))
             .collect();
-        let identity = Identity::of_person(provider.issuer(), digits(found), login);
+        // Four eyes are counted by number.
+        let id = digits(found).ok_or(Refusal::Claim("sub"))?;
+        let identity = Identity::of_person(provider.issuer(), Some(id), login);
         let grants = self.people.of(login, &groups);
         let Some(caller) = Caller::of_identity(identity, grants, None) else {
             return Err(Refusal::NotGranted {

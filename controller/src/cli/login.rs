@@ -14,7 +14,7 @@ use super::output::Context;
 use super::{GivenUp, Usage};
 use crate::auth::people::challenge;
 use crate::auth::sessions::Secret;
-use crate::client::{Client, TokenAnswer, slower};
+use crate::client::{Client, Look, TokenAnswer, slower};
 
 /// How long the browser may take to come back: as long as the controller waits for it.
 const BROWSER_MAX: Duration = Duration::from_secs(10 * 60);
@@ -109,9 +109,9 @@ async fn by_device(context: &Context, client: &Client) -> anyhow::Result<TokenAn
         loop {
             sleep(every).await;
             match client.look_on_device(&begun.device).await? {
-                Ok(answer) => return Ok(answer),
-                Err(true) => every = slower(every),
-                Err(false) => {}
+                Look::SignedIn(answer) => return Ok(answer),
+                Look::TooSoon => every = slower(every),
+                Look::NotYet => {}
             }
         }
     };

@@ -62,6 +62,17 @@ impl std::fmt::Debug for DeviceAnswer {
     }
 }
 
+/// What comes of a look at a sign-in on another device.
+#[derive(Debug, Clone)]
+pub enum Look {
+    /// A session.
+    SignedIn(TokenAnswer),
+    /// Nobody has confirmed yet.
+    NotYet,
+    /// The same, and the next look is to be later.
+    TooSoon,
+}
+
 /// What a session is asked for with.
 #[derive(Serialize)]
 #[serde(tag = "grant", rename_all = "snake_case")]
@@ -98,25 +109,20 @@ impl Client {
         self.answer(action, request).await
     }
 
-    /// The session, once the person has confirmed; `None` before. What follows `true` is to be asked more slowly.
+    /// Whether the person has confirmed on the other device.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn look_on_device(
-        &self,
-        device: &str,
-    ) -> Result<Result<TokenAnswer, bool>, ClientError> {
-        match self.ask_session(&Ask::Device { device }).await {
-            Ok(token) => Ok(Ok(token)),
-            Err(ClientError::Refused { problem, .. })
-                if problem.code == "authorization_pending" =>
-            {
-                Ok(Err(false))
-            }
-            Err(ClientError::Refused { problem, .. }) if problem.code == "slow_down" => {
-                Ok(Err(true))
-            }
-            Err(error) => Err(error),
+    pub async fn look_on_device(&self, device: &str) -> Result<Look, ClientError> {
+        let (action, problem) = match self.ask_session(&Ask::Device { device }).await {
+            Ok(answer) => return Ok(Look::SignedIn(answer)),
+            Err(ClientError::Refused { action, problem }) => (action, problem),
+            Err(error) => return Err(error),
+        };
+        match problem.code.as_str() {
+            "authorization_pending" => Ok(Look::NotYet),
+            "slow_down" => Ok(Look::TooSoon),
+            _ => Err(ClientError::Refused { action, problem }),
         }
     }
 

@@ -181,7 +181,7 @@ async fn a_job_releases_its_own_commit_where_it_was_let_in() {
     body["origin"]["user_id"] = 1.into();
     let (head, made) = answer(&mut world, request("POST", rollouts, &job, &body)).await;
     assert_eq!(head.status, StatusCode::CREATED, "{made}");
-    assert_eq!(made["author"], "dana by job 500123 of acme/shop");
+    assert_eq!(made["author"], "gitlab user 42 (for dana)");
     world
         .until_phase("analyzing", Duration::from_secs(10))
         .await;
@@ -326,7 +326,7 @@ async fn a_person_signs_in_on_the_board_and_gives_orders_with_a_header() {
     assert_eq!(rule(&problem), "grant");
     let (head, made) = answer(&mut world, request("POST", rollouts, &with, &body)).await;
     assert_eq!(head.status, StatusCode::CREATED, "{made}");
-    assert_eq!(made["author"], "dana");
+    assert_eq!(made["author"], "gitlab user 42 (for dana)");
 
     let (head, _) = ask(&world, "POST", "/auth/logout", &with, Value::Null).await;
     assert_eq!(head.status, StatusCode::NO_CONTENT);

@@ -115,7 +115,7 @@ fn a_good_job_is_let_in_and_known_by_its_claims() {
     assert_eq!(identity.user_id, Some(42));
     assert_eq!(identity.job_id, Some(500_123));
     assert_eq!(identity.pipeline_id, Some(90_001));
-    assert_eq!(identity.name(), "dana by job 500123 of acme/shop");
+    assert_eq!(identity.name(), "gitlab user 42 (for dana)");
     // The subject is never read: a project may choose what it is made of.
     let by_id: Value = serde_json::from_str(BY_ID).unwrap();
     assert!(house.deploy(&signer.token(&by_id)).is_ok());
@@ -513,6 +513,12 @@ fn hostile_tokens_are_refused_each_by_its_rule() {
         (
             "a project with a zero",
             claim(json!({ "project_id": "04711" })),
+            "claims",
+        ),
+        ("no user", claim(json!({ "user_id": null })), "claims"),
+        (
+            "a login with a bracket",
+            claim(json!({ "user_login": "x (for dana)" })),
             "claims",
         ),
         (

@@ -38,6 +38,11 @@ impl ApiError {
         self.code
     }
 
+    /// Its words for the caller.
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// The loop has ended, or is so busy that it takes no more.
     #[must_use]
     pub fn busy() -> Self {

@@ -155,16 +155,45 @@ struct CallbackQuery {
     error_description: Option<String>,
 }
 
+/// What a person sees: the board, or why not.
 async fn callback(
     State(api): State<Api>,
     headers: HeaderMap,
     query: Result<Query<CallbackQuery>, QueryRejection>,
+) -> Response {
+    let error = match come_back(&api, &headers, query).await {
+        Ok(response) => return response,
+        Err(error) => error,
+    };
+    let accepted = headers.get(header::ACCEPT);
+    let is_browser = accepted
+        .and_then(|accepted| accepted.to_str().ok())
+        .is_some_and(|accepted| accepted.contains("text/html"));
+    let words = format!(
+        "Nobody is signed in: {}.\n\nGo back to where you came from, and sign in again.\n",
+        error.detail()
+    );
+    let mut response = error.into_response();
+    if is_browser {
+        *response.body_mut() = words.into();
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, plain);
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    response
+}
+
+async fn come_back(
+    api: &Api,
+    headers: &HeaderMap,
+    query: Result<Query<CallbackQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let door = Door::of(&api)?;
+    let door = Door::of(api)?;
     let (identities, sign_in) = door.both();
     let Query(query) = query?;
     let state = query.state.unwrap_or_default();
-    if cookie(&headers, BROWSER_COOKIE) != Some(&state) {
+    if cookie(headers, BROWSER_COOKIE) != Some(&state) {
         return Err(SignInError::Unknown.into());
     }
     let said = query.error_description.or(query.error).unwrap_or_default();

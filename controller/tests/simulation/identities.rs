@@ -349,6 +349,14 @@ async fn nobody_is_signed_in_whom_nothing_is_granted() {
     let (head, problem) = ask(&world, "GET", &path_of(&back, BOARD), &with, Value::Null).await;
     assert_eq!(head.status, StatusCode::FORBIDDEN);
     assert_eq!(rule(&problem), "grant");
+    // A browser shows words, and not a document.
+    let with = [("cookie", cookie.as_str()), ("accept", "text/html")];
+    let (head, _) = ask(&world, "GET", &path_of(&back, BOARD), &with, Value::Null).await;
+    assert_eq!(head.status, StatusCode::BAD_REQUEST);
+    assert_eq!(
+        head.headers[header::CONTENT_TYPE],
+        "text/plain; charset=utf-8"
+    );
 }
 
 #[tokio::test]

@@ -32,9 +32,13 @@ pub mod leases;
 pub mod locks;
 pub mod me;
 mod metrics;
+mod origins;
+pub mod proxies;
 pub mod proxies;
 pub mod rollouts;
+pub mod rollouts;
 pub mod series;
+pub mod sign_in;
 pub mod types;
 pub mod views;
 pub mod webhooks;
@@ -165,6 +169,7 @@ pub fn router(api: Api) -> Router {
         .route("/board.css", get(board::style))
         .route("/board.js", get(board::script))
         .route("/board-draw.js", get(board::drawing))
+        .merge(sign_in::routes())
         .fallback(error::no_such_path)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(from_fn_with_state(api.tokens.clone(), auth::check))

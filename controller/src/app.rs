@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agents::Agents;
 use crate::api::{Api, router};
-use crate::auth::Tokens;
+use crate::auth::{Identities, Tokens};
 use crate::cli::{Usage, path};
 use crate::clock::{Clock, SystemClock};
 use crate::fleet::Fleet;
@@ -57,6 +57,9 @@ pub struct ServeArgs {
     /// Who may do what: a file of hashed tokens, of lines that `friday token` prints; read again when it changes
     #[arg(long, env = "FRIDAY_TOKENS", value_parser = path(), value_name = "FILE")]
     pub tokens: Option<PathBuf>,
+    /// Whom GitLab vouches for, and what they may do: CI jobs by ID token, people by OpenID Connect; a YAML file
+    #[arg(long, env = "FRIDAY_IDENTITIES", value_parser = path(), value_name = "FILE")]
+    pub identities: Option<PathBuf>,
     /// TLS of our own
     #[command(flatten)]
     pub tls: TlsArgs,
@@ -170,21 +173,8 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
         .with_context(|| format!("--state-dir {} cannot be made", args.state_dir.display()))?;
     let certificate = args.tls.open(&stop)?;
     let listener = bind(args.listen).await?;
-    let tokens = match given(&args.tokens) {
-        None => None,
-        Some(file) => {
-            let tokens = Tokens::open(file).context("--tokens")?;
-            tracing::info!(count = tokens.count(), "requests need a token");
-            let watching = Arc::clone(&tokens).keep_watch(file.clone(), stop.child_token());
-            tokio::spawn(async move {
-                if let Err(error) = watching.await {
-                    tracing::error!(%error, "cannot wait for SIGHUP: the tokens stay as they are");
-                }
-            });
-            Some(tokens)
-        }
-    };
     let clock: Arc<dyn Clock> = SystemClock::new();
+    let tokens = who_may(&args, &clock, &stop)?;
     let gitlab = args.gitlab.open()?;
     let hooks = args.hooks.open(gitlab.as_ref(), &clock)?;
     let store: Arc<dyn Store> = Arc::new(Sqlite::open(&args.state_dir.join("friday.db")).await?);
@@ -217,6 +207,38 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
     outcome
 }
 
+/// Who may do what; `None` where everybody may do everything.
+fn who_may(
+    args: &ServeArgs,
+    clock: &Arc<dyn Clock>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Arc<Tokens>>> {
+    let (file, identities) = (given(&args.tokens), given(&args.identities));
+    let identities = identities
+        .map(|file| Identities::open(file, Arc::clone(clock)))
+        .transpose()
+        .context("--identities")?;
+    if file.is_none() && identities.is_none() {
+        return Ok(None);
+    }
+    let with_identities = identities.is_some();
+    let tokens = Tokens::with(file.map(PathBuf::as_path), identities).context("--tokens")?;
+    tracing::info!(
+        count = tokens.count(),
+        with_identities,
+        "requests need a token or a session"
+    );
+    if let Some(file) = file {
+        let watching = Arc::clone(&tokens).keep_watch(file.clone(), stop.child_token());
+        tokio::spawn(async move {
+            if let Err(error) = watching.await {
+                tracing::error!(%error, "cannot wait for SIGHUP: the tokens stay as they are");
+            }
+        });
+    }
+    Ok(Some(tokens))
+}
+
 /// An empty variable is one that is not set.
 fn given(path: &Option<PathBuf>) -> Option<&PathBuf> {
     path.as_ref().filter(|path| !path.as_os_str().is_empty())
@@ -230,7 +252,7 @@ fn check_reach(args: &ServeArgs) -> Result<(), Usage> {
     if listen.ip().is_loopback() {
         return Ok(());
     }
-    if given(&args.tokens).is_none() {
+    if given(&args.tokens).is_none() && given(&args.identities).is_none() {
         return Err(Usage(format!(
             "--listen {listen}: other machines reach it, and everybody there could command releases; expected a loopback address, or --tokens FILE (`friday token NAME --role ROLE` prints its lines) and TLS: --tls-cert FILE with --tls-key FILE, or --tls-in-front"
         )));

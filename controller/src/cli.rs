@@ -5,6 +5,7 @@
 
 mod adopt;
 mod audit;
+mod credentials;
 mod doctor;
 mod explain;
 mod files;
@@ -12,6 +13,7 @@ mod follow;
 mod health;
 mod lease;
 mod lock;
+mod login;
 mod orders;
 mod output;
 mod plan;
@@ -180,6 +182,10 @@ enum Command {
     Agent(Box<crate::agent::AgentArgs>),
     /// Make a token for a machine: a proxy, an agent, a pipeline
     Token(token::TokenArgs),
+    /// Sign in at the controller, by its GitLab; later commands use the session when they are given no token
+    Login(login::LoginArgs),
+    /// Sign out, and forget the session
+    Logout,
     /// Start a rollout
     #[command(visible_alias = "set-image")]
     Deploy(rollouts::DeployArgs),
@@ -271,9 +277,13 @@ pub async fn run(cli: Cli) -> ExitCode {
     let Cli { common, command } = cli;
     let context = Context::of_process(common.output);
     let target = common.target();
+    let session = session(&common, &command, &context, target).await;
     // The files of the token and of the authorities are read by those commands alone that ask a controller.
     let client = |other: Option<&str>| {
         let token = common.token()?;
+        // An empty token is that of a variable that is not set.
+        let token = token.filter(|token| !token.is_empty());
+        let token = token.or_else(|| session.clone());
         Ok(Client::trusting(
             target.ca,
             other.unwrap_or(target.url),
@@ -289,6 +299,42 @@ pub async fn run(cli: Cli) -> ExitCode {
         }
         code
     }))
+}
+
+/// The session of `friday login` at this controller, where no token is given.
+async fn session(
+    common: &Common,
+    command: &Command,
+    context: &Context,
+    target: Target<'_>,
+) -> Option<Token> {
+    let asks_nobody = matches!(
+        command,
+        Command::Serve(_)
+            | Command::Agent(_)
+            | Command::Token(_)
+            | Command::Login(_)
+            | Command::Lint(_)
+            | Command::Plan(_)
+            | Command::Simulate(_)
+            | Command::Adopt(_)
+            | Command::Schema
+            | Command::Completion(_)
+            | Command::Version
+            | Command::Health(_)
+    );
+    let is_given = |file: &PathBuf| !file.as_os_str().is_empty();
+    let has_token = common.token.as_ref().is_some_and(|token| !token.is_empty())
+        || common.token_file.as_ref().is_some_and(is_given);
+    if asks_nobody || has_token {
+        return None;
+    }
+    let url = Client::full_url(target.url)?;
+    let client = |token| Ok(Client::trusting(target.ca, target.url, Some(token))?);
+    let now = context.clock.now();
+    credentials::Credentials::of_person()?
+        .token(&url, now, client)
+        .await
 }
 
 /// Carries out a command; the exit code of one that did not fail.
@@ -337,6 +383,8 @@ async fn dispatch(
         Command::Replay(args) => replay::replay(args, context, &client()?).await,
         Command::Whatif(args) => replay::what_if(args, context, &client()?).await,
         Command::Simulate(args) => simulate::simulate(&args, context),
+        Command::Login(args) => login::login(args, context, &client()?).await,
+        Command::Logout => login::logout(context, &client()?).await,
         Command::Token(args) => token::token(&args, context),
         Command::Adopt(args) => adopt::adopt(args, context).await,
         Command::Doctor(args) => doctor::doctor(args, context, &client()?).await,

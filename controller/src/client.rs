@@ -6,6 +6,7 @@
 
 mod error;
 mod events;
+mod sign_in;
 mod token;
 pub(crate) mod transport;
 
@@ -36,6 +37,7 @@ use crate::api::types::{
 use crate::origin::{JOB_TOKEN_HEADER, JobToken};
 pub use error::ClientError;
 pub use events::Changes;
+pub use sign_in::{DeviceAnswer, Look, SessionAnswer, TokenAnswer, slower};
 pub use token::{Token, TokenError};
 pub use transport::TransportError;
 use transport::{Transport, Trust, is_loopback};
@@ -91,6 +93,12 @@ impl Client {
             token,
             job_token: None,
         })
+    }
+
+    /// How a controller's address is written in full, as [`Client::url`] has it; `None` where it is none.
+    pub(crate) fn full_url(url: &str) -> Option<String> {
+        let base = address(url).ok()?;
+        Some(base.as_str().trim_end_matches('/').to_owned())
     }
 
     /// The same, and rollouts that are started by it are told to GitLab with the credential of this job, as long as it

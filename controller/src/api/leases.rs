@@ -1,15 +1,16 @@
 //! Leases of rollouts: taken by the job that waits, renewed while it does, given back when it is cancelled.
 
-use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
+use axum::{Extension, Json};
 use rollout::RolloutId;
 
 use super::Api;
 use super::error::ApiError;
-use super::rollouts::{ask, check_text};
+use super::rollouts::{ask, check_text, require_for};
 use super::types::{LeaseOrder, Problem, RolloutView};
+use crate::auth::{Caller, Rule};
 use crate::lease::Terms;
 use crate::origin::{JOB_TOKEN_HEADER, JobToken, Origin};
 use crate::reconciler::{LeaseRequest, Request};
@@ -19,6 +20,7 @@ use crate::reconciler::{LeaseRequest, Request};
     request_body = LeaseOrder, responses((status = 200, body = RolloutView), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn lease(
     State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
     Path(name): Path<String>,
     headers: HeaderMap,
     body: Result<Json<LeaseOrder>, JsonRejection>,
@@ -37,6 +39,8 @@ pub async fn lease(
             LeaseRequest::GiveBack { holder, reason }
         }
     };
+    // A lease that is lost is an order.
+    require_for(&api, caller.as_ref(), Rule::Operate, &name, false).await?;
     let id = RolloutId::from_text(&name);
     let view = ask(&api, |reply| Request::Lease { id, request, reply }).await?;
     keep_token(&api, &headers, &view.id);

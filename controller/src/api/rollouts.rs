@@ -14,8 +14,8 @@ use super::types::{
     DeployRequest, EventView, Order, OrderRequest, Problem, RolloutSummary, RolloutView,
     SPEC_BYTES_MAX, ServiceView, UndoRequest,
 };
-use super::{leases, views};
-use crate::auth::{Caller, Rule};
+use super::{leases, origins, views};
+use crate::auth::{Caller, Rule, Target};
 use crate::reconciler::{DEFAULT_ENVIRONMENT, Deploy, Reply, Request, RequestError};
 use crate::spec::{self, ReadOptions};
 use crate::store::Saved;
@@ -79,6 +79,34 @@ pub(super) fn author(caller: Option<&Extension<Caller>>, claimed: String) -> Str
     match caller {
         Some(Extension(caller)) => caller.author(&claimed),
         None => claimed,
+    }
+}
+
+/// Whether a caller may do this to the rollout of this name, or to the newest of the service of this name. `grows` says
+/// whether its release goes further by it: a job may let only that of its own commit, while it runs. A token of ours was
+/// asked for its role before.
+pub(super) async fn require_for(
+    api: &Api,
+    caller: Option<&Extension<Caller>>,
+    rule: Rule,
+    name: &str,
+    grows: bool,
+) -> Result<(), ApiError> {
+    let Some(Extension(caller)) = caller.filter(|caller| caller.identity.is_some()) else {
+        return Ok(());
+    };
+    let saved = find(api, name).await?;
+    let rollout = &saved.rollout;
+    let target = Target {
+        service: rollout.service.as_str(),
+        environment: &rollout.environment,
+        commit: rollout.canary.commit.as_deref().filter(|_| grows),
+        project: saved.origin.as_ref().map(|origin| origin.project_id),
+    };
+    caller.require_for(rule, &target)?;
+    match &api.tokens {
+        Some(tokens) if grows => tokens.check_running(caller).await,
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -195,18 +223,33 @@ pub async fn deploy(
             all.join("\n"),
         )
     })?;
+    let environment = body.environment.unwrap_or_else(|| "default".to_owned());
+    if let Some(Extension(caller)) = &caller {
+        let target = Target {
+            service: spec.service.as_str(),
+            environment: &environment,
+            commit: body.commit.as_deref(),
+            project: None,
+        };
+        caller.require_for(Rule::Operate, &target)?;
+    }
+    let identity = caller
+        .as_ref()
+        .and_then(|Extension(caller)| caller.identity.as_ref());
+    let origin = origins::of(body.origin, identity)?;
+    let of_job = caller
+        .as_ref()
+        .and_then(|Extension(caller)| caller.commit());
     let deploy = Deploy {
         spec,
         image: body.image,
-        commit: body.commit,
-        environment: body
-            .environment
-            .unwrap_or_else(|| DEFAULT_ENVIRONMENT.to_owned()),
+        commit: body.commit.or_else(|| of_job.map(str::to_owned)),
+        environment,
         author: author(caller.as_ref(), body.author),
         retry: body.retry,
         emergency: body.emergency,
         fence: body.fence,
-        origin: body.origin,
+        origin,
         lease: body.lease,
     };
     let made = ask(&api, |reply| Request::Deploy(Box::new(deploy), reply)).await?;
@@ -280,9 +323,16 @@ pub async fn order(
         emergency,
     }) = body?;
     check_words(&by, reason.as_deref())?;
-    if let (Some(Extension(caller)), Order::Approve | Order::Reject) = (&caller, order) {
-        caller.require(Rule::Approve)?;
+    let (rule, grows) = match order {
+        Order::Approve => (Rule::Approve, true),
+        Order::Reject => (Rule::Approve, false),
+        Order::Promote | Order::PromoteFull | Order::Resume => (Rule::Operate, true),
+        Order::Pause | Order::Abort => (Rule::Operate, false),
+    };
+    if let Some(Extension(who)) = &caller {
+        who.require(rule)?;
     }
+    require_for(&api, caller.as_ref(), rule, &name, grows).await?;
     let by = author(caller.as_ref(), by);
     let command = match order {
         Order::Promote => Command::Promote,
@@ -371,8 +421,11 @@ pub async fn undo(
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
     let Json(UndoRequest { to, by, reason }) = body?;
     check_words(&by, reason.as_deref())?;
-    let by = author(caller.as_ref(), by);
     let service = service_name(&name)?;
+    // Back is never further: no commit is asked for.
+    let who = caller.as_ref();
+    require_for(&api, who, Rule::Operate, service.as_str(), false).await?;
+    let by = author(caller.as_ref(), by);
     let made = ask(&api, |reply| Request::Undo {
         service,
         to,
@@ -395,8 +448,10 @@ pub async fn retry(
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
     let Json(UndoRequest { by, reason, .. }) = body?;
     check_words(&by, reason.as_deref())?;
-    let by = author(caller.as_ref(), by);
     let service = service_name(&name)?;
+    let who = caller.as_ref();
+    require_for(&api, who, Rule::Operate, service.as_str(), true).await?;
+    let by = author(caller.as_ref(), by);
     let made = ask(&api, |reply| Request::Retry {
         service,
         by,

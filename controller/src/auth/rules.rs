@@ -46,6 +46,17 @@ impl Role {
         }
     }
 
+    /// How far it reaches among the roles that identities have; machines have none of them.
+    pub(super) fn reach(self) -> u8 {
+        match self {
+            Self::Proxy | Self::Agent => 0,
+            Self::Viewer => 1,
+            Self::Operator => 2,
+            Self::Approver => 3,
+            Self::Admin => 4,
+        }
+    }
+
     /// The role of this name.
     pub(super) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.as_str() == name)
@@ -77,7 +88,8 @@ pub enum Rule {
 
 impl Rule {
     /// The rule of a request; `None` for what everybody may ask: whether the controller lives and is ready, the board's
-    /// page with its parts, which hold nothing and read the rest with a token, and hooks, which prove themselves.
+    /// page with its parts, which hold nothing and read the rest as whoever signed in, signing in itself, and hooks, which
+    /// prove themselves.
     #[must_use]
     pub fn of(method: &Method, path: &str) -> Option<Self> {
         let parts: Vec<&str> = path.split('/').skip(1).collect();
@@ -88,6 +100,8 @@ impl Rule {
             }
             // They prove themselves, by a key of their own.
             ["api", "v1", "webhooks", "gitlab"] if method == Method::POST => None,
+            ["auth", "login" | "callback" | "session"] if is_read => None,
+            ["auth", "token" | "device" | "refresh" | "logout"] if method == Method::POST => None,
             ["api", "v1", "proxies", _, "table" | "reports"] => Some(Self::Proxies),
             ["api", "v1", "agents", _, "reports"] => Some(Self::Agents),
             _ if is_read => Some(Self::Read),
@@ -146,7 +160,7 @@ mod tests {
 
     /// Every path of the API, and some that there are not.
     #[test]
-    fn every_request_has_a_rule_and_only_the_page_and_three_more_have_none() {
+    fn every_request_has_a_rule_but_life_the_page_hooks_and_signing_in() {
         let table = [
             ("GET", "/", "-"),
             ("GET", "/live", "-"),
@@ -159,6 +173,15 @@ mod tests {
             ("GET", "/api/v1/me", "read"),
             ("GET", "/api/v1/rollouts/web-1/series", "read"),
             ("GET", "/api/v1/rollouts/web-1/card.svg", "read"),
+            ("GET", "/auth/login", "-"),
+            ("GET", "/auth/callback", "-"),
+            ("GET", "/auth/session", "-"),
+            ("POST", "/auth/token", "-"),
+            ("POST", "/auth/device", "-"),
+            ("POST", "/auth/refresh", "-"),
+            ("POST", "/auth/logout", "-"),
+            ("POST", "/auth/login", "administer"),
+            ("GET", "/auth/token", "read"),
             ("GET", "/metrics", "read"),
             ("GET", "/api/v1/openapi.json", "read"),
             ("GET", "/api/v1/rollouts", "read"),

@@ -15,6 +15,7 @@ mod checks;
 mod crashes;
 mod first_step;
 mod health;
+mod identities;
 mod incidents;
 mod leases;
 mod orders;

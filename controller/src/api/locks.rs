@@ -14,7 +14,7 @@ use super::types::Problem;
 use super::types::locks::{LockRequest, LockView, UnlockRequest};
 use crate::admission::lock::Slot;
 use crate::admission::{Lock, LockKey, Locks};
-use crate::auth::{Caller, Rule};
+use crate::auth::{Caller, Rule, Target};
 use crate::reconciler::{LockAct, LockOrder, Request};
 
 /// Longest time of a lock: a freeze of a month is one for `friday.yml`.
@@ -55,6 +55,20 @@ fn key(service: &str, environment: Option<String>) -> Result<LockKey, ApiError> 
         service: service_name(service)?,
         environment: environment.unwrap_or_default(),
     })
+}
+
+/// Whether the caller may do this to the lock, there: one of every environment takes a role in every one.
+fn may(caller: Option<&Extension<Caller>>, rule: Rule, key: &LockKey) -> Result<(), ApiError> {
+    let Some(Extension(caller)) = caller else {
+        return Ok(());
+    };
+    let target = Target {
+        service: key.service.as_str(),
+        environment: &key.environment,
+        commit: None,
+        project: None,
+    };
+    caller.require_for(rule, &target)
 }
 
 /// The locks of a service that are in force: the one for everywhere, and those of environments.
@@ -99,8 +113,10 @@ pub async fn take(
             LOCK_FOR_MAX.as_secs()
         )));
     }
+    let key = key(&name, body.environment)?;
+    may(caller.as_ref(), Rule::Operate, &key)?;
     let order = LockOrder {
-        key: key(&name, body.environment)?,
+        key,
         by: author(caller.as_ref(), body.by),
         reason: body.reason,
         act: LockAct::Take { period },
@@ -126,11 +142,15 @@ pub async fn give_back(
             "to break a lock takes a reason, which the event log keeps".to_owned(),
         ));
     }
-    if let (Some(Extension(caller)), true) = (&caller, body.breaks) {
-        caller.require(Rule::Administer)?;
-    }
+    let key = key(&name, body.environment)?;
+    let rule = if body.breaks {
+        Rule::Administer
+    } else {
+        Rule::Operate
+    };
+    may(caller.as_ref(), rule, &key)?;
     let order = LockOrder {
-        key: key(&name, body.environment)?,
+        key,
         by: author(caller.as_ref(), body.by),
         reason: body.reason.unwrap_or_default(),
         act: LockAct::GiveBack {

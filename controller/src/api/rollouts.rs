@@ -223,7 +223,9 @@ pub async fn deploy(
             all.join("\n"),
         )
     })?;
-    let environment = body.environment.unwrap_or_else(|| "default".to_owned());
+    let environment = body
+        .environment
+        .unwrap_or_else(|| DEFAULT_ENVIRONMENT.to_owned());
     if let Some(Extension(caller)) = &caller {
         let target = Target {
             service: spec.service.as_str(),

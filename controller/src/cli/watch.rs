@@ -282,6 +282,7 @@ async fn give(order: Order, author: &str, client: &Client, watching: &mut Watchi
         order,
         by: author.to_owned(),
         reason: None,
+        emergency: None,
     };
     match client.order(&watching.view.id, &request).await {
         Ok(view) => watching.see(view),

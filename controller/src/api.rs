@@ -17,18 +17,31 @@ use crate::auth::{self, Tokens};
 use crate::clock::Clock;
 use crate::fleet::Fleet;
 use crate::metrics_source::MetricsSource;
+use crate::origin::JobTokens;
 use crate::reconciler::Handle;
 use crate::store::Store;
 
 pub mod agents;
+pub mod alerts;
 pub mod board;
+pub mod card;
 pub mod error;
 pub mod events;
 pub mod health;
+pub mod leases;
+pub mod locks;
+pub mod me;
+mod metrics;
+mod origins;
+pub mod proxies;
 pub mod proxies;
 pub mod rollouts;
+pub mod rollouts;
+pub mod series;
+pub mod sign_in;
 pub mod types;
 pub mod views;
+pub mod webhooks;
 
 /// Longest request body. The longest there is, a proxy's report after ten minutes of silence with hundreds of tasks, is
 /// some megabytes.
@@ -49,6 +62,10 @@ pub struct Api {
     pub metrics: Option<Arc<dyn MetricsSource>>,
     /// Who may do what; `None` lets everybody do everything.
     pub tokens: Option<Arc<Tokens>>,
+    /// The credentials of the jobs that wait for rollouts.
+    pub job_tokens: Arc<JobTokens>,
+    /// Where GitLab's hooks come in, if they are taken.
+    pub webhooks: Option<Arc<webhooks::Webhooks>>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Turns true when the server stops: waits and streams end.
@@ -67,16 +84,26 @@ pub struct Api {
         rollouts::list,
         rollouts::get_one,
         rollouts::order,
+        leases::lease,
         rollouts::events,
+        rollouts::log,
+        series::series,
+        card::card,
         rollouts::services,
         rollouts::undo,
         rollouts::retry,
+        webhooks::gitlab,
+        locks::list,
+        locks::take,
+        locks::give_back,
         events::stream,
+        me::me,
         proxies::table,
         proxies::report,
         proxies::list,
         agents::report,
         agents::list,
+        alerts::receive,
         health::ready,
         health::health,
     ),
@@ -98,10 +125,25 @@ pub fn router(api: Api) -> Router {
         )
         .route("/api/v1/rollouts/{name}", get(rollouts::get_one))
         .route("/api/v1/rollouts/{name}/orders", post(rollouts::order))
+        .route("/api/v1/rollouts/{name}/lease", post(leases::lease))
         .route("/api/v1/rollouts/{name}/events", get(rollouts::events))
+        .route("/api/v1/events", get(rollouts::log))
+        .route("/api/v1/rollouts/{name}/series", get(series::series))
+        .route("/api/v1/rollouts/{name}/card.svg", get(card::card))
+        .route("/api/v1/me", get(me::me))
         .route("/api/v1/services", get(rollouts::services))
         .route("/api/v1/services/{name}/undo", post(rollouts::undo))
         .route("/api/v1/services/{name}/retry", post(rollouts::retry))
+        .route(
+            "/api/v1/services/{name}/lock",
+            get(locks::list).put(locks::take).delete(locks::give_back),
+        )
+        .route(
+            "/api/v1/webhooks/gitlab",
+            post(webhooks::gitlab).layer(DefaultBodyLimit::max(
+                crate::gitlab::webhook::BODY_BYTES_MAX,
+            )),
+        )
         .route("/api/v1/stream", get(events::stream))
         .route("/api/v1/proxies", get(proxies::list))
         .route("/api/v1/proxies/{name}/table", get(proxies::table))
@@ -110,6 +152,10 @@ pub fn router(api: Api) -> Router {
         .route(
             "/api/v1/agents/{node}/reports",
             post(agents::report).layer(DefaultBodyLimit::max(types::agents::REPORT_BYTES_MAX)),
+        )
+        .route(
+            "/api/v1/alerts",
+            post(alerts::receive).layer(DefaultBodyLimit::max(types::alerts::ALERTS_BYTES_MAX)),
         )
         .route("/api/v1/health", get(health::health))
         .route(
@@ -120,6 +166,10 @@ pub fn router(api: Api) -> Router {
         .route("/ready", get(health::ready))
         .route("/metrics", get(health::metrics))
         .route("/", get(board::page))
+        .route("/board.css", get(board::style))
+        .route("/board.js", get(board::script))
+        .route("/board-draw.js", get(board::drawing))
+        .merge(sign_in::routes())
         .fallback(error::no_such_path)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(from_fn_with_state(api.tokens.clone(), auth::check))

@@ -1,7 +1,9 @@
 //! `friday serve`: builds the adapters from the arguments, wires them, runs them, and stops them in order.
 
 mod engine;
+mod hooks;
 mod tasks;
+mod telling;
 mod tls;
 
 use std::net::SocketAddr;
@@ -16,12 +18,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agents::Agents;
 use crate::api::{Api, router};
-use crate::auth::Tokens;
+use crate::auth::{Identities, Tokens};
 use crate::cli::{Usage, path};
 use crate::clock::{Clock, SystemClock};
 use crate::fleet::Fleet;
+use crate::gitlab::GitlabArgs;
 use crate::metrics_source::{MetricsSource, Prometheus};
 use crate::orchestrator::Orchestrator;
+use crate::origin::JobTokens;
 use crate::reconciler::Reconciler;
 use crate::server::Server;
 use crate::spec::{self, ReadOptions};
@@ -29,9 +33,11 @@ use crate::store::{Sqlite, Store};
 
 pub use engine::EngineArgs;
 pub(crate) use engine::EngineIfAny;
+pub use hooks::{HookArgs, Hooks, OnPipelineCancel};
 use tasks::Tasks;
 pub(crate) use tasks::docker_config;
 pub use tasks::{Kind, TaskArgs};
+pub use telling::{TellArgs, Telling};
 pub use tls::TlsArgs;
 
 /// Longest wait for requests that are being answered when the server stops.
@@ -51,6 +57,9 @@ pub struct ServeArgs {
     /// Who may do what: a file of hashed tokens, of lines that `friday token` prints; read again when it changes
     #[arg(long, env = "FRIDAY_TOKENS", value_parser = path(), value_name = "FILE")]
     pub tokens: Option<PathBuf>,
+    /// Whom GitLab vouches for, and what they may do: CI jobs by ID token, people by OpenID Connect; a YAML file
+    #[arg(long, env = "FRIDAY_IDENTITIES", value_parser = path(), value_name = "FILE")]
+    pub identities: Option<PathBuf>,
     /// TLS of our own
     #[command(flatten)]
     pub tls: TlsArgs,
@@ -75,6 +84,15 @@ pub struct ServeArgs {
     /// Address of the Prometheus that guard.checks are asked of, such as http://prometheus:9090
     #[arg(long, env = "FRIDAY_PROMETHEUS", value_name = "URL")]
     pub prometheus: Option<String>,
+    /// The GitLab that releases come from
+    #[command(flatten)]
+    pub gitlab: GitlabArgs,
+    /// What is taken from it
+    #[command(flatten)]
+    pub hooks: HookArgs,
+    /// Files and links of what others are told
+    #[command(flatten)]
+    pub tell: TellArgs,
     /// Write the address that was taken to this file, as JSON
     #[arg(long, value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
@@ -150,25 +168,15 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
         .transpose()
         .context("--prometheus")?;
     let metrics = prometheus.map(|prometheus| Arc::new(prometheus) as Arc<dyn MetricsSource>);
+    let telling = Telling::open(&args.gitlab, &args.tell)?;
     std::fs::create_dir_all(&args.state_dir)
         .with_context(|| format!("--state-dir {} cannot be made", args.state_dir.display()))?;
     let certificate = args.tls.open(&stop)?;
     let listener = bind(args.listen).await?;
-    let tokens = match given(&args.tokens) {
-        None => None,
-        Some(file) => {
-            let tokens = Tokens::open(file).context("--tokens")?;
-            tracing::info!(count = tokens.count(), "requests need a token");
-            let watching = Arc::clone(&tokens).keep_watch(file.clone(), stop.child_token());
-            tokio::spawn(async move {
-                if let Err(error) = watching.await {
-                    tracing::error!(%error, "cannot wait for SIGHUP: the tokens stay as they are");
-                }
-            });
-            Some(tokens)
-        }
-    };
     let clock: Arc<dyn Clock> = SystemClock::new();
+    let tokens = who_may(&args, &clock, &stop)?;
+    let gitlab = args.gitlab.open()?;
+    let hooks = args.hooks.open(gitlab.as_ref(), &clock)?;
     let store: Arc<dyn Store> = Arc::new(Sqlite::open(&args.state_dir.join("friday.db")).await?);
     let tasks = Tasks::open(&args.tasks, &args.state_dir, Arc::clone(&clock)).await?;
     let orchestrator = tasks.orchestrator();
@@ -188,6 +196,8 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
             specs,
             metrics,
             tokens,
+            hooks,
+            telling,
         },
         stop,
     )
@@ -195,6 +205,38 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
     store.close().await;
     tasks.close().await;
     outcome
+}
+
+/// Who may do what; `None` where everybody may do everything.
+fn who_may(
+    args: &ServeArgs,
+    clock: &Arc<dyn Clock>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<Arc<Tokens>>> {
+    let (file, identities) = (given(&args.tokens), given(&args.identities));
+    let identities = identities
+        .map(|file| Identities::open(file, Arc::clone(clock)))
+        .transpose()
+        .context("--identities")?;
+    if file.is_none() && identities.is_none() {
+        return Ok(None);
+    }
+    let with_identities = identities.is_some();
+    let tokens = Tokens::with(file.map(PathBuf::as_path), identities).context("--tokens")?;
+    tracing::info!(
+        count = tokens.count(),
+        with_identities,
+        "requests need a token or a session"
+    );
+    if let Some(file) = file {
+        let watching = Arc::clone(&tokens).keep_watch(file.clone(), stop.child_token());
+        tokio::spawn(async move {
+            if let Err(error) = watching.await {
+                tracing::error!(%error, "cannot wait for SIGHUP: the tokens stay as they are");
+            }
+        });
+    }
+    Ok(Some(tokens))
 }
 
 /// An empty variable is one that is not set.
@@ -210,7 +252,7 @@ fn check_reach(args: &ServeArgs) -> Result<(), Usage> {
     if listen.ip().is_loopback() {
         return Ok(());
     }
-    if given(&args.tokens).is_none() {
+    if given(&args.tokens).is_none() && given(&args.identities).is_none() {
         return Err(Usage(format!(
             "--listen {listen}: other machines reach it, and everybody there could command releases; expected a loopback address, or --tokens FILE (`friday token NAME --role ROLE` prints its lines) and TLS: --tls-cert FILE with --tls-key FILE, or --tls-in-front"
         )));
@@ -238,6 +280,10 @@ pub struct Adapters {
     pub metrics: Option<Arc<dyn MetricsSource>>,
     /// Who may do what; `None` lets everybody do everything.
     pub tokens: Option<Arc<Tokens>>,
+    /// What is taken from GitLab.
+    pub hooks: Hooks,
+    /// Whom it may tell how releases go.
+    pub telling: Telling,
 }
 
 /// Takes the address of `--listen`.
@@ -288,6 +334,8 @@ pub async fn run(
         specs,
         metrics,
         tokens,
+        hooks,
+        telling,
     } = adapters;
     let fleet = Fleet::new();
     let (reconciler, handle) = Reconciler::start(
@@ -301,7 +349,22 @@ pub async fn run(
     let agents = Agents::new();
     let reconciler = reconciler
         .with_metrics(metrics.clone())
-        .with_agents(Arc::clone(&agents));
+        .with_agents(Arc::clone(&agents))
+        .with_freezes(hooks.freezes.clone())
+        .with_audience(telling.audience.clone());
+    let webhooks = hooks.webhooks.clone();
+    let hooks_stop = CancellationToken::new();
+    let mut hooked = tokio::spawn(hooks.run(handle.clone(), hooks_stop.clone()));
+    let job_tokens: Arc<JobTokens> = Arc::default();
+    let telling_stop = CancellationToken::new();
+    let telling = telling.start(
+        Arc::clone(&store),
+        reconciler.term(),
+        Arc::clone(&clock),
+        Arc::clone(&job_tokens),
+        reconciler.wake(),
+        telling_stop.clone(),
+    );
     let (stopping, stopped) = watch::channel(false);
     let api = Api {
         store,
@@ -310,6 +373,8 @@ pub async fn run(
         handle,
         metrics,
         tokens,
+        job_tokens,
+        webhooks,
         clock,
         stopping: stopped,
     };
@@ -333,11 +398,18 @@ pub async fn run(
         tracing::warn!(limit = ?STOP_MAX, "some callers did not finish in time; they were cut off");
         serving.abort();
     }
+    hooks_stop.cancel();
+    if tokio::time::timeout(STOP_MAX, &mut hooked).await.is_err() {
+        hooked.abort();
+    }
     loop_stop.cancel();
     let outcome = match ended {
         Some(ended) => ended,
         None => turning.await,
     };
+    // Last, so that what the loop's last turn wrote may still be told.
+    telling_stop.cancel();
+    telling::end(telling).await;
     outcome
         .context("the loop panicked")?
         .context("the loop ended")?;

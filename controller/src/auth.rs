@@ -1,21 +1,37 @@
-//! Who may do what: machines sign in with tokens, and each token has a role.
+//! Who may do what: machines sign in with tokens, and each token has a role; CI jobs and people come by an identity provider,
+//! with roles for services and environments.
 //!
 //! The file of `friday serve --tokens` holds hashes alone: whoever reads it, or a copy of it, can sign in as nobody. A token
 //! is 256 random bits, so one round of SHA-256 is enough: there is nothing to guess from, which is what slow, salted hashes
 //! of passwords are against, and a salt would only help against equal tokens, of which there are none. A hash is compared in
 //! a time that does not depend on how much of it is right.
 //!
-//! `rules` says which role a request takes, `file` how tokens are read and read again.
+//! `rules` says which role a request takes, `file` how tokens are read and read again. `identities` holds what an identity
+//! provider brings: `directory` says whom it may vouch for, `jws` and `id_token` verify a job's token, `terms` what the job
+//! may do, `people` signs people in. Every [`Refusal`] names its rule, and is in the log.
 
+mod directory;
 mod file;
+mod id_token;
+mod identities;
+mod identity;
+mod jws;
+mod keys;
+pub(crate) mod people;
+mod provider;
+mod refusal;
+mod replay;
 mod rules;
+pub(crate) mod sessions;
+mod terms;
+mod waiting;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -23,10 +39,17 @@ use subtle::ConstantTimeEq;
 
 pub use file::TokensError;
 pub(crate) use file::{is_name, read_limited};
+pub use id_token::Claims;
+pub use identities::{Identities, IdentitiesError};
+pub use identity::Identity;
+pub use provider::ProviderError;
+pub use refusal::Refusal;
 pub use rules::{Role, Rule};
+pub use terms::Target;
 
 use crate::api::error::ApiError;
 use crate::store::hex;
+use terms::{Denied, Grant, allows};
 
 /// How a token of ours begins: programs that look for leaked secrets know it by that.
 const PREFIX: &str = "friday_";
@@ -61,23 +84,123 @@ struct Entry {
     hash: TokenHash,
 }
 
-/// Who makes a request: the name and the role of its token.
+/// Who makes a request: the name and the role of its token, or the person who signed in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The token's name.
+    /// The token's name, or who it is in the event log.
     pub name: String,
-    /// What it may do.
+    /// The most that it may do anywhere.
     pub role: Role,
+    /// Who an identity provider says it is; `None` for a token of ours.
+    pub identity: Option<Identity>,
+    /// What is granted to the identity; `None` for a token of ours, whose role holds everywhere.
+    granted: Option<Arc<Granted>>,
+}
+
+/// What is granted to an identity.
+#[derive(Debug, PartialEq, Eq)]
+struct Granted {
+    grants: Vec<Grant>,
+    claims: Option<Claims>,
 }
 
 impl Caller {
+    /// The bearer of a token of ours: its role holds everywhere.
+    pub(crate) fn of_token(name: &str, role: Role) -> Self {
+        Self {
+            name: name.to_owned(),
+            role,
+            identity: None,
+            granted: None,
+        }
+    }
+
+    /// A person, or a job with its claims; `None` where nothing is granted.
+    fn of_identity(identity: Identity, grants: Vec<Grant>, claims: Option<Claims>) -> Option<Self> {
+        let reach = |role: Role| role.reach();
+        let role = grants
+            .iter()
+            .map(|grant| grant.role)
+            .max_by_key(|role| reach(*role))?;
+        Some(Self {
+            name: identity.name(),
+            role,
+            identity: Some(identity),
+            granted: Some(Arc::new(Granted { grants, claims })),
+        })
+    }
+
+    /// Whether it may do this for this service in this environment: by the rule, and on the terms of what is granted.
+    ///
+    /// # Errors
+    /// It may not; the problem names the rule, and so does the log.
+    pub fn require_for(&self, rule: Rule, target: &Target<'_>) -> Result<(), ApiError> {
+        let Some(granted) = &self.granted else {
+            return self.require(rule);
+        };
+        let claims = granted.claims.as_ref();
+        let denied = match allows(&granted.grants, claims, &self.name, rule, target) {
+            Ok(()) => return Ok(()),
+            Err(denied) => denied,
+        };
+        let (service, environment) = (target.service, target.environment);
+        match denied {
+            Denied::By(refusal) => {
+                tracing::warn!(caller = %self.name, service, environment, rule = refusal.rule(), error = %refusal, "refused");
+                Err(refusal.into())
+            }
+            Denied::Role(role) => {
+                tracing::warn!(caller = %self.name, %role, service, environment, rule = rule.name(), "refused");
+                let roles: Vec<&str> = rule.roles().iter().map(|role| role.as_str()).collect();
+                let detail = format!(
+                    "rule {:?} takes the role {}; that of {:?} for service {service} in environment {environment} is {role}",
+                    rule.name(),
+                    roles.join(" or "),
+                    self.name
+                );
+                Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail))
+            }
+        }
+    }
+
+    /// The commit that a job works on: what it starts is of this one.
+    #[must_use]
+    pub fn commit(&self) -> Option<&str> {
+        self.identity.as_ref()?.sha.as_deref()
+    }
+
     /// How the event log names the author of a command who says to be `claimed`: first who it certainly is.
     #[must_use]
     pub fn author(&self, claimed: &str) -> String {
-        if claimed == self.name || claimed == "unknown" {
+        // Of an identity more is certain than anybody could claim.
+        let is_certain = self.identity.is_some();
+        if claimed == self.name || claimed == "unknown" || is_certain {
             self.name.clone()
         } else {
             format!("{} (for {claimed})", self.name)
+        }
+    }
+
+    /// How people call it: a person's login, or a token's name.
+    #[must_use]
+    pub fn login(&self) -> &str {
+        let identity = self.identity.as_ref();
+        identity.map_or(&self.name, |identity| &identity.login)
+    }
+
+    /// The role that counts for a rule. What is about no service, and so about every one, takes a role that holds everywhere.
+    fn role_for(&self, rule: Rule) -> Option<Role> {
+        let Some(granted) = &self.granted else {
+            return Some(self.role);
+        };
+        match rule {
+            Rule::Read | Rule::Operate | Rule::Approve => Some(self.role),
+            Rule::Proxies | Rule::Agents | Rule::Administer => {
+                let everywhere = granted.grants.iter().filter(|grant| grant.is_everywhere());
+                everywhere
+                    .map(|grant| grant.role)
+                    .max_by_key(|role| role.reach())
+            }
         }
     }
 
@@ -86,7 +209,8 @@ impl Caller {
     /// # Errors
     /// It is not; the problem names the rule.
     pub fn require(&self, rule: Rule) -> Result<(), ApiError> {
-        if rule.takes(self.role) {
+        let role = self.role_for(rule);
+        if role.is_some_and(|role| rule.takes(role)) {
             return Ok(());
         }
         tracing::warn!(token = %self.name, role = %self.role, rule = rule.name(), "refused");
@@ -143,10 +267,11 @@ impl fmt::Debug for NewToken {
     }
 }
 
-/// The tokens that are good at this moment.
+/// Who is let in: the bearers of tokens that are good at this moment, and whoever an identity provider vouches for.
 #[derive(Debug)]
 pub struct Tokens {
     entries: RwLock<Arc<Vec<Entry>>>,
+    identities: Option<Identities>,
 }
 
 impl Tokens {
@@ -155,9 +280,41 @@ impl Tokens {
     /// # Errors
     /// It cannot be read, or is not as it should be.
     pub fn open(path: &Path) -> Result<Arc<Self>, TokensError> {
+        Self::with(Some(path), None)
+    }
+
+    /// Those of a file, if there is one, and identities, if there are any.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not as it should be.
+    pub fn with(
+        path: Option<&Path>,
+        identities: Option<Identities>,
+    ) -> Result<Arc<Self>, TokensError> {
+        let entries = path.map(file::read).transpose()?.unwrap_or_default();
         Ok(Arc::new(Self {
-            entries: RwLock::new(Arc::new(file::read(path)?)),
+            entries: RwLock::new(Arc::new(entries)),
+            identities,
         }))
+    }
+
+    /// Whether a caller's job still runs, where that is to be asked before a release goes further.
+    ///
+    /// # Errors
+    /// It does not, or nobody knows.
+    pub(crate) async fn check_running(&self, caller: &Caller) -> Result<(), ApiError> {
+        let (Some(identities), Some(identity)) = (&self.identities, &caller.identity) else {
+            return Ok(());
+        };
+        identities.check_running(identity).await.map_err(|refusal| {
+            tracing::warn!(caller = %caller.name, rule = refusal.rule(), error = %refusal, "refused");
+            refusal.into()
+        })
+    }
+
+    /// The identities, if there are any.
+    pub(crate) fn identities(&self) -> Option<&Identities> {
+        self.identities.as_ref()
     }
 
     /// How many there are.
@@ -176,13 +333,68 @@ impl Tokens {
         *held = Arc::new(entries);
     }
 
+    /// Who makes a request: by the token that it bears, else by its cookie.
+    ///
+    /// # Errors
+    /// Nobody who is known.
+    pub(crate) async fn identify(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+    ) -> Result<Caller, ApiError> {
+        let Some(identities) = &self.identities else {
+            return self.caller(headers);
+        };
+        let sign_in = identities.sign_in();
+        let ended = || {
+            let detail =
+                "this session has ended: sign in again, with `friday login` or on the board";
+            ApiError::new(StatusCode::UNAUTHORIZED, "session_ended", detail)
+        };
+        if let Some(token) = bearer(headers) {
+            if identities.takes(token) {
+                return identities.job(token).await.map_err(|refusal| {
+                    tracing::warn!(rule = refusal.rule(), error = %refusal, "a job's token is refused");
+                    refusal.into()
+                });
+            }
+            return match sign_in {
+                Some(sign_in) if token.starts_with(sessions::PREFIX) => {
+                    sign_in.caller(token).ok_or_else(ended)
+                }
+                Some(_) | None => self.caller(headers),
+            };
+        }
+        let Some(sign_in) = sign_in else {
+            return self.caller(headers);
+        };
+        let Some(token) = cookie(headers, session_cookie(sign_in.is_tls())) else {
+            return self.caller(headers);
+        };
+        let is_read = method == Method::GET || method == Method::HEAD;
+        if !is_read && !headers.contains_key(ORDER_HEADER) {
+            // Another site can make a browser send a form with our cookie, but no header.
+            let detail =
+                format!("rule \"csrf\": an order by cookie needs the header {ORDER_HEADER}");
+            tracing::warn!(rule = "csrf", "refused");
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "csrf", detail));
+        }
+        sign_in.caller(token).ok_or_else(ended)
+    }
+
     /// Whose token a request bears.
     ///
     /// # Errors
     /// It bears none, or one that is not in the file.
     fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         let refused = |code, detail: &str| ApiError::new(StatusCode::UNAUTHORIZED, code, detail);
-        let Some(token) = bearer(headers) else {
+        let Some(token) = bearer(headers).filter(|token| token.len() <= TOKEN_BYTES_MAX) else {
+            if self.identities.is_some() {
+                return Err(refused(
+                    "token_missing",
+                    "this controller wants to know who asks: sign in with `friday login` or on the board, give a CI job an ID token (id_tokens) in FRIDAY_TOKEN, or a machine a token (`friday token`)",
+                ));
+            }
             return Err(refused(
                 "token_missing",
                 "this controller wants a token: set FRIDAY_TOKEN or --token-file; `friday token` makes one, and its line goes into the file of `friday serve --tokens`",
@@ -208,12 +420,36 @@ impl Tokens {
 }
 
 /// The token of a request (RFC 6750).
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     let token = token.trim();
-    let fits = (1..=TOKEN_BYTES_MAX).contains(&token.len());
-    (scheme.eq_ignore_ascii_case("bearer") && fits).then_some(token)
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+/// What an order by cookie must have beside it. Another site cannot set it without being asked about, and is refused then.
+pub(crate) const ORDER_HEADER: &str = "x-friday-order";
+
+/// The cookie of a session. By TLS a browser takes the first from this very host alone.
+pub(crate) fn session_cookie(is_tls: bool) -> &'static str {
+    if is_tls {
+        "__Host-friday_session"
+    } else {
+        "friday_session"
+    }
+}
+
+/// The value of a cookie (RFC 6265).
+pub(crate) fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    let lines = headers.get_all(header::COOKIE).into_iter();
+    let pairs = lines
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(';'));
+    let mut named = pairs.filter_map(|pair| pair.trim().split_once('='));
+    named
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| value)
+        .filter(|value| !value.is_empty())
 }
 
 /// Lets requests through whose token's role is one that their rule takes, and tells handlers whose it is. Without tokens
@@ -225,7 +461,7 @@ pub(crate) async fn check(
 ) -> Response {
     let rule = Rule::of(request.method(), request.uri().path());
     if let (Some(tokens), Some(rule)) = (tokens, rule) {
-        let caller = tokens.caller(request.headers());
+        let caller = tokens.identify(request.method(), request.headers()).await;
         if let Err(refusal) = &caller {
             tracing::warn!(rule = rule.name(), code = refusal.code(), "refused");
         }
@@ -266,10 +502,7 @@ mod tests {
             headers.insert(header::AUTHORIZATION, authorization.parse().unwrap());
             tokens.caller(&headers).map_err(|refusal| refusal.code())
         };
-        let edge = Caller {
-            name: "edge".to_owned(),
-            role: Role::Proxy,
-        };
+        let edge = Caller::of_token("edge", Role::Proxy);
         assert_eq!(ask(&format!("Bearer {}", new.token)), Ok(edge.clone()));
         assert_eq!(ask(&format!("bearer {}", new.token)), Ok(edge));
         assert_eq!(ask(&format!("Bearer {}x", new.token)), Err("token_unknown"));
@@ -286,10 +519,7 @@ mod tests {
 
     #[test]
     fn an_author_is_first_who_it_certainly_is() {
-        let caller = Caller {
-            name: "gitlab".to_owned(),
-            role: Role::Operator,
-        };
+        let caller = Caller::of_token("gitlab", Role::Operator);
         assert_eq!(caller.author("ada"), "gitlab (for ada)");
         assert_eq!(caller.author("gitlab"), "gitlab");
         assert_eq!(caller.author("unknown"), "gitlab");

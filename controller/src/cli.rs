@@ -4,19 +4,26 @@
 //! The exit codes are a contract (`friday help` lists them): pipelines branch on them.
 
 mod adopt;
+mod audit;
+mod credentials;
 mod doctor;
 mod explain;
 mod files;
 mod follow;
 mod health;
+mod lease;
+mod lock;
+mod login;
 mod orders;
 mod output;
 mod plan;
 mod replay;
+mod report;
 mod rollouts;
 mod simulate;
 mod token;
 mod tree;
+mod watch;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -30,6 +37,7 @@ use crate::auth::read_limited;
 use crate::client::{Client, ClientError, Token, TokenError};
 use crate::metrics_source::MetricsError;
 use crate::orchestrator::swarm::VisitError;
+use crate::origin::JobToken;
 use crate::spec::Finding;
 use output::{Context, Format};
 
@@ -174,6 +182,10 @@ enum Command {
     Agent(Box<crate::agent::AgentArgs>),
     /// Make a token for a machine: a proxy, an agent, a pipeline
     Token(token::TokenArgs),
+    /// Sign in at the controller, by its GitLab; later commands use the session when they are given no token
+    Login(login::LoginArgs),
+    /// Sign out, and forget the session
+    Logout,
     /// Start a rollout
     #[command(visible_alias = "set-image")]
     Deploy(rollouts::DeployArgs),
@@ -184,6 +196,8 @@ enum Command {
     List,
     /// Show a rollout: where it is, its releases and their tasks
     Get(rollouts::GetArgs),
+    /// Watch a rollout on the whole terminal, with the keys to move it; without a terminal, lines as `get -w` adds them
+    Watch(watch::WatchArgs),
     /// Wait for a rollout to end; the exit code says how it did
     Status(rollouts::StatusArgs),
     /// List the rollouts of a service, newest first
@@ -197,7 +211,7 @@ enum Command {
     /// Back to stable at once
     Abort(orders::OrderArgs),
     /// Open the gate at which a rollout waits
-    Approve(orders::OrderArgs),
+    Approve(orders::ApproveArgs),
     /// Refuse at the gate: back to stable
     Reject(orders::OrderArgs),
     /// Try a release again that was rolled back
@@ -206,6 +220,12 @@ enum Command {
     Undo(orders::UndoArgs),
     /// Back, whatever is going on: abort a running rollout, else undo the last one
     Rollback(orders::BackArgs),
+    /// Have a service, or one of its environments, to yourself: nobody else starts a rollout there
+    Lock(lock::LockArgs),
+    /// Give a lock back, or break somebody else's
+    Unlock(lock::UnlockArgs),
+    /// Say who released what, when, where, approved by whom and on which evidence
+    Audit(audit::AuditArgs),
     /// Check friday.yml: where it is wrong, what was expected, how to mend it
     Lint(files::LintArgs),
     /// Foretell a rollout by friday.yml: how long it takes, how soon a bad release is caught, where traffic is too low
@@ -257,9 +277,13 @@ pub async fn run(cli: Cli) -> ExitCode {
     let Cli { common, command } = cli;
     let context = Context::of_process(common.output);
     let target = common.target();
+    let session = session(&common, &command, &context, target).await;
     // The files of the token and of the authorities are read by those commands alone that ask a controller.
     let client = |other: Option<&str>| {
         let token = common.token()?;
+        // An empty token is that of a variable that is not set.
+        let token = token.filter(|token| !token.is_empty());
+        let token = token.or_else(|| session.clone());
         Ok(Client::trusting(
             target.ca,
             other.unwrap_or(target.url),
@@ -275,6 +299,42 @@ pub async fn run(cli: Cli) -> ExitCode {
         }
         code
     }))
+}
+
+/// The session of `friday login` at this controller, where no token is given.
+async fn session(
+    common: &Common,
+    command: &Command,
+    context: &Context,
+    target: Target<'_>,
+) -> Option<Token> {
+    let asks_nobody = matches!(
+        command,
+        Command::Serve(_)
+            | Command::Agent(_)
+            | Command::Token(_)
+            | Command::Login(_)
+            | Command::Lint(_)
+            | Command::Plan(_)
+            | Command::Simulate(_)
+            | Command::Adopt(_)
+            | Command::Schema
+            | Command::Completion(_)
+            | Command::Version
+            | Command::Health(_)
+    );
+    let is_given = |file: &PathBuf| !file.as_os_str().is_empty();
+    let has_token = common.token.as_ref().is_some_and(|token| !token.is_empty())
+        || common.token_file.as_ref().is_some_and(is_given);
+    if asks_nobody || has_token {
+        return None;
+    }
+    let url = Client::full_url(target.url)?;
+    let client = |token| Ok(Client::trusting(target.ca, target.url, Some(token))?);
+    let now = context.clock.now();
+    credentials::Credentials::of_person()?
+        .token(&url, now, client)
+        .await
 }
 
 /// Carries out a command; the exit code of one that did not fail.
@@ -296,26 +356,35 @@ async fn dispatch(
         Command::Deploy(args)
         | Command::Set(rollouts::SetArgs {
             what: rollouts::SetCommand::Image(args),
-        }) => rollouts::deploy(args, context, &client()?).await,
+        }) => {
+            let client = client()?.with_job_token(JobToken::of_process());
+            rollouts::deploy(args, context, &client).await
+        }
         Command::List => rollouts::list(context, &client()?).await,
         Command::Get(args) => rollouts::get(args, context, &client()?).await,
+        Command::Watch(args) => watch::watch(args, context, &client()?).await,
         Command::Status(args) => rollouts::status(args, context, &client()?).await,
         Command::History(args) => rollouts::history(args, context, &client()?).await,
         Command::Promote(args) => orders::promote(args, context, &client()?).await,
         Command::Pause(args) => orders::order(Order::Pause, args, context, &client()?).await,
         Command::Resume(args) => orders::order(Order::Resume, args, context, &client()?).await,
         Command::Abort(args) => orders::order(Order::Abort, args, context, &client()?).await,
-        Command::Approve(args) => orders::order(Order::Approve, args, context, &client()?).await,
+        Command::Approve(args) => orders::approve(args, context, &client()?).await,
         Command::Reject(args) => orders::order(Order::Reject, args, context, &client()?).await,
         Command::Retry(args) => orders::retry(args, context, &client()?).await,
         Command::Undo(args) => orders::undo(args, context, &client()?).await,
         Command::Rollback(args) => orders::rollback(args, context, &client()?).await,
+        Command::Lock(args) => lock::lock(args, context, &client()?).await,
+        Command::Unlock(args) => lock::unlock(args, context, &client()?).await,
+        Command::Audit(args) => audit::audit(args, context, client).await,
         Command::Lint(args) => files::lint(&args, context).await,
         Command::Plan(args) => plan::plan(args, context),
         Command::Explain(args) => explain::explain(args, context, &client()?).await,
         Command::Replay(args) => replay::replay(args, context, &client()?).await,
         Command::Whatif(args) => replay::what_if(args, context, &client()?).await,
         Command::Simulate(args) => simulate::simulate(&args, context),
+        Command::Login(args) => login::login(args, context, &client()?).await,
+        Command::Logout => login::logout(context, &client()?).await,
         Command::Token(args) => token::token(&args, context),
         Command::Adopt(args) => adopt::adopt(args, context).await,
         Command::Doctor(args) => doctor::doctor(args, context, &client()?).await,

@@ -6,6 +6,7 @@
 
 mod error;
 mod events;
+mod sign_in;
 mod token;
 pub(crate) mod transport;
 
@@ -13,7 +14,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use friday_tls::{Authorities, Trouble};
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -26,12 +27,17 @@ use tokio::time::timeout;
 
 use crate::api::types::agents::{AgentReport, AgentView};
 use crate::api::types::health::HealthView;
+use crate::api::types::locks::{LockRequest, LockView, UnlockRequest};
+use crate::api::types::me::MeView;
+use crate::api::types::series::SeriesView;
 use crate::api::types::{
-    DeployRequest, EventView, OrderRequest, Problem, ProxyView, RolloutSummary, RolloutView,
-    ServiceView, UndoRequest,
+    DeployRequest, EventView, LeaseOrder, OrderRequest, Problem, ProxyView, RolloutSummary,
+    RolloutView, ServiceView, UndoRequest,
 };
+use crate::origin::{JOB_TOKEN_HEADER, JobToken};
 pub use error::ClientError;
 pub use events::Changes;
+pub use sign_in::{DeviceAnswer, Look, SessionAnswer, TokenAnswer, slower};
 pub use token::{Token, TokenError};
 pub use transport::TransportError;
 use transport::{Transport, Trust, is_loopback};
@@ -48,6 +54,7 @@ pub struct Client {
     transport: Transport,
     base: Url,
     token: Option<Token>,
+    job_token: Option<JobToken>,
 }
 
 impl Client {
@@ -84,7 +91,26 @@ impl Client {
             transport,
             base,
             token,
+            job_token: None,
         })
+    }
+
+    /// How a controller's address is written in full, as [`Client::url`] has it; `None` where it is none.
+    pub(crate) fn full_url(url: &str) -> Option<String> {
+        let base = address(url).ok()?;
+        Some(base.as_str().trim_end_matches('/').to_owned())
+    }
+
+    /// The same, and rollouts that are started by it are told to GitLab with the credential of this job, as long as it
+    /// runs. It goes to a controller at https:// or on this machine; to another it would be shown to the network.
+    #[must_use]
+    pub fn with_job_token(self, job_token: Option<JobToken>) -> Self {
+        let is_safe =
+            self.base.scheme() == "https" || self.base.host_str().is_some_and(is_loopback);
+        Self {
+            job_token: job_token.filter(|_| is_safe),
+            ..self
+        }
     }
 
     /// The controller's address, for messages.
@@ -98,7 +124,33 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]; so for all that follow.
     pub async fn deploy(&self, request: &DeployRequest) -> Result<RolloutView, ClientError> {
-        self.post("start a rollout", &["rollouts"], request).await
+        let action = "start a rollout";
+        let request = self.with_body(action, &self.at(&["rollouts"]), request)?;
+        self.answer(action, self.for_job(request)).await
+    }
+
+    /// Takes, renews or gives back the lease of the rollout with this id.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn lease(&self, id: &str, order: &LeaseOrder) -> Result<RolloutView, ClientError> {
+        let verb = match order {
+            LeaseOrder::Take { .. } => "take",
+            LeaseOrder::Renew { .. } => "renew",
+            LeaseOrder::GiveBack { .. } => "give back",
+        };
+        let action = format!("{verb} the lease of {id}");
+        let request = self.with_body(&action, &self.at(&["rollouts", id, "lease"]), order)?;
+        self.answer(&action, self.for_job(request)).await
+    }
+
+    /// The request with the job's credential, if there is one.
+    fn for_job(&self, mut request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
+        if let Some(token) = &self.job_token {
+            let name = HeaderName::from_static(JOB_TOKEN_HEADER);
+            request.headers_mut().insert(name, token.header());
+        }
+        request
     }
 
     /// Rollouts, newest first, of one service or of all.
@@ -160,6 +212,37 @@ impl Client {
         self.get(&format!("read the events of {id}"), &url).await
     }
 
+    /// Entries of the whole event log, those after number `after`, oldest first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn log(&self, after: i64, limit: u32) -> Result<Vec<EventView>, ClientError> {
+        let mut url = self.at(&["events"]);
+        url.query_pairs_mut()
+            .append_pair("after", &after.to_string())
+            .append_pair("limit", &limit.to_string());
+        self.get("read the event log", &url).await
+    }
+
+    /// How the rollout with this id went over time, of the entries of its log after number `after`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn series(&self, id: &str, after: i64) -> Result<SeriesView, ClientError> {
+        let mut url = self.at(&["rollouts", id, "series"]);
+        url.query_pairs_mut()
+            .append_pair("after", &after.to_string());
+        self.get(&format!("read the series of {id}"), &url).await
+    }
+
+    /// Who we are to the controller, and what is allowed to us.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn me(&self) -> Result<MeView, ClientError> {
+        self.get("ask who we are", &self.at(&["me"])).await
+    }
+
     /// The services, each with its newest rollout.
     ///
     /// # Errors
@@ -200,6 +283,48 @@ impl Client {
             request,
         )
         .await
+    }
+
+    /// The locks of a service that are in force.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn locks(&self, service: &str) -> Result<Vec<LockView>, ClientError> {
+        let url = self.at(&["services", service, "lock"]);
+        self.get(&format!("read the locks of {service}"), &url)
+            .await
+    }
+
+    /// Takes a lock, or renews it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn lock(
+        &self,
+        service: &str,
+        request: &LockRequest,
+    ) -> Result<LockView, ClientError> {
+        let action = format!("lock {service}");
+        let url = self.at(&["services", service, "lock"]);
+        let mut request = self.with_body(&action, &url, request)?;
+        *request.method_mut() = Method::PUT;
+        self.answer(&action, request).await
+    }
+
+    /// Gives a lock back, or breaks it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn unlock(
+        &self,
+        service: &str,
+        request: &UnlockRequest,
+    ) -> Result<LockView, ClientError> {
+        let action = format!("unlock {service}");
+        let url = self.at(&["services", service, "lock"]);
+        let mut request = self.with_body(&action, &url, request)?;
+        *request.method_mut() = Method::DELETE;
+        self.answer(&action, request).await
     }
 
     /// The changes of the rollout with this id, as they happen.

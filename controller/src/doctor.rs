@@ -4,6 +4,7 @@
 //! is well is said in a line too, so that silence is never taken for health.
 
 mod engine;
+mod outbox;
 mod rollouts;
 
 use std::collections::BTreeSet;
@@ -14,6 +15,7 @@ use serde::Serialize;
 
 use crate::agents::AGENT_LIVE;
 use crate::api::types::agents::AgentView;
+use crate::api::types::alerts::IncidentView;
 use crate::api::types::health::HealthView;
 use crate::api::types::{ProxyView, RolloutView, ServiceView};
 use crate::fleet::PROXY_LIVE;
@@ -120,8 +122,32 @@ pub fn diagnose(facts: &Facts<'_>) -> Vec<Finding> {
     found.extend(proxies(facts));
     found.extend(agents(facts));
     found.extend(metrics(facts));
+    found.extend(incidents(facts));
+    found.extend(outbox::outbox(facts.health));
     found.extend(rollouts::rollouts(facts));
     found
+}
+
+fn incidents(facts: &Facts<'_>) -> Vec<Finding> {
+    let finding = |incident: &IncidentView| {
+        let since = facts
+            .health
+            .now
+            .duration_since(incident.since)
+            .as_secs_f64();
+        let lasts = rounded(seconds(since.max(0.0)));
+        let whose = match &incident.service {
+            Some(service) => format!("rollouts of {service}"),
+            None => "every rollout".to_owned(),
+        };
+        Finding::of(
+            Level::Warn,
+            format!("incident {}", incident.alert),
+            format!("{}; for {lasts} it holds {whose}", incident.summary),
+            "mend what it is about, or silence it in Alertmanager; friday abort still goes back, and without word of it for 5m it counts as over",
+        )
+    };
+    facts.health.incidents.iter().map(finding).collect()
 }
 
 /// Whether a token may travel to this address in the clear: it stays on this machine, or is encrypted.

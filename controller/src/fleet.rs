@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use proxy_api::{
-    Arm, BootId, Cell, Chosen, Epoch, Generation, InFlight, Report, ReportAck, RouteTable,
+    Arm, BootId, Cell, Chosen, Endpoint, Epoch, Generation, InFlight, Report, ReportAck, RouteTable,
 };
 use rollout::signals::{Block, LatencyHistogram, merge_cells};
 use rollout::{Duration, Weight};
@@ -42,6 +42,17 @@ pub struct Recent {
     pub bad: u64,
     /// Latency of the others.
     pub latency: LatencyHistogram,
+}
+
+/// What became of the requests at one endpoint, over the last [`WINDOW`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TaskWork {
+    /// Answered well.
+    pub done: u64,
+    /// Failed.
+    pub failed: u64,
+    /// Without an answer yet, at this moment.
+    pub in_flight: u64,
 }
 
 /// The evidence of one service in one stretch of one weight.
@@ -433,6 +444,34 @@ impl Fleet {
         recent
     }
 
+    /// What became of the requests at each endpoint of a service lately.
+    #[must_use]
+    pub fn work(&self, service: &str, now: Duration) -> BTreeMap<Endpoint, TaskWork> {
+        let proxies = self.lock();
+        let mut work: BTreeMap<Endpoint, TaskWork> = BTreeMap::new();
+        for proxy in proxies.values() {
+            let is_recent = |heard: Duration| now.saturating_sub(heard) < WINDOW;
+            let epochs = proxy.recent.values().filter(|(heard, _)| is_recent(*heard));
+            let cells = epochs.flat_map(|(_, epoch)| &epoch.cells);
+            for cell in cells.filter(|cell| cell.route == service) {
+                let Some(endpoint) = &cell.endpoint else {
+                    continue;
+                };
+                let at = work.entry(endpoint.clone()).or_default();
+                let ended = cell.requests.saturating_sub(cell.unfinished);
+                at.done += u64::from(ended.saturating_sub(cell.bad()));
+                at.failed += u64::from(cell.bad());
+            }
+            if now.saturating_sub(proxy.heard) < PROXY_LIVE {
+                for at in proxy.in_flight.iter().filter(|at| at.route == service) {
+                    let requests = u64::from(at.requests);
+                    work.entry(at.endpoint.clone()).or_default().in_flight += requests;
+                }
+            }
+        }
+        work
+    }
+
     /// The proxies, by name.
     #[must_use]
     pub fn status(&self, now: Duration) -> Vec<ProxyStatus> {
@@ -543,6 +582,32 @@ mod tests {
             2
         );
         assert_eq!(canary_requests(&fleet.take()), 0);
+    }
+
+    #[test]
+    fn tells_what_became_of_the_requests_at_each_endpoint() {
+        let fleet = Fleet::new();
+        let at: Endpoint = "127.0.0.1:1".parse().unwrap();
+        let mut told = report(
+            7,
+            vec![epoch(1, 1, 100, true, 3), epoch(2, 1, 100, true, 0)],
+        );
+        told.in_flight = vec![InFlight {
+            route: "web".into(),
+            release: "v2".into(),
+            endpoint: at.clone(),
+            requests: 4,
+        }];
+        fleet.report("p", told, NOW).unwrap();
+        let expected = TaskWork {
+            done: 17,
+            failed: 3,
+            in_flight: 4,
+        };
+        assert_eq!(fleet.work("web", NOW), BTreeMap::from([(at, expected)]));
+        assert_eq!(fleet.work("other", NOW), BTreeMap::new());
+        // Of a proxy that is silent nothing is known.
+        assert_eq!(fleet.work("web", NOW + WINDOW), BTreeMap::new());
     }
 
     #[test]

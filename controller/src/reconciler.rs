@@ -12,28 +12,38 @@ use proxy_api::{Generation, RouteTable};
 use rollout::judge::{CheckSample, Decision, Judged, RULES_VERSION, Signal};
 use rollout::rollout::Ruling;
 use rollout::{
-    Block, Duration, Event, Judge, Placement, Release, Rollout, ServiceName, Spec, Weight,
+    Block, Duration, Event, Judge, Placement, Release, Rollout, RolloutId, ServiceName, Spec,
+    Weight,
 };
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Freezes, Locks};
 use crate::agents::Agents;
 use crate::checks::Checks;
 use crate::clock::Clock;
+use crate::delivery::Delivery;
 use crate::fleet::{Fleet, PROXY_LIVE, Slice, Taken};
+use crate::incidents::{Incident, Incidents};
 use crate::metrics_source::MetricsSource;
+use crate::notifier::Audience;
 use crate::orchestrator::{Orchestrator, OrchestratorError, ServiceState};
 use crate::replay::{Began, Sample};
 use crate::routing;
 use crate::store::{Change, Saved, Store, StoreError};
 
 mod commit;
+mod hold;
+mod lease;
 mod ledger;
 mod look;
+mod policy;
 mod request;
 mod service;
 
+pub use lease::LeaseRequest;
+pub use policy::{DEFAULT_ENVIRONMENT, LockAct, LockOrder, LockReply};
 pub use request::{Deploy, Reply, Request, RequestError};
 
 use ledger::Ledger;
@@ -91,6 +101,10 @@ pub struct Snapshot {
     pub services: BTreeMap<ServiceName, ServiceSnapshot>,
     /// Why the last change could not be saved, and when by the clock's elapsed time; nothing was saved since.
     pub unsaved: Option<(String, Duration)>,
+    /// The incidents that are open.
+    pub incidents: Vec<Incident>,
+    /// The rollouts that are held for them.
+    pub held: BTreeSet<RolloutId>,
 }
 
 /// The loop and all it owns.
@@ -113,10 +127,20 @@ pub struct Reconciler {
     told: Option<Duration>,
     checks: Checks,
     agents: Arc<Agents>,
+    locks: Locks,
+    freezes: Freezes,
+    /// When it was last asked whether a freeze holds the service's running rollout.
+    freeze_asked: BTreeMap<ServiceName, Duration>,
+    delivery: Arc<Delivery>,
+    incidents: Incidents,
     /// What went ahead although it could not be saved: rollouts on their way back, and the events that tell of it.
     unsaved: Change,
     /// Why the last change could not be saved, and since when.
     save_trouble: Option<(String, Duration)>,
+    /// Whom messages can reach.
+    audience: Audience,
+    /// Changes with every message that was saved.
+    mail: watch::Sender<u64>,
 }
 
 /// What others hold of the loop.
@@ -126,6 +150,8 @@ pub struct Handle {
     pub requests: mpsc::Sender<Request>,
     /// What is published.
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
+    /// What is counted.
+    pub delivery: Arc<Delivery>,
 }
 
 impl Reconciler {
@@ -170,11 +196,22 @@ impl Reconciler {
                 service.last = ended;
             }
         }
+        let locks = Locks::of(store.locks().await?);
+        let incidents = Incidents::restored(store.incidents().await?, clock.elapsed());
+        let delivery = Delivery::new();
+        for service in services.values() {
+            service
+                .last
+                .iter()
+                .chain(&service.open)
+                .for_each(|saved| delivery.show(&saved.rollout));
+        }
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let snapshot = watch::Sender::new(Arc::new(Snapshot::default()));
         let handle = Handle {
             requests: sender,
             snapshot: snapshot.subscribe(),
+            delivery: Arc::clone(&delivery),
         };
         let turned = clock.elapsed();
         let reconciler = Self {
@@ -193,8 +230,15 @@ impl Reconciler {
             told: None,
             checks: Checks::of(None),
             agents: Agents::new(),
+            locks,
+            freezes: Freezes::default(),
+            freeze_asked: BTreeMap::new(),
+            delivery,
+            incidents,
             unsaved: Change::default(),
             save_trouble: None,
+            audience: Audience::default(),
+            mail: watch::Sender::new(0),
         };
         Ok((reconciler, handle))
     }
@@ -212,6 +256,24 @@ impl Reconciler {
     #[must_use]
     pub fn with_agents(self, agents: Arc<Agents>) -> Self {
         Self { agents, ..self }
+    }
+
+    /// The same, and these are told what rollouts do.
+    #[must_use]
+    pub fn with_audience(self, audience: Audience) -> Self {
+        Self { audience, ..self }
+    }
+
+    /// The term that it writes by.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// Changes with every message that was saved to be told.
+    #[must_use]
+    pub fn wake(&self) -> watch::Receiver<u64> {
+        self.mail.subscribe()
     }
 
     /// Turns until told to stop. What runs goes on running.
@@ -265,6 +327,7 @@ impl Reconciler {
             marks: taken.marks.clone(),
             ..Change::default()
         };
+        self.expire_incidents(&mut change);
         let names: Vec<ServiceName> = self.services.keys().cloned().collect();
         for name in &names {
             let slices = taken
@@ -274,17 +337,33 @@ impl Reconciler {
             self.decide_one(name, passed, slices, &mut change);
         }
         self.tell_of_proxies(&mut change);
-        let only_marks =
-            change.rollouts.is_empty() && change.events.is_empty() && self.unsaved.is_empty();
+        self.forget_held();
+        change.incidents = self.incidents.unsaved();
+        let only_marks = change.rollouts.is_empty()
+            && change.events.is_empty()
+            && change.incidents.is_none()
+            && self.unsaved.is_empty();
         if only_marks {
             // Nothing was decided on them: were they lost with this process, nobody would miss them.
             self.fleet.acknowledge(&change.marks);
+            self.count(taken);
             return Ok(());
         }
-        if self.commit(change, true).await?.is_err() {
-            // Said already. What was not saved comes again at the next turn.
+        if self.commit(change, true).await?.is_ok() {
+            self.count(taken);
         }
+        // Else it was said already. What was not saved comes again at the next turn.
         Ok(())
+    }
+
+    /// Counts requests that come no second time.
+    fn count(&self, taken: &Taken) {
+        for (name, service) in &self.services {
+            let slices = taken.slices.get(name.as_str());
+            for slice in slices.map_or(&[][..], Vec::as_slice) {
+                service.count(&self.delivery, name, &service.by_node(&slice.block));
+            }
+        }
     }
 
     /// Says which proxies are not waited for any more, and which are again: a rollout that goes on without one says so.
@@ -320,6 +399,8 @@ impl Reconciler {
     ) {
         let sample = self.sample(name, slices);
         let checks = self.ask_checks(name);
+        let freeze = self.freeze_changed(name);
+        let hold = self.hold(name);
         let Some(service) = self.services.get(name) else {
             return;
         };
@@ -331,7 +412,15 @@ impl Reconciler {
         let before = saved.rollout.clone();
         let mut next = saved.clone();
         let mut ledger = Ledger::of(&next.rollout);
+        if let Some(frozen) = freeze {
+            tracing::info!(rollout = %next.rollout.id, freeze = frozen.as_deref().unwrap_or("over"), "freeze");
+            let data = json!({ "frozen": frozen.is_some(), "why": frozen });
+            ledger.events.push(ledger.event("freeze", FRIDAY, data));
+            next.rollout = next.rollout.on(Event::Frozen(frozen), now);
+        }
+        next.rollout = hold::held(next.rollout, hold, &mut ledger, now);
         next.rollout = next.rollout.on(Event::Passed(passed), now);
+        lease::pass(&mut next, passed, now, &mut ledger);
         if let Some(observed) = self.observed(name, service, &next.rollout) {
             next.rollout = next.rollout.on(Event::Observed(observed), now);
         }
@@ -582,6 +671,8 @@ impl Reconciler {
         self.snapshot.send_replace(Arc::new(Snapshot {
             services,
             unsaved: self.save_trouble.clone(),
+            incidents: self.incidents.list(),
+            held: self.incidents.held().clone(),
         }));
     }
 }

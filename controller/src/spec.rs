@@ -5,17 +5,22 @@
 //! same to editors.
 
 mod guard;
+mod notify;
 mod plans;
+mod policy;
 mod proxy;
 mod schema;
 mod tuning;
 
 use rollout::plan::{Ready, RouteMatch, Sticky};
-use rollout::{Bake, Deadlines, Duration, Guard, ServiceName, Spec, Weight};
+use rollout::{Bake, Deadlines, Duration, Guard, Notify, Policy, ServiceName, Spec, Weight};
 
 use crate::yaml::{Fields, Findings, Setting, Tree, Value};
 use guard::{guard, guard_for};
+pub(crate) use notify::is_address;
+use notify::notify;
 use plans::{Steps, plans, weight_of};
+use policy::freezes;
 use proxy::proxy;
 
 pub use crate::yaml::Finding;
@@ -62,10 +67,6 @@ const EVIDENCE_WITHIN: Duration = Duration::from_secs(30 * 60);
 
 /// Three steps, a gate somebody must see, the bake and the promotion fit well; an office afternoon does not pass.
 const ROLLOUT_WITHIN: Duration = Duration::from_secs(2 * 60 * 60);
-
-/// What this version does not do yet. To ignore one of these could release what its author wanted held, so each is
-/// refused.
-const NOT_YET: &str = "not supported by this version";
 
 /// Reads the text of a `friday.yml`, which `name` names in findings.
 ///
@@ -165,18 +166,14 @@ fn file(
         Some(value) => guard(defaults, sticky_in_force, value, findings),
         None => (defaults, Vec::new()),
     };
-    fields.refuse(
-        "freeze",
-        NOT_YET,
-        "remove it, and start no rollout in that window until it is",
-        findings,
-    );
-    fields.refuse(
-        "notify",
-        NOT_YET,
-        "remove it; the exit code of `friday deploy --wait` tells a pipeline the outcome",
-        findings,
-    );
+    let freeze = match fields.take("freeze") {
+        Some(value) => freezes(value, plan.environments.as_deref(), findings),
+        None => Some(Vec::new()),
+    };
+    let notify = match fields.take("notify") {
+        Some(value) => notify(value, findings),
+        None => Notify::default(),
+    };
     fields.finish(findings);
 
     let (bake, deadlines) = (bake?, deadlines?);
@@ -191,6 +188,11 @@ fn file(
     for after in &sampled_after {
         after.below(&deadlines.evidence, findings);
     }
+
+    let policy = Policy {
+        freeze: freeze?,
+        environments: plan.demands.clone(),
+    };
 
     Some(Spec {
         service: service?,
@@ -224,6 +226,8 @@ fn file(
             warm_up: warm_up.value,
             ..guard
         },
+        policy,
+        notify,
     })
 }
 

@@ -8,12 +8,21 @@ use std::fmt;
 
 use async_trait::async_trait;
 use proxy_api::BootId;
-use rollout::{Judge, Rollout, RolloutId, ServiceName, Timestamp, Verdict};
+use rollout::{Judge, Release, Rollout, RolloutId, ServiceName, Timestamp, Verdict};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::admission::lock::Slot;
+use crate::lease::Lease;
+use crate::origin::Origin;
+
+use crate::incidents::SavedIncidents;
+
+pub mod outbox;
+
 pub mod sqlite;
 
+pub use outbox::{NewMessage, Outbox};
 pub use sqlite::Sqlite;
 
 /// A rollout with what the judge knows of it.
@@ -27,6 +36,10 @@ pub struct Saved {
     pub judge: Option<Judge>,
     /// The last verdict.
     pub verdict: Option<Verdict>,
+    /// The job that asked for it.
+    pub origin: Option<Origin>,
+    /// Who waits for it.
+    pub lease: Option<Lease>,
 }
 
 /// An event that is yet to be written.
@@ -114,8 +127,14 @@ pub struct Change {
     pub rollouts: Vec<Saved>,
     /// How far reports were read.
     pub marks: Vec<Mark>,
+    /// Locks as they are now.
+    pub locks: Vec<Slot>,
     /// What happened, in order.
     pub events: Vec<NewEvent>,
+    /// What others are to be told of it, in order.
+    pub messages: Vec<NewMessage>,
+    /// All incidents as they are now, if they changed.
+    pub incidents: Option<SavedIncidents>,
 }
 
 impl Change {
@@ -167,7 +186,7 @@ pub enum StoreError {
 
 /// Whoever keeps the state.
 #[async_trait]
-pub trait Store: fmt::Debug + Send + Sync {
+pub trait Store: Outbox + fmt::Debug + Send + Sync {
     /// Takes over from whatever controller was there: the new term.
     ///
     /// # Errors
@@ -202,6 +221,18 @@ pub trait Store: fmt::Debug + Send + Sync {
         limit: u32,
     ) -> Result<Vec<Saved>, StoreError>;
 
+    /// The newest of the rollouts that are older than `before`, newest first, of one service or of all; at most `limit`.
+    /// `None` if there is no rollout `before`.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    async fn older(
+        &self,
+        service: Option<&ServiceName>,
+        before: &RolloutId,
+        limit: u32,
+    ) -> Result<Option<Vec<Saved>>, StoreError>;
+
     /// The newest rollout of a service that was promoted.
     ///
     /// # Errors
@@ -219,6 +250,29 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// # Errors
     /// The store cannot be read.
     async fn marks(&self) -> Result<Vec<Mark>, StoreError>;
+
+    /// Every lock, and every number of one that is no more.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    async fn locks(&self) -> Result<Vec<Slot>, StoreError>;
+
+    /// Whether a rollout of this release's digest was promoted under this service in this environment.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    async fn was_promoted(
+        &self,
+        service: &ServiceName,
+        environment: &str,
+        release: &Release,
+    ) -> Result<bool, StoreError>;
+
+    /// The incidents that are open.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    async fn incidents(&self) -> Result<SavedIncidents, StoreError>;
 
     /// Events after `after`, oldest first, of one rollout or of all; at most `limit`.
     ///

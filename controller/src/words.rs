@@ -6,6 +6,7 @@ use rollout::judge::{
     CheckSeen, Counts, Decision, Gauge, Grounds, HoldReason, KindSeen, Margin, Missing, Percentile,
     Signal, Watched,
 };
+use rollout::policy::Emergency;
 use rollout::rollout::{Promotion, Retreat};
 use rollout::signals::KIND_NONE;
 use rollout::{
@@ -87,10 +88,41 @@ fn because(reason: Option<&str>) -> String {
 #[must_use]
 pub fn message(rollout: &Rollout, verdict: Option<&Verdict>) -> String {
     let message = phase_message(rollout, &rollout.phase, verdict);
+    let message = with_admission(rollout, message);
     match &rollout.skipped {
         Some(skipped) => format!("{message}; {}", self::skipped(&rollout.spec.plan, skipped)),
         None => message,
     }
+}
+
+/// The message, with what holds the rollout that is no evidence, or why nothing of that does.
+fn with_admission(rollout: &Rollout, message: String) -> String {
+    let admission = &rollout.admission;
+    match (&admission.emergency, &admission.frozen) {
+        (Some(Emergency { by, reason }), _) => {
+            format!("{message}; no freeze holds it, by the emergency word of {by}: {reason:?}")
+        }
+        (None, Some(why)) if rollout.is_frozen() => format!(
+            "frozen {why}: it gets no more requests until then, and can go back at any time; {message}"
+        ),
+        (None, Some(_) | None) => message,
+    }
+}
+
+/// What a rollout waits for whose environment asks for approvals.
+fn awaited(rollout: &Rollout) -> String {
+    let (admission, id) = (&rollout.admission, &rollout.id);
+    let so_far = if admission.approved_by.is_empty() {
+        String::new()
+    } else {
+        format!("; approved by {}", admission.approved_by.join(", "))
+    };
+    format!(
+        "ready, and waits for {} of {} approvals by others than {} before its first request: `friday approve {id}` or `friday reject {id}`{so_far}",
+        admission.approvals_missing(),
+        admission.approvals_min,
+        rollout.author,
+    )
 }
 
 /// With which step a rollout began, and why: `began with step 2 (10%): 1% of 5 requests/s would be fewer than 0.5/s`.
@@ -227,6 +259,9 @@ fn phase_message(rollout: &Rollout, phase: &Phase, verdict: Option<&Verdict>) ->
 }
 
 fn deploying(rollout: &Rollout, elapsed: Duration) -> String {
+    if rollout.awaits_approval() {
+        return awaited(rollout);
+    }
     let seen = &rollout.observed;
     let wanted = if let Placement::Run { replicas, .. } = rollout.desired().canary {
         replicas

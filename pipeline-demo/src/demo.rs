@@ -346,6 +346,10 @@ impl Demo {
             plan: None,
             author: "demo".to_owned(),
             retry: false,
+            emergency: None,
+            fence: None,
+            origin: None,
+            lease: None,
         };
         let mut view = match client.deploy(&request).await {
             Ok(view) => view,

@@ -63,6 +63,9 @@ fn words_after(sigil: char, text: &str, continues: fn(char) -> bool) -> Vec<Stri
 }
 
 #[cfg(test)]
+mod offered;
+
+#[cfg(test)]
 fn tweet(text: &str) -> Tweet {
     Tweet {
         id: "1".into(),

@@ -22,7 +22,7 @@ pub const PORT: u16 = 9000;
 const BASE: &str = "base:1";
 
 /// What has to be there, by program, and the Debian package that brings it.
-const NEEDED: [(&str, &str); 7] = [
+const NEEDED: [(&str, &str); 8] = [
     ("dockerd", "docker.io"),
     ("docker", "docker.io"),
     ("ip", "iproute2"),
@@ -30,6 +30,7 @@ const NEEDED: [(&str, &str); 7] = [
     ("unshare", "util-linux"),
     ("docker-registry", "docker-registry"),
     ("sshd", "openssh-server"),
+    ("ssh", "openssh-client"),
 ];
 
 /// How often it is looked, after a [`pause`] each, whether something that was started is there: for ten seconds.
@@ -89,30 +90,7 @@ impl Lab {
     /// As [`Self::start`].
     #[must_use]
     pub fn start_with(nodes: u32, prepare: impl FnOnce(&Path)) -> Self {
-        require();
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("friday-lab-{}-", std::process::id()))
-            .rand_bytes(4)
-            .tempdir()
-            .expect("a temporary folder can be made");
-        prepare(dir.path());
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("swarm-lab");
-        let mut keeper = Command::new(&script)
-            .arg(dir.path())
-            .arg(nodes.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{} cannot be run: {error}", script.display()));
-        let orders = keeper.stdin.take().expect("it was piped");
-        let mut answers = BufReader::new(keeper.stdout.take().expect("it was piped"));
-        expect_answer(&mut answers, "ready");
-        let mut lab = Self {
-            dir,
-            keeper,
-            orders: Orders(Arc::new(Mutex::new(Some((orders, answers))))),
-            overlay: None,
-        };
+        let mut lab = Self::boot(nodes, "swarm", prepare);
         lab.make_base();
         lab.docker(
             1,
@@ -127,6 +105,43 @@ impl Lab {
         );
         lab.overlay = Some(Arc::new(lab.attach()));
         lab
+    }
+
+    /// Starts so many engines that are in no swarm and have no image.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn engines(nodes: u32) -> Self {
+        Self::boot(nodes, "engines", |_| {})
+    }
+
+    fn boot(nodes: u32, what: &str, prepare: impl FnOnce(&Path)) -> Self {
+        require();
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("friday-lab-{}-", std::process::id()))
+            .rand_bytes(4)
+            .tempdir()
+            .expect("a temporary folder can be made");
+        prepare(dir.path());
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("swarm-lab");
+        let mut keeper = Command::new(&script)
+            .arg(dir.path())
+            .arg(nodes.to_string())
+            .arg(what)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{} cannot be run: {error}", script.display()));
+        let orders = keeper.stdin.take().expect("it was piped");
+        let mut answers = BufReader::new(keeper.stdout.take().expect("it was piped"));
+        expect_answer(&mut answers, "ready");
+        Self {
+            dir,
+            keeper,
+            orders: Orders(Arc::new(Mutex::new(Some((orders, answers))))),
+            overlay: None,
+        }
     }
 
     /// The lab's folder.
@@ -223,19 +238,23 @@ impl Lab {
         assert!(packed.success(), "the image cannot be packed");
         let input = File::open(&tar).expect("it was just written");
         self.docker_with(1, &["import", "-", BASE], input.into());
-        self.spread(BASE);
+        self.spread(&[BASE]);
     }
 
-    /// Copies an image of node 1 to the others. What they would make themselves would have other ids, and without a
+    /// Copies images of node 1 to the others. What they would make themselves would have other ids, and without a
     /// registry an image is pinned by its id.
-    fn spread(&self, image: &str) {
+    ///
+    /// # Panics
+    /// An engine does not take them.
+    pub fn spread(&self, images: &[&str]) {
         let others: Vec<u32> = self.nodes().into_iter().filter(|node| *node != 1).collect();
         if others.is_empty() {
             return;
         }
         let tar = self.dir.path().join("image.tar");
         let to = tar.display().to_string();
-        self.docker(1, &["save", "--output", &to, image]);
+        let save = [&["save", "--output", &to], images].concat();
+        self.docker(1, &save);
         for node in others {
             self.docker(node, &["load", "--quiet", "--input", &to]);
         }
@@ -272,7 +291,7 @@ impl Lab {
         fs::write(&file, text).expect("a folder of ours can be written to");
         let input = File::open(&file).expect("it was just written");
         self.docker_with(1, &["build", "--quiet", "--tag", name, "-"], input.into());
-        self.spread(name);
+        self.spread(&[name]);
     }
 
     /// The node that the test stands on, with the controller and the proxies: the last. The first leads the swarm at

@@ -4,6 +4,7 @@
 //! with it, also when its test panics; then the last lines of every part's log are shown.
 
 mod broker;
+mod browser;
 mod lab;
 mod load;
 mod machine;
@@ -13,9 +14,11 @@ mod postgres;
 mod programs;
 mod rootfs;
 mod scene;
+mod ssh;
 mod stream;
 
 pub use broker::{Broker, TANSU_VERSION, tansu};
+pub use browser::{Browser, DESK, ENTER, ESCAPE, PHONE};
 pub use lab::{Lab, NETWORK, Orders, PORT, START_TRIES, pause};
 pub use load::{Load, Outcome};
 pub use machine::{Running, is_alive, listening, running_of};
@@ -23,5 +26,6 @@ pub use part::{Ended, Part, run};
 pub use postgres::{Server as Postgres, find as postgres_program};
 pub use programs::{friday, pipeline_demo, proxy, tiny_service};
 pub use rootfs::{add_file, add_folder, add_program};
-pub use scene::{PATIENCE, SERVICE, SPEC, Scene, deploy_request, place};
+pub use scene::{PATIENCE, SERVICE, SPEC, Scene, deploy_request, end_tasks, place};
+pub use ssh::SshDaemons;
 pub use stream::TweetStream;

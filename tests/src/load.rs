@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::Client;
+use reqwest::header::{HOST, HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -57,6 +58,20 @@ impl Load {
     /// No HTTP client can be made.
     #[must_use]
     pub fn start(address: SocketAddr, rate: u32) -> Self {
+        Self::start_for(address, None, rate)
+    }
+
+    /// The same for the service that the proxy finds by this host.
+    ///
+    /// # Panics
+    /// No HTTP client can be made.
+    #[must_use]
+    pub fn start_for(address: SocketAddr, host: Option<&str>, rate: u32) -> Self {
+        let mut headers = HeaderMap::new();
+        if let Some(host) = host {
+            let host = HeaderValue::from_str(host).expect("a host is a header's value");
+            headers.insert(HOST, host);
+        }
         let shared = Arc::new(Shared {
             began: Instant::now(),
             stop: AtomicBool::new(false),
@@ -72,6 +87,7 @@ impl Load {
                 .no_proxy()
                 .timeout(ANSWER_MAX)
                 .pool_max_idle_per_host(1)
+                .default_headers(headers.clone())
                 .build();
             let client = client.expect("a client without TLS and proxies can be made");
             let every = Duration::from_secs(1) * CONNECTIONS / rate;

@@ -71,6 +71,10 @@ pub fn deploy_request(spec: &str, image: &str) -> DeployRequest {
         plan: None,
         author: "test".to_owned(),
         retry: false,
+        emergency: None,
+        fence: None,
+        origin: None,
+        lease: None,
     }
 }
 
@@ -354,6 +358,7 @@ impl Scene {
             order,
             by: "test".to_owned(),
             reason: None,
+            emergency: None,
         };
         self.client.order(id, &request).await
     }
@@ -451,22 +456,27 @@ impl Drop for Scene {
     fn drop(&mut self) {
         // The controller first: it would start again what ends.
         drop(self.controller.take());
-        let processes = self.state_dir.join("processes");
-        // A test's runtime cannot be waited on from here.
-        let ending = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            runtime
-                .block_on(end_leftovers(&processes))
-                .map_err(std::io::Error::other)
-        });
-        match ending.join() {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => eprintln!("tasks may be left over: {error}"),
-            Err(_) => eprintln!("tasks may be left over: ending them panicked"),
-        }
+        end_tasks(&self.state_dir);
         drop(self.proxy.take());
+    }
+}
+
+/// Ends the tasks of a controller that has ended, by its state.
+pub fn end_tasks(state_dir: &Path) {
+    let processes = state_dir.join("processes");
+    // A test's runtime cannot be waited on from here.
+    let ending = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime
+            .block_on(end_leftovers(&processes))
+            .map_err(std::io::Error::other)
+    });
+    match ending.join() {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => eprintln!("tasks may be left over: {error}"),
+        Err(_) => eprintln!("tasks may be left over: ending them panicked"),
     }
 }
 

@@ -12,7 +12,9 @@
 pub mod release;
 pub mod weight;
 
+pub mod notify;
 pub mod plan;
+pub mod policy;
 pub mod proxy;
 
 pub mod desired;
@@ -29,7 +31,9 @@ pub use jiff::Timestamp;
 
 pub use desired::{Desired, Observed, Placement};
 pub use judge::{Judge, Verdict};
+pub use notify::{AlertNotice, GitlabNotice, Notify, WebhookNotice};
 pub use plan::{Bake, Bound, Check, Deadlines, Guard, Hold, Plan, Spec, Step};
+pub use policy::{Admission, Policy};
 pub use release::{Release, ReleaseId, RolloutId, ServiceName};
 pub use rollout::{Cause, Command, Ending, Event, Phase, Rollout, Skipped};
 pub use serial::Millis;

@@ -5,6 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Duration;
+use crate::notify::Notify;
+use crate::policy::Policy;
 use crate::proxy::ProxySpec;
 use crate::release::ServiceName;
 use crate::serial::millis;
@@ -501,6 +503,12 @@ pub struct Spec {
     pub deadlines: Deadlines,
     /// What must not get worse.
     pub guard: Guard,
+    /// When and where it may be released.
+    #[serde(default, skip_serializing_if = "Policy::is_empty")]
+    pub policy: Policy,
+    /// Who is told.
+    #[serde(default, skip_serializing_if = "Notify::is_nothing")]
+    pub notify: Notify,
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::desired::Observed;
 use crate::judge::Position;
 use crate::plan::{Hold, Spec, Step};
+use crate::policy::{Admission, Emergency, same_person};
 use crate::release::{Release, ReleaseId, RolloutId, ServiceName};
 use crate::serial::millis;
 use crate::weight::Weight;
@@ -360,6 +361,8 @@ pub enum Event {
     },
     /// Somebody ordered something.
     Ordered(Command),
+    /// A freeze began, in words for people, or none is on.
+    Frozen(Option<String>),
 }
 
 /// Steps that a rollout passed over because they are too small for its traffic: the canary would have had fewer requests
@@ -405,6 +408,9 @@ pub struct Rollout {
     /// The steps that were passed over when it began, if any were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<Skipped>,
+    /// What holds it that is no evidence: a freeze, missing approvals.
+    #[serde(default, skip_serializing_if = "Admission::is_plain")]
+    pub admission: Admission,
     /// How many tasks the stable group wanted when it last wanted any; 0 until it was seen.
     #[serde(default)]
     pub stable_replicas: u32,
@@ -446,6 +452,7 @@ impl Rollout {
             },
             elapsed: Duration::ZERO,
             skipped: None,
+            admission: Admission::default(),
             stable_replicas: 0,
             observed: Observed::default(),
         }
@@ -467,11 +474,58 @@ impl Rollout {
             }
             Event::Judged { stage, ruling } => self.after_ruling(phase, stage, ruling),
             Event::Ordered(command) => self.after_order(phase, command),
+            Event::Frozen(frozen) => {
+                self.admission.frozen = frozen;
+                phase
+            }
         };
         if self.phase.at_start() != before {
             self.moved = now;
         }
         self
+    }
+
+    /// The same, and no freeze holds it from now on.
+    #[must_use]
+    pub fn in_emergency(mut self, by: &str, reason: &str) -> Self {
+        self.admission.emergency = Some(Emergency {
+            by: by.to_owned(),
+            reason: reason.to_owned(),
+        });
+        self
+    }
+
+    /// Whether a freeze holds it where it is: time stands still, and no more requests go to the canary. It is still judged,
+    /// and the way back is open. Once every request is on the canary there is nothing left to hold: it goes on to its end.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        let grows = match self.running_phase() {
+            Phase::Deploying { .. }
+            | Phase::Analyzing { .. }
+            | Phase::Gated { .. }
+            | Phase::Baking { .. } => true,
+            Phase::Warm { .. }
+            | Phase::Paused { .. }
+            | Phase::Promoting { .. }
+            | Phase::RollingBack { .. }
+            | Phase::Promoted
+            | Phase::RolledBack { .. } => false,
+        };
+        grows && self.admission.is_frozen()
+    }
+
+    /// Whether it is ready for its first request and waits for people to approve that.
+    #[must_use]
+    pub fn awaits_approval(&self) -> bool {
+        matches!(self.running_phase(), Phase::Deploying { .. })
+            && self.admission.approvals_missing() > 0
+            && self.observed.canary_ready >= self.first_replicas()
+    }
+
+    /// Whether this person may not open its gates: an environment that asks for approvals asks for those of others.
+    #[must_use]
+    pub fn needs_other_eyes(&self, by: &str) -> bool {
+        self.admission.approvals_min > 0 && same_person(&self.author, by)
     }
 
     /// How it ended, once it has.

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::types::Problem;
 use crate::agents::AgentError;
+use crate::auth::Refusal;
 use crate::fleet::ReportError;
 use crate::orchestrator::OrchestratorError;
 use crate::reconciler::{RequestError, chain};
@@ -35,6 +36,11 @@ impl ApiError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.code
+    }
+
+    /// Its words for the caller.
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// The loop has ended, or is so busy that it takes no more.
@@ -108,13 +114,32 @@ impl From<RequestError> for ApiError {
             RequestError::UnknownRollout { .. } => (StatusCode::NOT_FOUND, "unknown_rollout"),
             RequestError::AlreadyStable { .. } => (StatusCode::CONFLICT, "already_stable"),
             RequestError::RolledBackBefore { .. } => (StatusCode::CONFLICT, "rolled_back_before"),
+            RequestError::LeaseHeld { .. } => (StatusCode::CONFLICT, "lease_held"),
             RequestError::NotNow { .. } => (StatusCode::CONFLICT, "not_now"),
+            RequestError::Held { .. } => (StatusCode::CONFLICT, "held"),
             RequestError::NoMetricsSource { .. } => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "no_metrics_source")
             }
             RequestError::NoSuchRelease { .. } => (StatusCode::NOT_FOUND, "no_such_release"),
+            RequestError::NotAdmitted(refused) => (StatusCode::CONFLICT, refused.code()),
             RequestError::Store(error) => return error.into(),
             RequestError::Orchestrator(error) => return error.into(),
+        };
+        Self::new(status, code, detail)
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let detail = format!("rule {:?}: {refusal}", refusal.rule());
+        let (status, code) = if matches!(refusal, Refusal::NoKeys { .. }) {
+            (StatusCode::SERVICE_UNAVAILABLE, "keys_unreachable")
+        } else if matches!(refusal, Refusal::JobUnknown { .. }) {
+            (StatusCode::SERVICE_UNAVAILABLE, "job_unknown")
+        } else if refusal.is_about_the_token() {
+            (StatusCode::UNAUTHORIZED, "token_refused")
+        } else {
+            (StatusCode::FORBIDDEN, "forbidden")
         };
         Self::new(status, code, detail)
     }

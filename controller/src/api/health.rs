@@ -1,5 +1,7 @@
 //! Whether the controller works, and its own metrics.
 
+mod outbox;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -67,6 +69,7 @@ pub async fn health(State(api): State<Api>) -> Json<HealthView> {
         None => None,
     };
     let generation = api.fleet.table().borrow().generation;
+    let (outbox, untold) = outbox::views(&api).await;
     Json(HealthView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         now: api.clock.now(),
@@ -75,6 +78,9 @@ pub async fn health(State(api): State<Api>) -> Json<HealthView> {
         services: snapshot.services.iter().map(sight).collect(),
         store,
         metrics,
+        incidents: super::alerts::views(&snapshot),
+        outbox,
+        untold,
     })
 }
 
@@ -90,7 +96,11 @@ async fn metrics_trouble(source: &dyn MetricsSource, now: Timestamp) -> Option<S
 /// Our own metrics, in Prometheus' text format. All of them are states, so they are read when they are asked for.
 pub async fn metrics(State(api): State<Api>) -> Result<Response, super::error::ApiError> {
     let registry = Registry::new();
-    collect(&api, &registry).map_err(|error| {
+    let outbox = outbox::state(&api).await;
+    let collected = collect(&api, &registry)
+        .and_then(|()| super::metrics::collect(&api, &registry))
+        .and_then(|()| outbox::collect(&outbox, &api, &registry));
+    collected.map_err(|error| {
         tracing::error!(%error, "metrics cannot be collected");
         super::error::ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -98,15 +108,15 @@ pub async fn metrics(State(api): State<Api>) -> Result<Response, super::error::A
             error.to_string(),
         )
     })?;
-    let text = TextEncoder::new()
-        .encode_to_string(&registry.gather())
-        .map_err(|error| {
-            super::error::ApiError::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "metrics_failed",
-                error.to_string(),
-            )
-        })?;
+    let mut all = registry.gather();
+    all.extend(api.handle.delivery.gather());
+    let text = TextEncoder::new().encode_to_string(&all).map_err(|error| {
+        super::error::ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "metrics_failed",
+            error.to_string(),
+        )
+    })?;
     Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response())
 }
 

@@ -2,7 +2,7 @@
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::{Extension, Json};
 use rollout::{Cause, Command, RolloutId, ServiceName};
 use serde::Deserialize;
@@ -14,9 +14,9 @@ use super::types::{
     DeployRequest, EventView, Order, OrderRequest, Problem, RolloutSummary, RolloutView,
     SPEC_BYTES_MAX, ServiceView, UndoRequest,
 };
-use super::views;
-use crate::auth::{Caller, Rule};
-use crate::reconciler::{Deploy, Reply, Request, RequestError};
+use super::{leases, origins, views};
+use crate::auth::{Caller, Rule, Target};
+use crate::reconciler::{DEFAULT_ENVIRONMENT, Deploy, Reply, Request, RequestError};
 use crate::spec::{self, ReadOptions};
 use crate::store::Saved;
 
@@ -36,6 +36,8 @@ pub struct ListQuery {
     service: Option<String>,
     /// At most so many, 1 to 1000; 50 by default.
     limit: Option<u32>,
+    /// Only those that are older than the rollout of this name: the last of the page before.
+    before: Option<String>,
 }
 
 /// A part of the event log.
@@ -52,7 +54,7 @@ fn limit(asked: Option<u32>) -> u32 {
     asked.unwrap_or(LIMIT).clamp(1, LIMIT_MAX)
 }
 
-fn check_text(name: &str, text: &str) -> Result<(), ApiError> {
+pub(super) fn check_text(name: &str, text: &str) -> Result<(), ApiError> {
     if text.trim().is_empty() || text.len() > TEXT_MAX {
         let detail = format!(
             "{name} must have 1 to {TEXT_MAX} characters; it has {}",
@@ -73,15 +75,43 @@ fn check_words(by: &str, reason: Option<&str>) -> Result<(), ApiError> {
 }
 
 /// Who gives an order, for the event log: with tokens the name of theirs is the beginning.
-fn author(caller: Option<&Extension<Caller>>, claimed: String) -> String {
+pub(super) fn author(caller: Option<&Extension<Caller>>, claimed: String) -> String {
     match caller {
         Some(Extension(caller)) => caller.author(&claimed),
         None => claimed,
     }
 }
 
+/// Whether a caller may do this to the rollout of this name, or to the newest of the service of this name. `grows` says
+/// whether its release goes further by it: a job may let only that of its own commit, while it runs. A token of ours was
+/// asked for its role before.
+pub(super) async fn require_for(
+    api: &Api,
+    caller: Option<&Extension<Caller>>,
+    rule: Rule,
+    name: &str,
+    grows: bool,
+) -> Result<(), ApiError> {
+    let Some(Extension(caller)) = caller.filter(|caller| caller.identity.is_some()) else {
+        return Ok(());
+    };
+    let saved = find(api, name).await?;
+    let rollout = &saved.rollout;
+    let target = Target {
+        service: rollout.service.as_str(),
+        environment: &rollout.environment,
+        commit: rollout.canary.commit.as_deref().filter(|_| grows),
+        project: saved.origin.as_ref().map(|origin| origin.project_id),
+    };
+    caller.require_for(rule, &target)?;
+    match &api.tokens {
+        Some(tokens) if grows => tokens.check_running(caller).await,
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// Sends a request to the loop and waits for the rollout it made or moved.
-async fn ask(
+pub(super) async fn ask(
     api: &Api,
     make: impl FnOnce(Reply) -> Request,
 ) -> Result<Json<RolloutView>, ApiError> {
@@ -94,7 +124,8 @@ async fn ask(
     Ok(Json(view(api, &find(api, id.as_str()).await?)))
 }
 
-fn view(api: &Api, saved: &Saved) -> RolloutView {
+/// A rollout as people see it.
+pub(super) fn view(api: &Api, saved: &Saved) -> RolloutView {
     let snapshot = api.handle.snapshot.borrow().clone();
     views::rollout(api, saved, snapshot.services.get(&saved.rollout.service))
 }
@@ -161,11 +192,13 @@ pub(super) async fn find(api: &Api, name: &str) -> Result<Saved, ApiError> {
 pub async fn deploy(
     State(api): State<Api>,
     caller: Option<Extension<Caller>>,
+    headers: HeaderMap,
     body: Result<Json<DeployRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
     let Json(body) = body?;
     check_text("author", &body.author)?;
     check_text("image", &body.image)?;
+    leases::check(body.origin.as_ref(), body.lease.as_ref())?;
     if body.spec.len() > SPEC_BYTES_MAX {
         let detail = format!(
             "{} has {} bytes, more than the {SPEC_BYTES_MAX} allowed",
@@ -190,15 +223,39 @@ pub async fn deploy(
             all.join("\n"),
         )
     })?;
+    let environment = body
+        .environment
+        .unwrap_or_else(|| DEFAULT_ENVIRONMENT.to_owned());
+    if let Some(Extension(caller)) = &caller {
+        let target = Target {
+            service: spec.service.as_str(),
+            environment: &environment,
+            commit: body.commit.as_deref(),
+            project: None,
+        };
+        caller.require_for(Rule::Operate, &target)?;
+    }
+    let identity = caller
+        .as_ref()
+        .and_then(|Extension(caller)| caller.identity.as_ref());
+    let origin = origins::of(body.origin, identity)?;
+    let of_job = caller
+        .as_ref()
+        .and_then(|Extension(caller)| caller.commit());
     let deploy = Deploy {
         spec,
         image: body.image,
-        commit: body.commit,
-        environment: body.environment.unwrap_or_else(|| "default".to_owned()),
+        commit: body.commit.or_else(|| of_job.map(str::to_owned)),
+        environment,
         author: author(caller.as_ref(), body.author),
         retry: body.retry,
+        emergency: body.emergency,
+        fence: body.fence,
+        origin,
+        lease: body.lease,
     };
     let made = ask(&api, |reply| Request::Deploy(Box::new(deploy), reply)).await?;
+    leases::keep_token(&api, &headers, &made.id);
     Ok((StatusCode::CREATED, made))
 }
 
@@ -215,12 +272,19 @@ pub async fn list(
             ApiError::new(StatusCode::BAD_REQUEST, "invalid_query", error.to_string())
         })?),
     };
-    let saved = api
-        .store
-        .history(service.as_ref(), limit(query.limit))
-        .await?;
+    let most = limit(query.limit);
+    let saved = match query.before.as_deref().map(RolloutId::from_text) {
+        None => api.store.history(service.as_ref(), most).await?,
+        Some(before) => {
+            let older = api.store.older(service.as_ref(), &before, most);
+            older.await?.ok_or_else(|| {
+                let detail = format!("before={before}: there is no such rollout");
+                ApiError::new(StatusCode::NOT_FOUND, "unknown_rollout", detail)
+            })?
+        }
+    };
     // A service without a rollout has an empty list; a misspelt one has none.
-    if let Some(service) = service.filter(|_| saved.is_empty()) {
+    if let Some(service) = service.filter(|_| saved.is_empty() && query.before.is_none()) {
         let known = api.handle.snapshot.borrow().clone();
         if !known.services.contains_key(&service) {
             let known: Vec<&str> = known.services.keys().map(ServiceName::as_str).collect();
@@ -254,11 +318,23 @@ pub async fn order(
     Path(name): Path<String>,
     body: Result<Json<OrderRequest>, JsonRejection>,
 ) -> Result<Json<RolloutView>, ApiError> {
-    let Json(OrderRequest { order, by, reason }) = body?;
+    let Json(OrderRequest {
+        order,
+        by,
+        reason,
+        emergency,
+    }) = body?;
     check_words(&by, reason.as_deref())?;
-    if let (Some(Extension(caller)), Order::Approve | Order::Reject) = (&caller, order) {
-        caller.require(Rule::Approve)?;
+    let (rule, grows) = match order {
+        Order::Approve => (Rule::Approve, true),
+        Order::Reject => (Rule::Approve, false),
+        Order::Promote | Order::PromoteFull | Order::Resume => (Rule::Operate, true),
+        Order::Pause | Order::Abort => (Rule::Operate, false),
+    };
+    if let Some(Extension(who)) = &caller {
+        who.require(rule)?;
     }
+    require_for(&api, caller.as_ref(), rule, &name, grows).await?;
     let by = author(caller.as_ref(), by);
     let command = match order {
         Order::Promote => Command::Promote,
@@ -281,6 +357,7 @@ pub async fn order(
         command,
         by,
         reason,
+        emergency,
         reply,
     })
     .await
@@ -300,16 +377,19 @@ pub async fn events(
         .store
         .events(Some(&id), query.after, limit(query.limit))
         .await?;
-    let view = |event: crate::store::Event| EventView {
-        seq: event.seq,
-        at: event.at,
-        rollout: event.rollout.map(|id| id.to_string()),
-        kind: event.kind,
-        author: event.author,
-        data: event.data,
-        hash: event.hash,
-    };
-    Ok(Json(events.into_iter().map(view).collect()))
+    Ok(Json(events.into_iter().map(EventView::from).collect()))
+}
+
+/// The whole event log, oldest first: what `friday audit` reads.
+#[utoipa::path(get, path = "/api/v1/events", params(EventsQuery), responses((status = 200, body = Vec<EventView>)))]
+pub async fn log(
+    State(api): State<Api>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
+) -> Result<Json<Vec<EventView>>, ApiError> {
+    let Query(query) = query?;
+    let limit = limit(query.limit);
+    let events = api.store.events(None, query.after, limit).await?;
+    Ok(Json(events.into_iter().map(EventView::from).collect()))
 }
 
 /// The services and their newest rollouts.
@@ -325,7 +405,7 @@ pub async fn services(State(api): State<Api>) -> Json<Vec<ServiceView>> {
     )
 }
 
-fn service_name(text: &str) -> Result<ServiceName, ApiError> {
+pub(super) fn service_name(text: &str) -> Result<ServiceName, ApiError> {
     text.parse()
         .map_err(|error: rollout::release::ServiceNameError| {
             ApiError::new(StatusCode::NOT_FOUND, "unknown_service", error.to_string())
@@ -343,8 +423,11 @@ pub async fn undo(
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
     let Json(UndoRequest { to, by, reason }) = body?;
     check_words(&by, reason.as_deref())?;
-    let by = author(caller.as_ref(), by);
     let service = service_name(&name)?;
+    // Back is never further: no commit is asked for.
+    let who = caller.as_ref();
+    require_for(&api, who, Rule::Operate, service.as_str(), false).await?;
+    let by = author(caller.as_ref(), by);
     let made = ask(&api, |reply| Request::Undo {
         service,
         to,
@@ -367,8 +450,10 @@ pub async fn retry(
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
     let Json(UndoRequest { by, reason, .. }) = body?;
     check_words(&by, reason.as_deref())?;
-    let by = author(caller.as_ref(), by);
     let service = service_name(&name)?;
+    let who = caller.as_ref();
+    require_for(&api, who, Rule::Operate, service.as_str(), true).await?;
+    let by = author(caller.as_ref(), by);
     let made = ask(&api, |reply| Request::Retry {
         service,
         by,

@@ -1,11 +1,18 @@
 //! The documents of the HTTP API: what callers send and get. The command line, the board and scripts read these.
 
 pub mod agents;
+pub mod alerts;
 pub mod health;
+pub mod locks;
+pub mod me;
+pub mod series;
 
-use rollout::{Ending, Phase, Release, Skipped, Timestamp, Verdict};
+use rollout::{Admission, Ending, Phase, Release, Skipped, Timestamp, Verdict};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::lease::{Lease, Terms};
+use crate::origin::Origin;
 
 /// Starts a rollout.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -32,6 +39,18 @@ pub struct DeployRequest {
     /// Whether a release that was rolled back before may be tried again.
     #[serde(default)]
     pub retry: bool,
+    /// Why no freeze shall hold it: the emergency word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emergency: Option<String>,
+    /// The number of the lock that its author believes to hold; refused if that is no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<u64>,
+    /// The job that asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Who waits for it, and what happens when they are heard no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Terms>,
 }
 
 fn friday_yml() -> String {
@@ -72,6 +91,33 @@ pub struct OrderRequest {
     /// Why, in their words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Why no freeze shall hold the rollout from now on: the emergency word. With `promote` and `approve`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emergency: Option<String>,
+}
+
+/// Takes, renews or gives back the lease of a rollout.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]
+pub enum LeaseOrder {
+    /// It is mine from now on, by these terms; whoever had it before has it no more.
+    Take {
+        /// What is agreed upon.
+        terms: Terms,
+    },
+    /// I still wait.
+    Renew {
+        /// Who.
+        holder: String,
+    },
+    /// I wait no longer: what was agreed upon shall happen now.
+    GiveBack {
+        /// Who.
+        holder: String,
+        /// Why, in their words.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
 }
 
 /// Goes back to an earlier release, or tries one again.
@@ -107,6 +153,18 @@ pub struct TaskView {
     /// The most it may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes_max: Option<u64>,
+    /// CPU time it has used since its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_seconds: Option<f64>,
+    /// Requests it answered well, over about the last ten seconds.
+    #[serde(default)]
+    pub done: u64,
+    /// Requests that failed at it, over about the last ten seconds.
+    #[serde(default)]
+    pub failed: u64,
+    /// Requests at it that have no answer yet.
+    #[serde(default)]
+    pub in_flight: u64,
 }
 
 /// One side of a service: its release, its tasks, and what became of their requests.
@@ -247,6 +305,10 @@ pub struct RolloutView {
     pub phase: Phase,
     /// One sentence for people: where it is, and what it waits for or why it ended.
     pub message: String,
+    /// What holds it that is no evidence: a freeze, missing approvals; who approved, and the emergency word.
+    #[serde(default, skip_serializing_if = "Admission::is_plain")]
+    #[schema(value_type = Object)]
+    pub admission: Admission,
     /// The canary's share.
     pub weight: WeightView,
     /// The steps.
@@ -269,6 +331,12 @@ pub struct RolloutView {
     /// How it ended; `null` while it runs.
     #[schema(value_type = Option<String>)]
     pub ending: Option<Ending>,
+    /// The job that asked for it; absent where none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Who waits for it; absent where nobody has to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
     /// The number to promote or abort by, so that an order meant for an older rollout moves nothing.
     pub superseded_by: Option<String>,
 }
@@ -338,6 +406,20 @@ pub struct EventView {
     pub data: serde_json::Value,
     /// SHA-256 over this entry and the hash before it, in hexadecimal.
     pub hash: String,
+}
+
+impl From<crate::store::Event> for EventView {
+    fn from(event: crate::store::Event) -> Self {
+        Self {
+            seq: event.seq,
+            at: event.at,
+            rollout: event.rollout.map(|id| id.to_string()),
+            kind: event.kind,
+            author: event.author,
+            data: event.data,
+            hash: event.hash,
+        }
+    }
 }
 
 /// A proxy, as the controller knows it.

@@ -1,6 +1,8 @@
 //! From what the loop knows to what people see.
 
-use proxy_api::Arm;
+use std::collections::BTreeMap;
+
+use proxy_api::{Arm, Endpoint};
 use rollout::signals::bucket_edge_us;
 use rollout::{
     Check, Duration, LatencyHistogram, Phase, Release, Rollout, ServiceName, Step, Weight,
@@ -11,7 +13,8 @@ use super::types::{
     ArmView, CheckState, CheckView, RolloutSummary, RolloutView, ServiceView, SignalsView,
     StepState, StepView, TaskView, WeightView,
 };
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, TaskWork};
+use crate::incidents::Incident;
 use crate::orchestrator::{Group, Task};
 use crate::reconciler::ServiceSnapshot;
 use crate::saturation::ArmUsage;
@@ -22,7 +25,7 @@ use crate::words;
     clippy::cast_precision_loss,
     reason = "for display; counts below 2^53 are exact"
 )]
-pub(super) fn as_f64(value: u64) -> f64 {
+pub(crate) fn as_f64(value: u64) -> f64 {
     value as f64
 }
 
@@ -31,7 +34,7 @@ fn percent(weight: Weight) -> f64 {
 }
 
 /// The upper edge of the bucket that holds the `q`th share of the latencies, in seconds.
-fn quantile(histogram: &LatencyHistogram, q: f64) -> Option<f64> {
+pub(super) fn quantile(histogram: &LatencyHistogram, q: f64) -> Option<f64> {
     let total = histogram.total();
     let rank = q * as_f64(total);
     let mut below = 0;
@@ -66,7 +69,8 @@ pub(super) fn signals(
     }
 }
 
-fn task(task: &Task) -> TaskView {
+fn task(task: &Task, work: &BTreeMap<Endpoint, TaskWork>) -> TaskView {
+    let work = work.get(&task.endpoint).copied().unwrap_or_default();
     TaskView {
         id: task.id.clone(),
         release: task.release.to_string(),
@@ -75,14 +79,23 @@ fn task(task: &Task) -> TaskView {
         ready: task.ready,
         memory_bytes: task.memory_bytes,
         memory_bytes_max: task.memory_bytes_max,
+        cpu_seconds: task.cpu.map(|cpu| cpu.as_secs_f64()),
+        done: work.done,
+        failed: work.failed,
+        in_flight: work.in_flight,
     }
 }
 
-fn arm(release: &Release, group: Option<&Group>, signals: SignalsView) -> ArmView {
+fn arm(
+    release: &Release,
+    group: Option<&Group>,
+    work: &BTreeMap<Endpoint, TaskWork>,
+    signals: SignalsView,
+) -> ArmView {
     ArmView {
         release: release.clone(),
         tasks: group
-            .map(|group| group.tasks.iter().map(task).collect())
+            .map(|group| group.tasks.iter().map(|at| task(at, work)).collect())
             .unwrap_or_default(),
         replicas: group.map_or(0, |group| group.replicas),
         restarts: group.map_or(0, |group| group.restarts),
@@ -183,6 +196,26 @@ fn checks(saved: &Saved) -> Vec<CheckView> {
     saved.rollout.spec.guard.checks.iter().map(view).collect()
 }
 
+/// What is said of a rollout that an incident holds.
+fn held(api: &Api, rollout: &Rollout) -> Option<String> {
+    let snapshot = api.handle.snapshot.borrow().clone();
+    let is_paused = matches!(rollout.phase, Phase::Paused { .. });
+    if !is_paused || !snapshot.held.contains(&rollout.id) {
+        return None;
+    }
+    let about = |incident: &&Incident| {
+        let service = incident.service.as_deref();
+        let names = |name: &ServiceName| service == Some(name.as_str());
+        names(&rollout.service) || !snapshot.services.keys().any(names)
+    };
+    let incident = snapshot.incidents.iter().find(about)?;
+    Some(format!(
+        "held by the incident {}; it goes on when that is resolved, `friday abort {}` goes back now",
+        incident.words(),
+        rollout.id
+    ))
+}
+
 /// A rollout, whole. What runs of it is known only while it is in charge of its service.
 pub(super) fn rollout(api: &Api, saved: &Saved, service: Option<&ServiceSnapshot>) -> RolloutView {
     let rollout = &saved.rollout;
@@ -201,6 +234,10 @@ pub(super) fn rollout(api: &Api, saved: &Saved, service: Option<&ServiceSnapshot
         Some(_) => signals(&api.fleet, &rollout.service, side, now, usage),
         None => SignalsView::default(),
     };
+    let work = match in_charge {
+        Some(_) => api.fleet.work(rollout.service.as_str(), now),
+        None => BTreeMap::new(),
+    };
     let superseded_by = match rollout.cause() {
         Some(rollout::Cause::Superseded { by }) => Some(by.to_string()),
         Some(_) | None => None,
@@ -215,7 +252,9 @@ pub(super) fn rollout(api: &Api, saved: &Saved, service: Option<&ServiceSnapshot
         moved: rollout.moved,
         elapsed_seconds: rollout.elapsed.as_secs_f64(),
         phase: rollout.phase.clone(),
-        message: words::message(rollout, saved.verdict.as_ref()),
+        message: held(api, rollout)
+            .unwrap_or_else(|| words::message(rollout, saved.verdict.as_ref())),
+        admission: rollout.admission.clone(),
         weight: WeightView {
             set_percent: percent(rollout.desired().weight),
             seen_percent: in_charge
@@ -228,15 +267,19 @@ pub(super) fn rollout(api: &Api, saved: &Saved, service: Option<&ServiceSnapshot
         stable: arm(
             &rollout.stable,
             state.map(|state| &state.stable),
+            &work,
             signals_of(Arm::Stable, usage.stable),
         ),
         canary: arm(
             &rollout.canary,
             state.and_then(|state| state.canary.as_ref()),
+            &work,
             signals_of(Arm::Canary, usage.canary),
         ),
         verdict: saved.verdict.clone(),
         ending: rollout.ending(),
+        origin: saved.origin.clone(),
+        lease: saved.lease.clone(),
         superseded_by,
     }
 }
@@ -267,16 +310,12 @@ pub(super) fn service(
     snapshot: &ServiceSnapshot,
 ) -> Option<ServiceView> {
     let state = snapshot.state.as_ref()?;
-    let signals = signals(
-        &api.fleet,
-        name,
-        Arm::Stable,
-        api.clock.elapsed(),
-        snapshot.usage.stable,
-    );
+    let now = api.clock.elapsed();
+    let signals = signals(&api.fleet, name, Arm::Stable, now, snapshot.usage.stable);
+    let work = api.fleet.work(name.as_str(), now);
     Some(ServiceView {
         service: name.to_string(),
-        stable: arm(&state.stable.release, Some(&state.stable), signals),
+        stable: arm(&state.stable.release, Some(&state.stable), &work, signals),
         rollout: snapshot.open.last().or(snapshot.last.as_ref()).map(summary),
     })
 }

@@ -117,10 +117,7 @@ fn entry(line: &str) -> Result<Entry, &'static str> {
         .ok_or("the role is none of proxy, agent, viewer, operator, approver and admin")?;
     let hash = from_hex(hash.trim()).ok_or("the hash is not one of 64 hexadecimal digits")?;
     Ok(Entry {
-        caller: Caller {
-            name: name.to_owned(),
-            role,
-        },
+        caller: Caller::of_token(name, role),
         hash,
     })
 }

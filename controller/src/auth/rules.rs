@@ -46,6 +46,17 @@ impl Role {
         }
     }
 
+    /// How far it reaches among the roles that identities have; machines have none of them.
+    pub(super) fn reach(self) -> u8 {
+        match self {
+            Self::Proxy | Self::Agent => 0,
+            Self::Viewer => 1,
+            Self::Operator => 2,
+            Self::Approver => 3,
+            Self::Admin => 4,
+        }
+    }
+
     /// The role of this name.
     pub(super) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.as_str() == name)
@@ -76,19 +87,34 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// The rule of a request; `None` for what everybody may ask: whether the controller lives and is ready, and the board's
-    /// page, which holds nothing and reads the rest with a token.
+    /// The rule of a request; `None` for what everybody may ask: whether the controller lives and is ready, the board's
+    /// page with its parts, which hold nothing and read the rest as whoever signed in, signing in itself, and hooks, which
+    /// prove themselves.
     #[must_use]
     pub fn of(method: &Method, path: &str) -> Option<Self> {
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         let is_read = method == Method::GET || method == Method::HEAD;
         match parts.as_slice() {
-            [""] | ["live" | "ready"] if is_read => None,
+            [""] | ["live" | "ready" | "board.css" | "board.js" | "board-draw.js"] if is_read => {
+                None
+            }
+            // They prove themselves, by a key of their own.
+            ["api", "v1", "webhooks", "gitlab"] if method == Method::POST => None,
+            ["auth", "login" | "callback" | "session"] if is_read => None,
+            ["auth", "token" | "device" | "refresh" | "logout"] if method == Method::POST => None,
             ["api", "v1", "proxies", _, "table" | "reports"] => Some(Self::Proxies),
             ["api", "v1", "agents", _, "reports"] => Some(Self::Agents),
             _ if is_read => Some(Self::Read),
             // Of orders, approvals need more: their handler asks for it.
-            ["api", "v1", "rollouts" | "services", ..] if method == Method::POST => {
+            ["api", "v1", "rollouts" | "services", ..] | ["api", "v1", "alerts"]
+                if method == Method::POST =>
+            {
+                Some(Self::Operate)
+            }
+            // To break somebody else's lock needs more: its handler asks for it.
+            ["api", "v1", "services", _, "lock"]
+                if method == Method::PUT || method == Method::DELETE =>
+            {
                 Some(Self::Operate)
             }
             _ => Some(Self::Administer),
@@ -134,11 +160,28 @@ mod tests {
 
     /// Every path of the API, and some that there are not.
     #[test]
-    fn every_request_has_a_rule_and_only_three_have_none() {
+    fn every_request_has_a_rule_but_life_the_page_hooks_and_signing_in() {
         let table = [
             ("GET", "/", "-"),
             ("GET", "/live", "-"),
             ("GET", "/ready", "-"),
+            ("POST", "/api/v1/webhooks/gitlab", "-"),
+            ("PUT", "/api/v1/webhooks/gitlab", "administer"),
+            ("GET", "/board.css", "-"),
+            ("GET", "/board.js", "-"),
+            ("GET", "/board-draw.js", "-"),
+            ("GET", "/api/v1/me", "read"),
+            ("GET", "/api/v1/rollouts/web-1/series", "read"),
+            ("GET", "/api/v1/rollouts/web-1/card.svg", "read"),
+            ("GET", "/auth/login", "-"),
+            ("GET", "/auth/callback", "-"),
+            ("GET", "/auth/session", "-"),
+            ("POST", "/auth/token", "-"),
+            ("POST", "/auth/device", "-"),
+            ("POST", "/auth/refresh", "-"),
+            ("POST", "/auth/logout", "-"),
+            ("POST", "/auth/login", "administer"),
+            ("GET", "/auth/token", "read"),
             ("GET", "/metrics", "read"),
             ("GET", "/api/v1/openapi.json", "read"),
             ("GET", "/api/v1/rollouts", "read"),
@@ -146,9 +189,16 @@ mod tests {
             ("GET", "/api/v1/rollouts/web", "read"),
             ("POST", "/api/v1/rollouts/web-1/orders", "operate"),
             ("GET", "/api/v1/rollouts/web-1/events", "read"),
+            ("GET", "/api/v1/events", "read"),
             ("GET", "/api/v1/services", "read"),
             ("POST", "/api/v1/services/web/undo", "operate"),
             ("POST", "/api/v1/services/web/retry", "operate"),
+            ("GET", "/api/v1/services/web/lock", "read"),
+            ("PUT", "/api/v1/services/web/lock", "operate"),
+            ("DELETE", "/api/v1/services/web/lock", "operate"),
+            ("DELETE", "/api/v1/services/web", "administer"),
+            ("POST", "/api/v1/alerts", "operate"),
+            ("POST", "/api/v1/alerts/x", "administer"),
             ("GET", "/api/v1/stream", "read"),
             ("GET", "/api/v1/proxies", "read"),
             ("GET", "/api/v1/proxies/p1/table", "proxies"),

@@ -1,15 +1,14 @@
 //! `friday explain`: why a rollout is where it is. Each verdict of the event log on a line, the last one as a table.
 
 use clap::Args;
+use rollout::Verdict;
 use rollout::judge::{Decision, Margin, Missing, Percentile, Watched};
-use rollout::{Phase, Verdict};
-use serde::Deserialize;
-use serde_json::Value;
 
 use super::output::{Context, Format, plain, table};
 use super::{Refusal, name};
 use crate::api::types::{EventView, RolloutView};
 use crate::client::Client;
+use crate::story::{self, Entry};
 use crate::words::{self, odds, percent};
 
 /// Entries of the event log in one answer.
@@ -38,7 +37,7 @@ pub(super) async fn explain(
     let events = all_events(client, &view.id).await?;
     match context.format {
         Format::Json => {
-            let told = |event: &&EventView| matches!(kind(event), Kind::Verdict(_));
+            let told = |event: &&EventView| matches!(entry(event), Entry::Verdict(_));
             let verdicts: Vec<_> = events.iter().filter(told).collect();
             context.say(&serde_json::to_string_pretty(&verdicts)?)?;
         }
@@ -69,96 +68,8 @@ pub(super) async fn all_events(client: &Client, id: &str) -> anyhow::Result<Vec<
     Ok(events)
 }
 
-/// What an entry says, as far as it explains anything.
-enum Kind {
-    Verdict(Box<Verdict>),
-    Line(String),
-    Nothing,
-}
-
-/// The data of an entry of kind `verdict`.
-#[derive(Deserialize)]
-struct Judged {
-    verdict: Box<Verdict>,
-}
-
-fn kind(event: &EventView) -> Kind {
-    let data = &event.data;
-    let word = |key: &str| data.get(key).and_then(Value::as_str).map(plain);
-    let by = plain(&event.author);
-    match event.kind.as_str() {
-        "verdict" => match Judged::deserialize(data) {
-            Ok(judged) => Kind::Verdict(judged.verdict),
-            Err(_) => Kind::Line("a verdict that this version of friday cannot read".to_owned()),
-        },
-        "started" => Kind::Line(format!(
-            "started by {by}: {}",
-            word("image").unwrap_or_default()
-        )),
-        "skipped" => match skipped_words(data) {
-            Some(words) => Kind::Line(words),
-            None => Kind::Nothing,
-        },
-        "order" => {
-            let because = word("reason")
-                .map(|reason| format!(": {reason}"))
-                .unwrap_or_default();
-            Kind::Line(format!(
-                "{} by {by}{because}",
-                word("order").unwrap_or_else(|| "order".to_owned())
-            ))
-        }
-        "weight" => match (data["from_percent"].as_f64(), data["to_percent"].as_f64()) {
-            (Some(from), Some(to)) => Kind::Line(format!("weight from {from}% to {to}%")),
-            _ => Kind::Nothing,
-        },
-        "proxy" => match (word("proxy"), data["silent"].as_bool()) {
-            (Some(proxy), Some(true)) => Kind::Line(format!(
-                "goes on without the proxy {proxy}, which is silent"
-            )),
-            (Some(proxy), Some(false)) => Kind::Line(format!("the proxy {proxy} is heard again")),
-            (None, _) | (_, None) => Kind::Nothing,
-        },
-        "phase" => match Phase::deserialize(&data["to"]) {
-            Ok(phase) => Kind::Line(format!("now {}", phase_words(&phase))),
-            Err(_) => Kind::Nothing,
-        },
-        _ => Kind::Nothing,
-    }
-}
-
-/// The data of an entry of kind `skipped`, in words.
-fn skipped_words(data: &Value) -> Option<String> {
-    let rate = |key: &str| data[key].as_f64().map(words::rate);
-    let skipped = data["skipped_percent"].as_array()?.iter();
-    let skipped: Vec<String> = skipped
-        .filter_map(|percent| Some(format!("{}%", percent.as_f64()?)))
-        .collect();
-    Some(format!(
-        "begins with step {} at {}%: at {} requests/s, {} would be fewer than {} canary requests/s",
-        data["step"].as_u64()? + 1,
-        data["weight_percent"].as_f64()?,
-        rate("requests_per_second")?,
-        skipped.join(", "),
-        rate("canary_rate_min")?,
-    ))
-}
-
-fn phase_words(phase: &Phase) -> String {
-    match phase {
-        Phase::Analyzing { step, .. } => format!("analyzing step {}", step + 1),
-        Phase::Gated { step, .. } => format!("at the gate of step {}", step + 1),
-        Phase::Paused { at } => format!("paused at {}", phase_words(at)),
-        Phase::RollingBack { cause, .. } => {
-            format!("rolling back: {}", plain(&words::cause(cause)))
-        }
-        Phase::RolledBack { cause } => format!("rolled back: {}", plain(&words::cause(cause))),
-        Phase::Deploying { .. }
-        | Phase::Baking { .. }
-        | Phase::Warm { .. }
-        | Phase::Promoting { .. }
-        | Phase::Promoted => phase.name().to_owned(),
-    }
+fn entry(event: &EventView) -> Entry {
+    story::entry(&event.kind, &event.author, &event.data)
 }
 
 /// The whole story.
@@ -174,8 +85,8 @@ fn text(view: &RolloutView, events: &[EventView], full: bool) -> String {
     let mut last = None;
     for event in events {
         let time = event.at.strftime("%H:%M:%SZ");
-        match kind(event) {
-            Kind::Verdict(verdict) => {
+        match entry(event) {
+            Entry::Verdict(verdict) => {
                 lines.push(format!("{time}  {}", line(&verdict, view)));
                 if full {
                     lines.extend(
@@ -186,8 +97,8 @@ fn text(view: &RolloutView, events: &[EventView], full: bool) -> String {
                 }
                 last = Some(verdict);
             }
-            Kind::Line(line) => lines.push(format!("{time}  {line}")),
-            Kind::Nothing => {}
+            Entry::Line(line) => lines.push(format!("{time}  {}", plain(&line))),
+            Entry::Nothing => {}
         }
     }
     lines.push(String::new());

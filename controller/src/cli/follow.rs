@@ -40,12 +40,7 @@ pub(super) async fn until_ended(
 ) -> anyhow::Result<RolloutView> {
     let start = Instant::now();
     let mut reached = start;
-    let mut follower = Follower {
-        id,
-        client,
-        changes: None,
-        failures: 0,
-    };
+    let mut follower = Follower::of(id, client);
     let mut last: Option<RolloutView> = None;
     let mut heartbeat = tokio::time::interval_at(start + HEARTBEAT, HEARTBEAT);
     loop {
@@ -58,6 +53,7 @@ pub(super) async fn until_ended(
                 () = until(start, patience.timeout) => {
                     let where_it_is = last.map(|view| format!(": {}", plain(&view.message))).unwrap_or_default();
                     let waited = words::rounded(start.elapsed());
+                    screen.close()?;
                     anyhow::bail!(GivenUp(format!(
                         "gave up after {waited} (--timeout); {id} goes on without us{where_it_is}; \
                          `friday status {id}` waits again"
@@ -98,16 +94,26 @@ async fn until(start: Instant, timeout: Option<Duration>) {
 }
 
 /// One rollout, looked at again and again.
-struct Follower<'a> {
+pub(super) struct Follower<'a> {
     id: &'a str,
     client: &'a Client,
     changes: Option<Changes>,
     failures: u32,
 }
 
-impl Follower<'_> {
+impl<'a> Follower<'a> {
+    /// Whoever looks at the rollout `id`, which was not looked at yet.
+    pub(super) fn of(id: &'a str, client: &'a Client) -> Self {
+        Self {
+            id,
+            client,
+            changes: None,
+            failures: 0,
+        }
+    }
+
     /// The rollout as it is once it changed, or after a while.
-    async fn next(&mut self) -> Result<RolloutView, ClientError> {
+    pub(super) async fn next(&mut self) -> Result<RolloutView, ClientError> {
         if self.failures > 0 {
             let pause = RETRY.saturating_mul(1 << self.failures.min(10));
             tokio::time::sleep(pause.min(RETRY_MAX)).await;

@@ -31,7 +31,26 @@ pub(super) struct PromoteArgs {
     #[arg(long)]
     full: bool,
     #[command(flatten)]
+    emergency: EmergencyArgs,
+    #[command(flatten)]
     order: OrderArgs,
+}
+
+/// Opens a gate.
+#[derive(Debug, Args)]
+pub(super) struct ApproveArgs {
+    #[command(flatten)]
+    emergency: EmergencyArgs,
+    #[command(flatten)]
+    order: OrderArgs,
+}
+
+/// The emergency word.
+#[derive(Debug, Args)]
+struct EmergencyArgs {
+    /// Let no freeze hold this rollout from now on; the event log and its status keep the reason
+    #[arg(long, value_name = "REASON")]
+    emergency: Option<String>,
 }
 
 /// Goes back, or tries again.
@@ -63,7 +82,31 @@ pub(super) async fn promote(
     } else {
         Order::Promote
     };
-    self::order(order, args.order, context, client).await
+    grow(order, args.order, args.emergency, context, client).await
+}
+
+pub(super) async fn approve(
+    args: ApproveArgs,
+    context: &Context,
+    client: &Client,
+) -> anyhow::Result<u8> {
+    grow(Order::Approve, args.order, args.emergency, context, client).await
+}
+
+/// An order that a freeze may hold.
+async fn grow(
+    order: Order,
+    args: OrderArgs,
+    emergency: EmergencyArgs,
+    context: &Context,
+    client: &Client,
+) -> anyhow::Result<u8> {
+    let before = client.rollout(&args.name).await?;
+    let request = OrderRequest {
+        emergency: emergency.emergency,
+        ..request(order, args)
+    };
+    say(&client.order(&before.id, &request).await?, context)
 }
 
 pub(super) async fn order(
@@ -83,12 +126,16 @@ async fn send(
     args: OrderArgs,
     client: &Client,
 ) -> anyhow::Result<RolloutView> {
-    let request = OrderRequest {
+    Ok(client.order(id, &request(order, args)).await?)
+}
+
+fn request(order: Order, args: OrderArgs) -> OrderRequest {
+    OrderRequest {
         order,
         by: args.author.author(),
         reason: args.reason,
-    };
-    Ok(client.order(id, &request).await?)
+        emergency: None,
+    }
 }
 
 fn say(view: &RolloutView, context: &Context) -> anyhow::Result<u8> {

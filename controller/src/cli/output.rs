@@ -29,6 +29,8 @@ pub(super) struct Context {
     pub(super) has_colours: bool,
     /// Whether standard output is the log of a GitLab job.
     pub(super) in_gitlab: bool,
+    /// Whether it is a job of some CI system that asks, and nobody at a screen.
+    pub(super) in_ci: bool,
     pub(super) clock: Arc<dyn Clock>,
 }
 
@@ -36,13 +38,17 @@ impl Context {
     /// The surroundings of this process.
     pub(super) fn of_process(format: Format) -> Self {
         let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        // Programs that run a pipeline without GitLab say `GITLAB_CI=false`.
+        let is_on =
+            |name| is_set(name) && std::env::var_os(name).is_none_or(|value| value != "false");
         let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         let is_terminal = std::io::stdout().is_terminal() && !is_dumb;
         Self {
             format,
             is_terminal,
             has_colours: is_terminal && !is_set("NO_COLOR"),
-            in_gitlab: is_set("GITLAB_CI") && !is_terminal,
+            in_gitlab: is_on("GITLAB_CI") && !is_terminal,
+            in_ci: (is_on("GITLAB_CI") || is_on("CI")) && !is_terminal,
             clock: SystemClock::new(),
         }
     }

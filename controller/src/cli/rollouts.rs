@@ -6,11 +6,14 @@ use clap::{Args, Subcommand};
 use rollout::Ending;
 
 use super::follow::{Patience, Screen, until_ended};
+use super::lease::{Held, LeaseArgs, told_to_stop};
 use super::output::{Context, Format, Paint, plain, table};
+use super::report::{self, Asked, ReportArgs};
 use super::tree::{Health, tree};
-use super::{AuthorArgs, Usage, Wrong, name};
+use super::{AuthorArgs, GivenUp, Usage, Wrong, name};
 use crate::api::types::{DeployRequest, RolloutSummary, RolloutView, SPEC_BYTES_MAX, ServiceView};
 use crate::client::Client;
+use crate::origin::Origin;
 use crate::spec::{self, ReadOptions};
 use crate::words;
 
@@ -35,10 +38,20 @@ pub(super) struct DeployArgs {
     /// Try it although this release was rolled back before
     #[arg(long)]
     retry: bool,
+    /// Go past freezes; the event log and the rollout's status keep the reason
+    #[arg(long, value_name = "REASON")]
+    emergency: Option<String>,
+    /// The number of the lock that you believe to hold; refused if it is no more
+    #[arg(long, value_name = "NUMBER")]
+    fence: Option<u64>,
     #[command(flatten)]
     author: AuthorArgs,
     #[command(flatten)]
     wait: WaitArgs,
+    #[command(flatten)]
+    lease: LeaseArgs,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 /// Whether to wait for the end.
@@ -132,7 +145,13 @@ pub(super) async fn deploy(
         plan: plan.as_deref(),
         environment: environment.as_deref(),
     };
-    spec::read(&text, &spec_name, &options).map_err(Wrong)?;
+    let service = spec::read(&text, &spec_name, &options)
+        .map_err(Wrong)?
+        .service;
+    let origin = Origin::from_environment(&|name| std::env::var(name).ok());
+    let lease = args
+        .lease
+        .terms(args.wait.wait, context.in_ci, origin.as_ref())?;
     let request = DeployRequest {
         spec: text,
         spec_name,
@@ -142,9 +161,50 @@ pub(super) async fn deploy(
         plan,
         author: args.author.author(),
         retry: args.retry,
+        emergency: args.emergency,
+        fence: args.fence,
+        origin,
+        lease,
     };
-    let started = client.deploy(&request).await?;
-    started_then_wait(started, &args.wait, context, client).await
+    let mut id = None;
+    let ended = release(&request, &mut id, &args.wait, context, client).await;
+    if let Some(folder) = args.report.folder() {
+        let asked = Asked {
+            service: service.as_str(),
+            request: &request,
+            id: id.as_deref(),
+        };
+        report::leave(&folder, &asked, &ended, context, client).await;
+    }
+    ended
+}
+
+/// Starts a rollout and waits for it, holding its lease, as far as that is wanted. Puts its name into `id`.
+async fn release(
+    request: &DeployRequest,
+    id: &mut Option<String>,
+    wait: &WaitArgs,
+    context: &Context,
+    client: &Client,
+) -> anyhow::Result<u8> {
+    let started = client.deploy(request).await?;
+    let name = id.insert(started.id.clone());
+    let terms = request.lease.as_ref().filter(|_| started.ending.is_none());
+    let Some(terms) = terms else {
+        return started_then_wait(started, wait, context, client).await;
+    };
+    let held = Held::new(name, terms, client, context);
+    let outcome = tokio::select! {
+        outcome = started_then_wait(started, wait, context, client) => outcome,
+        () = told_to_stop() => return held.end("its job was told to stop").await,
+        never = held.keep() => match never {},
+    };
+    match outcome {
+        Err(error) if error.is::<GivenUp>() => {
+            held.end("its job gave up waiting (--timeout)").await
+        }
+        outcome => outcome,
+    }
 }
 
 /// Says what was started, and waits for it if that is wanted.

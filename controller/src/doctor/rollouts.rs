@@ -47,7 +47,19 @@ fn rollout(facts: &Facts<'_>, view: &RolloutView) -> Finding {
     );
     let about = format!("rollout {id}");
     let are_proxies_apart = view.weight.seen_percent.is_none();
+    let is_about_it = |service: &Option<String>| match service {
+        Some(service) => *service == view.service,
+        None => true,
+    };
+    let incidents = &facts.health.incidents;
+    let is_held = incidents
+        .iter()
+        .any(|incident| is_about_it(&incident.service));
     let (level, mend) = match &view.phase {
+        Phase::Paused { .. } if is_held => (
+            Level::Warn,
+            format!("see the line on the incident; friday abort {id} goes back now"),
+        ),
         Phase::Paused { .. } => (
             Level::Warn,
             format!("a person paused it: friday resume {id}, or friday abort {id}"),

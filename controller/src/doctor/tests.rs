@@ -269,3 +269,31 @@ fn a_token_stays_private_on_this_machine_and_under_tls() {
         assert_eq!(is_private(url), private, "{url}");
     }
 }
+
+#[test]
+fn an_incident_is_named_with_what_it_holds_and_how_that_ends() {
+    let mut world = World::well();
+    world.rollouts = vec![rollout(
+        3,
+        json!({ "name": "paused", "at": { "name": "warm", "elapsed_ms": 0 } }),
+    )];
+    for (service, holds, is_ours) in [
+        (None, "every rollout", true),
+        (Some("web"), "rollouts of web", true),
+        (Some("shop"), "rollouts of shop", false),
+    ] {
+        world.health.incidents = vec![of(json!({
+            "alert": "Down", "service": service, "summary": "half of the answers fail", "since": "2026-11-20T08:58:00Z",
+        }))];
+        let found = world.found();
+        let about = |name: &str| found.iter().find(|finding| finding.about == name).unwrap();
+        let incident = about("incident Down");
+        assert_eq!(incident.level, Level::Warn);
+        assert_eq!(
+            incident.what,
+            format!("half of the answers fail; for 2m it holds {holds}")
+        );
+        let mend = about("rollout web-3").mend.as_deref().unwrap();
+        assert_eq!(mend.contains("the line on the incident"), is_ours, "{mend}");
+    }
+}

@@ -5,7 +5,8 @@ use rollout::judge::Baseline;
 
 use super::service::Service;
 use super::{Reconciler, chain};
-use crate::store::{Change, NewEvent, Saved, StoreError};
+use crate::notifier::announce;
+use crate::store::{Change, NewEvent, NewMessage, Saved, StoreError};
 
 impl Reconciler {
     /// Saves a change and makes it true in memory. If it cannot be saved and `backwards` is allowed, what only goes back
@@ -16,6 +17,9 @@ impl Reconciler {
         mut change: Change,
         backwards: bool,
     ) -> Result<Result<(), StoreError>, StoreError> {
+        let messages = self.announcements(&change);
+        change.messages = self.unsaved.messages.clone();
+        change.messages.extend(messages);
         change
             .events
             .splice(0..0, self.unsaved.events.iter().cloned());
@@ -32,7 +36,14 @@ impl Reconciler {
             Ok(()) => {
                 self.unsaved = Change::default();
                 self.save_trouble = None;
+                if change.incidents.is_some() {
+                    self.incidents.was_saved();
+                }
                 self.fleet.acknowledge(&change.marks);
+                if !change.messages.is_empty() {
+                    self.mail
+                        .send_modify(|count| *count = count.wrapping_add(1));
+                }
                 self.take_in(change);
                 Ok(Ok(()))
             }
@@ -65,9 +76,16 @@ impl Reconciler {
                                 .any(|saved| event.rollout.as_ref() == Some(&saved.rollout.id))
                     };
                     let events = change.events.into_iter().filter(tells).collect();
+                    let is_about = |message: &NewMessage| {
+                        rollouts
+                            .iter()
+                            .any(|saved| message.rollout == saved.rollout.id)
+                    };
+                    let messages = change.messages.into_iter().filter(is_about).collect();
                     self.unsaved = Change {
-                        rollouts,
                         events,
+                        messages,
+                        rollouts,
                         ..Change::default()
                     };
                     self.take_in(Change {
@@ -80,13 +98,35 @@ impl Reconciler {
         }
     }
 
+    /// What others are to be told of a change, while the state before it is still in memory.
+    fn announcements(&self, change: &Change) -> Vec<NewMessage> {
+        let started = change.started.iter();
+        let mut messages: Vec<NewMessage> = started
+            .flat_map(|saved| announce(&self.audience, None, saved))
+            .collect();
+        for saved in &change.rollouts {
+            let service = self.services.get(&saved.rollout.service);
+            let mut open = service.into_iter().flat_map(|service| &service.open);
+            let before = open.find(|open| open.rollout.id == saved.rollout.id);
+            // One that has ended already has been told of.
+            if before.is_some() {
+                messages.extend(announce(&self.audience, before, saved));
+            }
+        }
+        messages
+    }
+
     pub(super) fn take_in(&mut self, change: Change) {
+        for slot in change.locks {
+            self.locks.put(slot);
+        }
         for saved in change.started {
             let name = saved.rollout.service.clone();
             let service = self
                 .services
                 .entry(name)
                 .or_insert_with(|| Service::new(saved.rollout.spec.clone()));
+            self.delivery.began(&saved.rollout);
             service.open.push(saved);
         }
         for saved in change.rollouts {
@@ -100,6 +140,9 @@ impl Reconciler {
             else {
                 continue;
             };
+            let before = &service.open[at].rollout;
+            self.delivery
+                .moved(before, &saved.rollout, self.clock.elapsed());
             if saved.rollout.phase.is_ended() {
                 service.open.remove(at);
                 if saved.rollout.phase == Phase::Promoted {

@@ -1,12 +1,22 @@
 //! What is asked of the loop, and how it answers: releases started, orders carried out, or refused with the reason.
 
-use rollout::{Cause, Command, Event, Phase, Release, Rollout, RolloutId, ServiceName, Spec};
+use rollout::policy::Emergency;
+use rollout::{
+    Admission, Cause, Command, Event, Phase, Release, Rollout, RolloutId, ServiceName, Spec,
+};
 use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::Reconciler;
+use super::lease::LeaseRequest;
 use super::ledger::{Ledger, describe};
+use super::policy::{LockOrder, LockReply, Wanted, grows};
+use crate::admission::{self, Refused};
+use crate::api::types::alerts::AlertsView;
+use crate::incidents::Alert;
+use crate::lease::{Lease, Terms};
 use crate::orchestrator::{OrchestratorError, ServiceState};
+use crate::origin::Origin;
 use crate::store::{Change, NewEvent, Saved, StoreError};
 
 /// What a person, or a pipeline, asks of the loop.
@@ -24,6 +34,8 @@ pub enum Request {
         by: String,
         /// In their words.
         reason: Option<String>,
+        /// Why no freeze shall hold the rollout from now on.
+        emergency: Option<String>,
         /// Where the answer goes.
         reply: Reply,
     },
@@ -40,6 +52,15 @@ pub enum Request {
         /// Where the answer goes.
         reply: Reply,
     },
+    /// Somebody waits for a running one, or no longer does.
+    Lease {
+        /// Which.
+        id: RolloutId,
+        /// What.
+        request: LeaseRequest,
+        /// Where the answer goes.
+        reply: Reply,
+    },
     /// Try the last release again that did not make it.
     Retry {
         /// Of which service.
@@ -51,6 +72,13 @@ pub enum Request {
         /// Where the answer goes.
         reply: Reply,
     },
+    /// Take a lock, or give it back.
+    Lock(LockOrder, LockReply),
+    /// What an Alertmanager says.
+    Alerts(
+        Vec<Alert>,
+        oneshot::Sender<Result<AlertsView, RequestError>>,
+    ),
 }
 
 /// Where the answer to a request goes: the rollout it made or moved.
@@ -71,6 +99,14 @@ pub struct Deploy {
     pub author: String,
     /// Whether a release that was rolled back before may be tried again.
     pub retry: bool,
+    /// Why no freeze shall hold it.
+    pub emergency: Option<String>,
+    /// The number of the lock that its author believes to hold.
+    pub fence: Option<u64>,
+    /// The job that asks for it.
+    pub origin: Option<Origin>,
+    /// Who waits for it; without them it needs nobody.
+    pub lease: Option<Terms>,
 }
 
 /// All that a new rollout is made of, but its name.
@@ -82,6 +118,10 @@ struct Start {
     stable: Release,
     canary: Release,
     full: bool,
+    /// Why no freeze shall hold it.
+    emergency: Option<String>,
+    origin: Option<Origin>,
+    lease: Option<Terms>,
 }
 
 /// Why a request was not carried out.
@@ -135,6 +175,28 @@ pub enum RequestError {
         /// Where it is.
         state: String,
     },
+    /// Somebody else waits for it.
+    #[error(
+        "{rollout} is waited for by {holder:?}: its lease is not yours to renew or give back; `friday status {rollout}` waits without one"
+    )]
+    LeaseHeld {
+        /// The rollout.
+        rollout: RolloutId,
+        /// Who.
+        holder: String,
+    },
+    /// An incident is open, and the order would take a further step.
+    #[error(
+        "{order} has to wait: {rollout} is held by the incident {incident}; it goes on when that is resolved (or silenced in Alertmanager), and `friday abort {rollout}` goes back now"
+    )]
+    Held {
+        /// What was ordered.
+        order: &'static str,
+        /// Of which rollout.
+        rollout: RolloutId,
+        /// Its name and summary.
+        incident: String,
+    },
     /// There is nothing to go back to.
     #[error("{service} has no {what}")]
     NoSuchRelease {
@@ -153,6 +215,9 @@ pub enum RequestError {
         /// Their names.
         checks: String,
     },
+    /// A freeze, a lock, the chain of environments, or the author's own eyes.
+    #[error(transparent)]
+    NotAdmitted(#[from] Refused),
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -161,17 +226,39 @@ pub enum RequestError {
     Orchestrator(#[from] OrchestratorError),
 }
 
+/// Whether another controller took over, which ends the loop.
+fn fenced(error: Option<&RequestError>) -> Result<(), StoreError> {
+    match error {
+        Some(RequestError::Store(StoreError::Fenced { ours, theirs })) => Err(StoreError::Fenced {
+            ours: *ours,
+            theirs: *theirs,
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
 impl Reconciler {
     pub(super) async fn answer(&mut self, request: Request) -> Result<(), StoreError> {
         let (reply, outcome) = match request {
+            Request::Alerts(alerts, reply) => {
+                let outcome = self.hear(alerts).await;
+                let fenced = fenced(outcome.as_ref().err());
+                self.publish_snapshot();
+                drop(reply.send(outcome));
+                return fenced;
+            }
             Request::Deploy(deploy, reply) => (reply, self.deploy(*deploy).await),
             Request::Order {
                 id,
                 command,
                 by,
                 reason,
+                emergency,
                 reply,
-            } => (reply, self.order(&id, command, by, reason).await),
+            } => {
+                let outcome = self.order(&id, command, by, reason, emergency).await;
+                (reply, outcome)
+            }
             Request::Undo {
                 service,
                 to,
@@ -179,23 +266,20 @@ impl Reconciler {
                 reason,
                 reply,
             } => (reply, self.undo(&service, to, by, reason).await),
+            Request::Lease { id, request, reply } => (reply, self.lease(&id, request).await),
             Request::Retry {
                 service,
                 by,
                 reason,
                 reply,
             } => (reply, self.retry(&service, by, reason).await),
+            Request::Lock(order, reply) => return self.answer_lock(order, reply).await,
         };
-        let fenced = match &outcome {
-            Err(RequestError::Store(StoreError::Fenced { ours, theirs })) => Some((*ours, *theirs)),
-            Ok(_) | Err(_) => None,
-        };
+        let fenced = fenced(outcome.as_ref().err());
         self.publish_snapshot();
         // Whoever asked may have gone; what was done is done.
         drop(reply.send(outcome));
-        fenced.map_or(Ok(()), |(ours, theirs)| {
-            Err(StoreError::Fenced { ours, theirs })
-        })
+        fenced
     }
 
     fn unknown(&self, name: &str) -> RequestError {
@@ -224,7 +308,12 @@ impl Reconciler {
             && saved.rollout.canary.id == canary.id
             && !matches!(saved.rollout.phase, Phase::RollingBack { .. })
         {
-            return Ok(saved.rollout.id.clone());
+            let id = saved.rollout.id.clone();
+            // A job that was started again waits for what the one before it began.
+            if let Some(terms) = deploy.lease {
+                self.lease(&id, LeaseRequest::Take(terms)).await?;
+            }
+            return Ok(id);
         }
         let stable = self.stable_release(&name, &state);
         if stable.id == canary.id && running.is_none() {
@@ -253,8 +342,22 @@ impl Reconciler {
             spec,
             environment,
             author,
+            emergency,
+            fence,
+            origin,
+            lease,
             ..
         } = deploy;
+        self.admit(Wanted {
+            service: &name,
+            policy: &spec.policy,
+            environment: &environment,
+            author: &author,
+            canary: &canary,
+            emergency: emergency.as_deref(),
+            fence,
+        })
+        .await?;
         self.begin(Start {
             spec,
             environment,
@@ -263,6 +366,9 @@ impl Reconciler {
             stable,
             canary,
             full: false,
+            emergency,
+            origin,
+            lease,
         })
         .await
     }
@@ -305,6 +411,9 @@ impl Reconciler {
             stable,
             canary,
             full,
+            emergency,
+            origin,
+            lease,
         } = start;
         let name = spec.service.clone();
         if !full && !spec.guard.checks.is_empty() && !self.checks.can_ask() {
@@ -322,7 +431,21 @@ impl Reconciler {
         let number = self.store.next_number(&name).await?;
         let id = RolloutId::new(&name, number);
         let now = self.clock.now();
-        let rollout = Rollout::new(
+        // What was stable before needs no one's leave: the way back is always open.
+        let admission = Admission {
+            approvals_min: if full {
+                0
+            } else {
+                spec.policy.approvals(&environment)
+            },
+            goes_back: full,
+            emergency: emergency.as_ref().map(|reason| Emergency {
+                by: author.clone(),
+                reason: reason.clone(),
+            }),
+            ..Admission::default()
+        };
+        let mut rollout = Rollout::new(
             id.clone(),
             name.clone(),
             environment,
@@ -333,18 +456,28 @@ impl Reconciler {
             full,
             now,
         );
+        rollout.admission = admission;
         let mut change = Change::default();
         let started = json!({
             "service": name, "image": rollout.canary.image, "digest": rollout.canary.digest,
             "commit": rollout.canary.commit, "stable": rollout.stable, "environment": rollout.environment,
-            "full": full, "reason": reason, "spec": rollout.spec,
+            "full": full, "reason": reason, "spec": rollout.spec, "origin": origin, "lease": lease,
         });
         change.events.push(NewEvent {
             rollout: Some(id.clone()),
             kind: "started",
-            author,
+            author: author.clone(),
             data: started,
         });
+        if let Some(reason) = emergency {
+            tracing::warn!(rollout = %id, author, reason, "emergency: no freeze holds this rollout");
+            change.events.push(NewEvent {
+                rollout: Some(id.clone()),
+                kind: "emergency",
+                author,
+                data: json!({ "reason": reason, "with": "deploy" }),
+            });
+        }
         for saved in self
             .services
             .get(&name)
@@ -363,6 +496,8 @@ impl Reconciler {
             rollout,
             judge: None,
             verdict: None,
+            origin,
+            lease: lease.map(Lease::new),
         });
         self.commit(change, false).await??;
         tracing::info!(rollout = %id, "started");
@@ -375,6 +510,7 @@ impl Reconciler {
         command: Command,
         by: String,
         reason: Option<String>,
+        emergency: Option<String>,
     ) -> Result<RolloutId, RequestError> {
         let found = self
             .services
@@ -383,29 +519,33 @@ impl Reconciler {
             .find(|saved| saved.rollout.id == *id);
         let (order, data) = describe(&command, reason);
         let Some(saved) = found.cloned() else {
-            let Some(ended) = self.store.rollout(id).await? else {
-                let newest = self.store.history(None, 10).await?;
-                let known: Vec<String> = newest
-                    .iter()
-                    .map(|saved| saved.rollout.id.to_string())
-                    .collect();
-                return Err(RequestError::UnknownRollout {
-                    name: id.to_string(),
-                    known: known.join(", "),
-                });
-            };
-            let state = format!("has ended ({})", ended.rollout.phase.name());
-            return Err(RequestError::NotNow {
-                order,
-                rollout: id.clone(),
-                state,
-            });
+            return Err(self.not_running(id, order).await?);
         };
+        if let Some(refusal) = self.refusal(&saved.rollout, &command) {
+            return Err(refusal);
+        }
+        // Who pauses what an incident holds wants it to stay so.
+        let is_handed_over = command == Command::Pause && self.incidents.hand_over(id);
         let mut next = saved.clone();
+        if let Some(opens_gate) = grows(&command, &saved.rollout) {
+            let refused =
+                admission::may_grow(&saved.rollout, &by, opens_gate, emergency.as_deref());
+            if let Err(refused) = &refused {
+                tracing::warn!(rollout = %id, by, rule = refused.code(), "refused: {refused}");
+            }
+            refused?;
+            if let Some(why) = &emergency {
+                next.rollout = next.rollout.in_emergency(&by, why);
+            }
+        }
+        if let Some(lease) = &mut next.lease {
+            lease.person();
+        }
         next.rollout = next
             .rollout
             .on(Event::Ordered(command.clone()), self.clock.now());
-        if next.rollout == saved.rollout && !matches!(command, Command::Abort(_)) {
+        if next.rollout == saved.rollout && !matches!(command, Command::Abort(_)) && !is_handed_over
+        {
             let state = format!("is {}", saved.rollout.phase.name());
             return Err(RequestError::NotNow {
                 order,
@@ -415,11 +555,20 @@ impl Reconciler {
         }
         let mut ledger = Ledger::of(&saved.rollout);
         ledger.events.push(ledger.event("order", &by, data));
+        if let (Some(reason), true) = (
+            &emergency,
+            next.rollout.admission != saved.rollout.admission,
+        ) {
+            tracing::warn!(rollout = %id, by, reason, "emergency: no freeze holds this rollout");
+            let data = json!({ "reason": reason, "with": order, "freeze": saved.rollout.admission.frozen });
+            ledger.events.push(ledger.event("emergency", &by, data));
+        }
         ledger.moves(&saved.rollout, &next.rollout);
         let goes_back = matches!(command, Command::Abort(_));
         let change = Change {
             rollouts: vec![next],
             events: ledger.events,
+            incidents: self.incidents.unsaved(),
             ..Change::default()
         };
         match self.commit(change, true).await? {
@@ -428,6 +577,30 @@ impl Reconciler {
             outcome => outcome?,
         }
         Ok(id.clone())
+    }
+
+    /// Why nothing can be ordered of a rollout that does not run.
+    pub(super) async fn not_running(
+        &self,
+        id: &RolloutId,
+        order: &'static str,
+    ) -> Result<RequestError, StoreError> {
+        let Some(ended) = self.store.rollout(id).await? else {
+            let newest = self.store.history(None, 10).await?;
+            let known: Vec<String> = newest
+                .iter()
+                .map(|saved| saved.rollout.id.to_string())
+                .collect();
+            return Ok(RequestError::UnknownRollout {
+                name: id.to_string(),
+                known: known.join(", "),
+            });
+        };
+        Ok(RequestError::NotNow {
+            order,
+            rollout: id.clone(),
+            state: format!("has ended ({})", ended.rollout.phase.name()),
+        })
     }
 
     async fn undo(
@@ -486,6 +659,9 @@ impl Reconciler {
             stable,
             canary: target,
             full: true,
+            emergency: None,
+            origin: None,
+            lease: None,
         })
         .await
     }
@@ -527,6 +703,16 @@ impl Reconciler {
             canary,
             ..
         } = last.rollout;
+        self.admit(Wanted {
+            service: name,
+            policy: &spec.policy,
+            environment: &environment,
+            author: &author,
+            canary: &canary,
+            emergency: None,
+            fence: None,
+        })
+        .await?;
         self.begin(Start {
             spec,
             environment,
@@ -535,6 +721,9 @@ impl Reconciler {
             stable,
             canary,
             full: false,
+            emergency: None,
+            origin: None,
+            lease: None,
         })
         .await
     }

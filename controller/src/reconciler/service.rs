@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use rollout::judge::Baseline;
-use rollout::{Block, Duration, Rollout, RolloutId, Spec};
+use rollout::{Block, Duration, Rollout, RolloutId, ServiceName, Spec};
 
+use crate::delivery::{Delivery, Served};
 use crate::orchestrator::{Group, ServiceState};
 use crate::request_rate::RequestRate;
 use crate::saturation::Saturation;
@@ -85,6 +86,21 @@ impl Service {
         self.open
             .first()
             .map_or(&self.spec, |saved| &saved.rollout.spec)
+    }
+
+    /// Counts the requests of a block, its cells by node.
+    pub(super) fn count(&self, delivery: &Delivery, name: &ServiceName, block: &Block) {
+        let Some(state) = &self.state else { return };
+        let rollout = self.in_charge();
+        let whose = Served {
+            service: name.as_str(),
+            // As a rollout whose author names none has it.
+            environment: rollout.map_or("default", |rollout| rollout.environment.as_str()),
+            stable: state.stable.release.id.as_str(),
+            canary: rollout.map(|rollout| rollout.canary.id.as_str()),
+        };
+        let running = self.open.first().map(|saved| &saved.rollout.id);
+        delivery.served(whose, running, block);
     }
 
     pub(super) fn remember_nodes(&mut self) {

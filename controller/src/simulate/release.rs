@@ -83,10 +83,12 @@ pub(super) fn beginning(model: &Model) -> Rollout {
         bake: release.bake,
         keep_warm: release.keep_warm,
         deadlines: DEADLINES,
+        policy: rollout::Policy::default(),
         guard: Guard {
             warm_up: release.warm_up,
             ..Guard::default()
         },
+        notify: rollout::Notify::default(),
     };
     begin(spec, model)
 }

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use rollout::plan::Plan;
+use rollout::policy::Demands;
 use rollout::{Duration, Hold, Step, Weight};
 
-use super::{NOT_YET, ReadOptions, show_duration};
+use super::policy::{demands, refuse_rings};
+use super::{ReadOptions, show_duration};
 use crate::yaml::{Fields, Findings, Place, Setting, Value, units};
 
 /// The plan of a file that has none, in percent: a first look that costs one request in a hundred, then tenfold, then
@@ -38,6 +40,10 @@ pub(super) struct Plans {
     named: BTreeMap<String, Option<Steps>>,
     wanted: Option<String>,
     known: bool,
+    /// The environments there are, if the file says so.
+    pub(super) environments: Option<Vec<String>>,
+    /// What those ask for that ask for something.
+    pub(super) demands: BTreeMap<String, Demands>,
 }
 
 impl Plans {
@@ -87,6 +93,11 @@ pub(super) fn plans(
             findings,
         ))
     });
+    let (environments, demands) = environments.unzip();
+    let demands: BTreeMap<String, Demands> = demands.unwrap_or_default();
+    if let Some(at) = &environments_at {
+        refuse_rings(&demands, at, findings);
+    }
     let mut known = true;
     if let (Some(name), Some(environments), Some(at)) =
         (options.environment, &environments, &environments_at)
@@ -122,6 +133,8 @@ pub(super) fn plans(
         named,
         wanted,
         known,
+        environments: environments.map(|environments| environments.into_keys().collect()),
+        demands,
     }
 }
 
@@ -136,15 +149,19 @@ fn one_of(what: &str, names: &[&str]) -> String {
     }
 }
 
-/// The plan that each environment names, if it names one.
+/// The plan that each environment names, if it names one, and what those ask for that ask for something.
 fn environments(
     fields: Fields<'_>,
     plans: &[&str],
     findings: &mut Findings,
-) -> BTreeMap<String, Option<String>> {
-    let mut environments = BTreeMap::new();
+) -> (BTreeMap<String, Option<String>>, BTreeMap<String, Demands>) {
+    let known: Vec<String> = fields.entries().map(|(name, _)| name.to_owned()).collect();
+    let (mut environments, mut asked) = (BTreeMap::new(), BTreeMap::new());
     for (name, value) in fields.entries() {
-        let Some(mut fields) = value.map("a map like { plan: NAME }", findings) else {
+        let Some(mut fields) = value.map(
+            "a map like { plan: NAME, needs: staging, approvals: 1 }",
+            findings,
+        ) else {
             continue;
         };
         let plan = fields.take("plan").and_then(|value| {
@@ -153,18 +170,14 @@ fn environments(
                 plans.contains(&text).then(|| text.to_owned())
             })
         });
-        for key in ["needs", "approvals"] {
-            fields.refuse(
-                key,
-                NOT_YET,
-                "remove it; a gate in the plan waits for a person",
-                findings,
-            );
+        let demands = demands(name, &mut fields, &known, findings);
+        if demands != Demands::default() {
+            asked.insert(name.to_owned(), demands);
         }
         fields.finish(findings);
         environments.insert(name.to_owned(), plan);
     }
-    environments
+    (environments, asked)
 }
 
 fn list(names: &[&str]) -> String {

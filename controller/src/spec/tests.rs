@@ -41,7 +41,7 @@ fn writes_out_every_default_in_the_example() {
 }
 
 #[test]
-fn reads_the_design_documents_example_but_for_what_this_version_refuses() {
+fn reads_the_design_documents_example() {
     let text = r#"
 service: tweets-worker            # the Swarm service that users call
 port: 9000
@@ -69,26 +69,10 @@ plans: { quick: [ { weight: 25%, hold: 10s..2m } ] }
 environments: { staging: { plan: quick }, production: { needs: staging, approvals: 1 } }
 notify: { gitlab: true, slack: { url_file: /run/secrets/slack } }
 "#;
-    insta::assert_snapshot!(findings(text), @r"
-    friday.yml:23:1: freeze: not supported by this version
-      remove it, and start no rollout in that window until it is
-    friday.yml:25:57: environments.production.needs: not supported by this version
-      remove it; a gate in the plan waits for a person
-    friday.yml:25:73: environments.production.approvals: not supported by this version
-      remove it; a gate in the plan waits for a person
-    friday.yml:26:1: notify: not supported by this version
-      remove it; the exit code of `friday deploy --wait` tells a pipeline the outcome
-    ");
-    let kept: Vec<_> = text
-        .lines()
-        .filter(|line| !["freeze", "notify"].iter().any(|key| line.contains(key)))
-        .collect();
-    let kept = kept
-        .join("\n")
-        .replace("{ needs: staging, approvals: 1 }", "{}");
+    assert_eq!(findings(text), "none");
     let read_in = |environment| {
         read(
-            &kept,
+            text,
             "friday.yml",
             &ReadOptions {
                 environment,
@@ -218,8 +202,25 @@ fn says_where_what_and_how_to_mend_it() {
         &with("guard: { checks: [{ name: a, prometheus: 'rate(x[$__rate_interval])', max: 1 }] }"),
         &with("guard: { checks: [{ name: a, prometheus: 'up offset -1m', max: 1 }] }"),
         &with("guard: { checks: [{ name: a, prometheus: 'rate(x[1h])', max: 1 }] }"),
-        // Not yet.
-        &with("freeze: []\nnotify: {}\nenvironments: { a: { needs: b, approvals: 2 } }"),
+        // Who is told.
+        &with(
+            "notify: { gitlab: all, slack: { url: x }, webhook: { url: 'http://hook.example.com', secret_file: a } }",
+        ),
+        &with(
+            "notify: { gitlab: { notes: true, ticket: maybe, alert: { url_file: a } }, mail: x }",
+        ),
+        // When and where.
+        &with("freeze: { cron: '0 17 * * 5', for: 63h }"),
+        &with("freeze: [{ cron: '0 17 * *', for: 0s, zone: Europe/Bonn, until: monday }, {}]"),
+        &with("freeze: [{ cron: '0 0 30 2 *', for: 31d, environments: [] }]"),
+        &with(
+            "environments: { staging: {} }\nfreeze:\n  - { cron: '0 17 * * 5', for: 63h, environments: [production] }",
+        ),
+        &with("environments: { production: { needs: staging, approvals: -1 } }"),
+        &with("environments: { a: { needs: a, approvals: 11 }, b: { needs: { environment: a } } }"),
+        &with(
+            "environments: { a: { needs: b }, b: { needs: c }, c: { needs: a }, d: { needs: a } }",
+        ),
         // Named plans.
         &with(
             "plans: { quick: [{ weight: 90% }], slow: 5 }\nenvironments: { staging: { plan: quik } }",
@@ -230,6 +231,52 @@ fn says_where_what_and_how_to_mend_it() {
         .map(|text| format!("{}\n=>\n{}\n", text.trim_end(), findings(text)))
         .collect();
     insta::assert_snapshot!("findings", said.join("\n"));
+}
+
+#[test]
+fn reads_when_and_where_it_may_be_released() {
+    let text = with(
+        "freeze:\n  - { cron: '0 17 * * 5', for: 63h, zone: Europe/Berlin, environments: [production] }\n  - { cron: '0 0 24 12 *', for: 14d }\nenvironments:\n  staging: {}\n  production: { needs: staging, approvals: 1 }\n  europe: { needs: { service: web-staging, environment: staging } }",
+    );
+    insta::assert_json_snapshot!(spec(&text).policy, @r#"
+    {
+      "freeze": [
+        {
+          "cron": "0 17 * * 5",
+          "for_ms": 226800000,
+          "zone": "Europe/Berlin",
+          "environments": [
+            "production"
+          ]
+        },
+        {
+          "cron": "0 0 24 12 *",
+          "for_ms": 1209600000,
+          "zone": "UTC"
+        }
+      ],
+      "environments": {
+        "europe": {
+          "needs": {
+            "service": "web-staging",
+            "environment": "staging"
+          },
+          "approvals": 0
+        },
+        "production": {
+          "needs": {
+            "environment": "staging"
+          },
+          "approvals": 1
+        }
+      }
+    }
+    "#);
+    assert!(
+        spec(&with("freeze: []\nenvironments: { staging: {} }"))
+            .policy
+            .is_empty()
+    );
 }
 
 #[test]
@@ -274,6 +321,26 @@ fn names_the_plans_and_environments_there_are() {
             .len(),
         1
     );
+}
+
+#[test]
+fn knows_who_is_told() {
+    use rollout::GitlabNotice::{Deployment, Note, Status, Ticket};
+    let notify = |text: &str| spec(&with(&format!("notify: {text}"))).notify;
+    let gitlab = |text: &str| Vec::from_iter(notify(&format!("{{ gitlab: {text} }}")).gitlab);
+    assert!(notify("{}").is_nothing() && gitlab("false").is_empty());
+    assert_eq!(gitlab("true"), [Status, Note, Deployment]);
+    assert_eq!(gitlab("{}"), [Status, Note, Deployment]);
+    assert_eq!(
+        gitlab("{ note: false, ticket: true }"),
+        [Status, Deployment, Ticket]
+    );
+    let read = notify(
+        "{ gitlab: { alert: { url_file: a, key_file: b } }, slack: { url_file: /run/secrets/c }, webhook: { url: 'https://h.example/x', secret_file: d } }",
+    );
+    assert_eq!(read.alert.unwrap().key_file, "b");
+    assert_eq!(read.slack_url_file.as_deref(), Some("/run/secrets/c"));
+    assert_eq!(read.webhook.unwrap().url, "https://h.example/x");
 }
 
 #[test]

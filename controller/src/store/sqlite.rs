@@ -1,16 +1,22 @@
 //! The store in one SQLite file: write-ahead log, synced at every commit.
 
+mod locks;
+mod outbox;
+
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use proxy_api::BootId;
-use rollout::{Duration, Rollout, RolloutId, ServiceName, Timestamp};
+use rollout::{Duration, Release, Rollout, RolloutId, ServiceName, Timestamp};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{Connection as _, Row, SqliteConnection, SqlitePool};
+
+use crate::admission::lock::Slot;
+use crate::incidents::SavedIncidents;
 
 use super::{Change, Event, Mark, NewEvent, Saved, Store, StoreError, event_hash};
 
@@ -92,8 +98,32 @@ impl Sqlite {
         // Read everything that a start needs now: a row that cannot be read is better found before a socket is bound.
         store.open_rollouts().await?;
         store.marks().await?;
+        store.locks().await?;
+        store.incidents().await?;
         store.hold_reserve().await;
         Ok(store)
+    }
+
+    /// Opens a store that is there to read it, and changes nothing of it; a controller may be at work on it.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub async fn read_only(file: &Path) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .read_only(true)
+            .busy_timeout(BUSY_MAX);
+        let pool = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options)
+            .await
+            .map_err(|error| database("opening", file, error))?;
+        Ok(Self {
+            pool,
+            file: file.to_owned(),
+            reserve: file.with_extension("reserve"),
+            pages_max: AtomicU32::new(0),
+        })
     }
 
     /// From now on the file cannot grow beyond `pages` pages, as on a full disk; 0 lifts the limit. For tests.
@@ -166,23 +196,25 @@ impl Sqlite {
             return Err(StoreError::Fenced { ours: term, theirs });
         }
         for saved in &change.started {
-            sqlx::query("INSERT INTO rollouts (id, service, number, ended, canary, body) VALUES (?, ?, ?, 0, ?, '{}')")
+            sqlx::query("INSERT INTO rollouts (id, service, number, ended, canary, body, origin) VALUES (?, ?, ?, 0, ?, '{}', ?)")
                 .bind(saved.rollout.id.as_str())
                 .bind(saved.rollout.service.as_str())
                 .bind(i64::try_from(saved.number).unwrap_or(i64::MAX))
                 .bind(saved.rollout.canary.id.as_str())
+                .bind(saved.origin.as_ref().map(json))
                 .execute(&mut *tx)
                 .await
                 .map_err(failed)?;
         }
         for saved in change.started.iter().chain(&change.rollouts) {
             let ending = saved.rollout.ending().map(|ending| json(&ending));
-            sqlx::query("UPDATE rollouts SET ended = ?, ending = ?, body = ?, judge = ?, verdict = ? WHERE id = ?")
+            sqlx::query("UPDATE rollouts SET ended = ?, ending = ?, body = ?, judge = ?, verdict = ?, lease = ? WHERE id = ?")
                 .bind(i64::from(saved.rollout.phase.is_ended()))
                 .bind(ending)
                 .bind(json(&saved.rollout))
                 .bind(saved.judge.as_ref().map(json))
                 .bind(saved.verdict.as_ref().map(json))
+                .bind(saved.lease.as_ref().map(json))
                 .bind(saved.rollout.id.as_str())
                 .execute(&mut *tx)
                 .await
@@ -196,6 +228,19 @@ impl Sqlite {
             .bind(&mark.proxy)
             .bind(mark.boot.to_string())
             .bind(i64::try_from(mark.number).unwrap_or(i64::MAX))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        }
+        for slot in &change.locks {
+            locks::put(&mut tx, slot).await.map_err(failed)?;
+        }
+        if let Some(incidents) = &change.incidents {
+            sqlx::query(
+                "INSERT INTO incidents (id, body) VALUES (1, ?)
+                 ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+            )
+            .bind(json(incidents))
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
@@ -214,6 +259,9 @@ impl Sqlite {
                     .map_err(failed)?;
             }
         }
+        outbox::write(&mut tx, now, &change.messages)
+            .await
+            .map_err(failed)?;
         tx.commit().await.map_err(failed)
     }
 }
@@ -274,7 +322,7 @@ fn is_transient_open(error: &dyn sqlx::error::DatabaseError) -> bool {
         .is_some_and(|code| matches!(code.as_ref(), "5" | "6" | "14" | SQLITE_FULL))
 }
 
-const ROLLOUT: &str = "SELECT id, number, body, judge, verdict FROM rollouts";
+const ROLLOUT: &str = "SELECT id, number, body, judge, verdict, origin, lease FROM rollouts";
 
 impl Sqlite {
     fn saved(&self, row: &SqliteRow) -> Result<Saved, StoreError> {
@@ -303,11 +351,21 @@ impl Sqlite {
             .map(|text| serde_json::from_str(&text))
             .transpose()
             .map_err(|error| corrupt("verdict", error.to_string()))?;
+        let origin = text("origin")?
+            .map(|text| serde_json::from_str(&text))
+            .transpose()
+            .map_err(|error| corrupt("origin", error.to_string()))?;
+        let lease = text("lease")?
+            .map(|text| serde_json::from_str(&text))
+            .transpose()
+            .map_err(|error| corrupt("lease", error.to_string()))?;
         Ok(Saved {
             number: u64::try_from(number).unwrap_or(0),
             rollout,
             judge,
             verdict,
+            origin,
+            lease,
         })
     }
 
@@ -376,6 +434,33 @@ impl Store for Sqlite {
         self.all_saved(&rows)
     }
 
+    async fn older(
+        &self,
+        service: Option<&ServiceName>,
+        before: &RolloutId,
+        limit: u32,
+    ) -> Result<Option<Vec<Saved>>, StoreError> {
+        let failed = |error| self.failed("reading older rollouts", error);
+        let at: Option<i64> = sqlx::query_scalar("SELECT rowid FROM rollouts WHERE id = ?")
+            .bind(before.as_str())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed)?;
+        let Some(at) = at else {
+            return Ok(None);
+        };
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{ROLLOUT} WHERE rowid < ?1 AND (?2 IS NULL OR service = ?2) ORDER BY rowid DESC LIMIT ?3"
+        )))
+        .bind(at)
+        .bind(service.map(ServiceName::as_str))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        self.all_saved(&rows).map(Some)
+    }
+
     async fn last_promoted(&self, service: &ServiceName) -> Result<Option<Saved>, StoreError> {
         let row = sqlx::query(sqlx::AssertSqlSafe(format!(
             "{ROLLOUT} WHERE service = ? AND ending = ? ORDER BY number DESC LIMIT 1"
@@ -417,6 +502,33 @@ impl Store for Sqlite {
                 })
             })
             .collect()
+    }
+
+    async fn locks(&self) -> Result<Vec<Slot>, StoreError> {
+        self.read_locks().await
+    }
+
+    async fn was_promoted(
+        &self,
+        service: &ServiceName,
+        environment: &str,
+        release: &Release,
+    ) -> Result<bool, StoreError> {
+        self.was_promoted_in(service, environment, release).await
+    }
+
+    async fn incidents(&self) -> Result<SavedIncidents, StoreError> {
+        let body: Option<String> = sqlx::query_scalar("SELECT body FROM incidents WHERE id = 1")
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|error| self.failed("reading incidents", error))?;
+        let read = |body: String| {
+            serde_json::from_str(&body).map_err(|error| StoreError::Corrupt {
+                file: self.file.display().to_string(),
+                reason: format!("incidents: {error}"),
+            })
+        };
+        body.map_or_else(|| Ok(SavedIncidents::default()), read)
     }
 
     async fn events(

@@ -112,6 +112,10 @@ fn arm(release: &Release, tasks: &[(&str, bool)], replicas: u32) -> ArmView {
         ready: *ready,
         memory_bytes: Some(13 << 20),
         memory_bytes_max: Some(256 << 20),
+        cpu_seconds: Some(4.2),
+        done: 200,
+        failed: 1,
+        in_flight: 3,
     };
     ArmView {
         release: release.clone(),
@@ -156,6 +160,7 @@ pub(crate) fn view(phase: Phase, verdict: Option<Verdict>) -> RolloutView {
         moved: rollout.moved,
         elapsed_seconds: 34.0,
         message: super::message(&rollout, verdict.as_ref()),
+        admission: rollout::Admission::default(),
         weight: WeightView {
             set_percent: set,
             seen_percent: Some(set),
@@ -178,6 +183,8 @@ pub(crate) fn view(phase: Phase, verdict: Option<Verdict>) -> RolloutView {
         checks: Vec::new(),
         verdict,
         ending: rollout.ending(),
+        origin: None,
+        lease: None,
         superseded_by: None,
         phase: rollout.phase,
     }

@@ -22,6 +22,8 @@ pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) authorization: Option<String>,
+    /// The job's credential for GitLab.
+    pub(crate) job_token: Option<String>,
     pub(crate) body: Value,
 }
 
@@ -152,9 +154,13 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let authorization = headers
-        .get(header::AUTHORIZATION)
-        .map(|value| value.to_str().unwrap().to_owned());
+    let shown = |name: &str| {
+        headers
+            .get(name)
+            .map(|value| value.to_str().unwrap().to_owned())
+    };
+    let authorization = shown(header::AUTHORIZATION.as_str());
+    let job_token = shown("x-friday-job-token");
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let path = uri.path().to_owned();
     let mut state = script.lock().unwrap();
@@ -162,6 +168,7 @@ async fn answer(
         method: method.to_string(),
         path: path.clone(),
         authorization,
+        job_token,
         body,
     });
     if let Some((status, body)) = &state.refusal {

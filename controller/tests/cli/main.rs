@@ -8,6 +8,7 @@
 
 mod controller;
 mod doctor;
+mod jobs;
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};

@@ -10,11 +10,16 @@
 mod agents;
 mod answers;
 mod api;
+mod board;
 mod checks;
 mod crashes;
 mod first_step;
 mod health;
+mod identities;
+mod incidents;
+mod leases;
 mod orders;
+mod policy;
 mod stories;
 mod tokens;
 mod trouble;

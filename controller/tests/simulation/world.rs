@@ -316,8 +316,12 @@ pub(crate) struct World {
     pub(crate) agents: Arc<Agents>,
     /// Who may ask the API for what; everybody for everything if it is empty.
     pub(crate) tokens: Option<Arc<Tokens>>,
+    /// The job that the next deploy comes from.
+    pub(crate) origin: Option<friday::origin::Origin>,
+    /// Who waits for what it starts.
+    pub(crate) lease: Option<friday::lease::Terms>,
     reconciler: Option<Reconciler>,
-    handle: Handle,
+    pub(crate) handle: Handle,
     /// Tells the API when the controller stops, which it never does here.
     stopping: watch::Sender<bool>,
     file: PathBuf,
@@ -349,6 +353,8 @@ impl World {
             fleet,
             agents,
             tokens: None,
+            origin: None,
+            lease: None,
             reconciler: Some(reconciler),
             handle,
             stopping: watch::Sender::new(false),
@@ -411,6 +417,8 @@ impl World {
             clock: self.clock.clone(),
             stopping: self.stopping.subscribe(),
             tokens: self.tokens.clone(),
+            webhooks: None,
+            job_tokens: Arc::default(),
         })
     }
 
@@ -496,7 +504,7 @@ impl World {
     }
 
     /// Hands a request to the loop, and turns it until it is answered.
-    async fn ask(
+    pub(crate) async fn ask(
         &mut self,
         make: impl FnOnce(friday::reconciler::Reply) -> Request,
     ) -> Result<RolloutId, RequestError> {
@@ -527,6 +535,10 @@ impl World {
             environment: "test".to_owned(),
             author: "ada".to_owned(),
             retry,
+            emergency: None,
+            fence: None,
+            origin: self.origin.clone(),
+            lease: self.lease.clone(),
         };
         self.ask(|reply| Request::Deploy(Box::new(deploy), reply))
             .await
@@ -543,9 +555,20 @@ impl World {
             command,
             by: "bob".into(),
             reason: None,
+            emergency: None,
             reply,
         })
         .await
+    }
+
+    pub(crate) async fn lease(
+        &mut self,
+        id: &RolloutId,
+        request: friday::reconciler::LeaseRequest,
+    ) -> Result<RolloutId, RequestError> {
+        let id = id.clone();
+        self.ask(|reply| Request::Lease { id, request, reply })
+            .await
     }
 
     pub(crate) async fn undo(&mut self, to: Option<u64>) -> Result<RolloutId, RequestError> {

@@ -114,6 +114,9 @@ impl OwnSwarm {
             ("KAFKA_IMAGE", images::KAFKA.to_owned()),
             ("POSTGRES_IMAGE", images::POSTGRES.to_owned()),
             ("PROMETHEUS_IMAGE", images::PROMETHEUS.to_owned()),
+            // No registry is in reach, and nobody packages Grafana here.
+            ("ALERTMANAGERS", "0".to_owned()),
+            ("GRAFANAS", "0".to_owned()),
             ("TWEETS_FILE", path("tweets.jsonl")),
             ("TWEETS_RATE", RATE.to_string()),
         ];

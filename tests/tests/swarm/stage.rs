@@ -206,6 +206,7 @@ impl Stage {
             order,
             by: "test".to_owned(),
             reason: None,
+            emergency: None,
         };
         self.client.order(id, &request).await.unwrap();
     }

@@ -9,6 +9,8 @@ use std::fmt::Write as _;
 
 use proptest::prelude::*;
 
+mod policy;
+
 use super::*;
 use crate::desired::{Desired, Placement};
 use crate::plan::{Bake, Deadlines, Guard, Plan, Ready, RouteMatch, Start, Sticky};
@@ -61,7 +63,9 @@ fn spec() -> Spec {
             evidence: Duration::from_secs(1_800),
             rollout: Duration::from_secs(7_200),
         },
+        policy: crate::policy::Policy::default(),
         guard: Guard::default(),
+        notify: crate::Notify::default(),
     }
 }
 

@@ -17,10 +17,21 @@ impl Rollout {
         ) {
             return phase;
         }
+        // A freeze is nobody's delay.
+        if self.is_frozen() {
+            return phase;
+        }
         self.elapsed += time;
         let late = self.elapsed >= self.spec.deadlines.rollout;
         let deadlines = self.spec.deadlines;
         match phase {
+            Phase::Deploying { .. } if self.awaits_approval() => {
+                if late {
+                    self.retreat(phase, Cause::GateUnanswered)
+                } else {
+                    phase
+                }
+            }
             Phase::Deploying { elapsed } if elapsed + time >= deadlines.ready => {
                 let trouble = self.observed.trouble.clone();
                 self.retreat(Phase::Deploying { elapsed }, Cause::NotReady { trouble })
@@ -173,7 +184,10 @@ impl Rollout {
                 self.retreat(phase, Cause::NotReady { trouble })
             }
             Phase::Deploying { .. }
-                if seen.canary_ready >= self.first_replicas() && seen.stable_replicas > 0 =>
+                if seen.canary_ready >= self.first_replicas()
+                    && seen.stable_replicas > 0
+                    && !self.admission.is_frozen()
+                    && self.admission.approvals_missing() == 0 =>
             {
                 if self.full {
                     promoting(Promotion::Shifting)
@@ -247,7 +261,7 @@ impl Rollout {
         match (phase, ruling) {
             // The harm test goes on while a person holds the rollout: a pause must not keep users on a bad release.
             (phase, Ruling::Fail { signal }) => self.retreat(phase, Cause::Evidence { signal }),
-            (Phase::Analyzing { .. } | Phase::Baking { .. }, Ruling::Pass) => {
+            (Phase::Analyzing { .. } | Phase::Baking { .. }, Ruling::Pass) if !self.is_frozen() => {
                 self.after_stage(current)
             }
             (phase, Ruling::Pass | Ruling::Hold) => phase,
@@ -265,6 +279,16 @@ impl Rollout {
             (Command::Pause, phase) => Phase::Paused {
                 at: Box::new(phase),
             },
+            (Command::Approve { by }, phase) if self.needs_other_eyes(&by) => phase,
+            (Command::Approve { by }, phase @ Phase::Deploying { .. }) => {
+                self.admission.approve(&self.author, &by);
+                phase
+            }
+            (Command::Promote | Command::PromoteFull | Command::Approve { .. }, phase)
+                if self.is_frozen() =>
+            {
+                phase
+            }
             (Command::Resume | Command::Promote, Phase::Paused { at }) => *at,
             (Command::Resume, phase) => phase,
             (Command::Promote, Phase::Analyzing { step, .. } | Phase::Gated { step, .. })

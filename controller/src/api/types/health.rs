@@ -4,6 +4,8 @@ use rollout::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::alerts::IncidentView;
+
 /// How the controller is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct HealthView {
@@ -24,6 +26,45 @@ pub struct HealthView {
     /// The source of metrics that checks are asked of; absent where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<MetricsView>,
+    /// The incidents that are open, and hold rollouts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub incidents: Vec<IncidentView>,
+    /// What is yet to be told to others, by whom it is for; absent while there is nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outbox: Vec<OutboxView>,
+    /// Messages that were given up, newest first, some of very many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub untold: Vec<UntoldView>,
+}
+
+/// Messages that wait for one destination.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct OutboxView {
+    /// Who is to be told: `gitlab`, `alert`, `slack` or `webhook`.
+    pub destination: String,
+    /// How many wait.
+    pub messages: u64,
+    /// How long the oldest waits.
+    pub oldest_seconds: f64,
+    /// Why it was not told at the last attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+/// A message that was given up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UntoldView {
+    /// The rollout it was about.
+    pub rollout: String,
+    /// Who was to be told.
+    pub destination: String,
+    /// Which thing it was about, such as `note`.
+    pub topic: String,
+    /// When it was written.
+    #[schema(value_type = String)]
+    pub at: Timestamp,
+    /// Why it was given up.
+    pub trouble: String,
 }
 
 /// Whether the controller sees the tasks of a service.

@@ -1,6 +1,6 @@
 use rollout::judge::{Decision, Grounds, HoldReason, KindSeen, Margin, Missing, Signal, Watched};
-use rollout::{Cause, Duration};
-use serde_json::json;
+use rollout::{Cause, Duration, Phase};
+use serde_json::{Value, json};
 
 use super::*;
 use crate::words::samples::{timestamp, verdict, view};

@@ -1,0 +1,128 @@
+//! Whom `friday serve` may tell how releases go.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rollout::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::{Usage, path};
+use crate::clock::Clock;
+use crate::gitlab::{Gitlab, GitlabArgs};
+use crate::notifier::courier::Outgoing;
+use crate::notifier::{Audience, Notifier, Pace};
+use crate::origin::JobTokens;
+use crate::store::{Store, StoreError};
+
+/// Longest wait for a message that is on its way when the controller stops. What is cut off is told by the next one, which
+/// looks for it first.
+const STOP_MAX: Duration = Duration::from_secs(5);
+
+/// Where secrets of notify are, and where links lead.
+#[derive(Debug, Clone, clap::Args)]
+pub struct TellArgs {
+    /// Folder of the files that `notify` in a friday.yml may name: addresses and keys. Nothing outside of it is read
+    #[arg(
+        long,
+        env = "FRIDAY_SECRETS_DIR",
+        default_value = "/run/secrets",
+        value_parser = path(),
+        value_name = "DIR"
+    )]
+    pub secrets_dir: PathBuf,
+    /// Where people find the board, for links in messages, such as https://friday.example.com
+    #[arg(long, env = "FRIDAY_PUBLIC_URL", value_name = "URL")]
+    pub public_url: Option<String>,
+}
+
+/// Whom the controller may tell.
+#[derive(Debug, Clone, Default)]
+pub struct Telling {
+    /// GitLab, if there is one.
+    pub gitlab: Option<Gitlab>,
+    /// Whom messages can reach, and where they point.
+    pub audience: Audience,
+    /// The folder below which messages may name files.
+    pub secrets: PathBuf,
+    /// What GitLab's alert endpoint is verified with, in place of the system's authorities.
+    pub ca: Option<PathBuf>,
+}
+
+impl Telling {
+    /// What the arguments say.
+    ///
+    /// # Errors
+    /// An address is none, or a file cannot be used.
+    pub(super) fn open(gitlab: &GitlabArgs, tell: &TellArgs) -> anyhow::Result<Self> {
+        let board = tell.public_url.as_deref().filter(|url| !url.is_empty());
+        if let Some(url) = board {
+            let is_web = reqwest::Url::parse(url)
+                .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+            if !is_web {
+                return Err(Usage(format!(
+                    "--public-url {url:?} is no address; expected one such as https://friday.example.com"
+                ))
+                .into());
+            }
+        }
+        let client = gitlab.open()?;
+        let audience = Audience {
+            has_gitlab: client.is_some(),
+            has_token: client.as_ref().is_some_and(Gitlab::has_token),
+            board: board.map(|url| url.trim_end_matches('/').to_owned()),
+        };
+        if audience.has_gitlab && !audience.has_token {
+            tracing::warn!(
+                "no --gitlab-token-file: commit statuses, notes and tickets are not told; deployment records are, by the job's token"
+            );
+        }
+        let ca = gitlab.gitlab_ca.as_ref();
+        Ok(Self {
+            gitlab: client,
+            audience,
+            secrets: tell.secrets_dir.clone(),
+            ca: ca.filter(|path| !path.as_os_str().is_empty()).cloned(),
+        })
+    }
+
+    /// Tells what is in the outbox, until told to stop.
+    pub(super) fn start(
+        self,
+        store: Arc<dyn Store>,
+        term: u64,
+        clock: Arc<dyn Clock>,
+        job_tokens: Arc<JobTokens>,
+        wake: watch::Receiver<u64>,
+        stop: CancellationToken,
+    ) -> JoinHandle<Result<(), StoreError>> {
+        let courier = Outgoing::new(
+            Arc::clone(&store),
+            Arc::clone(&clock),
+            self.gitlab,
+            job_tokens,
+            self.secrets,
+            self.ca,
+        );
+        let notifier = Notifier {
+            store,
+            term,
+            clock,
+            courier: Arc::new(courier),
+            wake,
+            pace: Pace::default(),
+        };
+        tokio::spawn(notifier.run(stop))
+    }
+}
+
+/// Waits for the notifier's end. Why it ended is the loop's to say too: both know the same store.
+pub(super) async fn end(mut telling: JoinHandle<Result<(), StoreError>>) {
+    match tokio::time::timeout(STOP_MAX, &mut telling).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => tracing::warn!(%error, "telling ended"),
+        Ok(Err(error)) => tracing::error!(%error, "telling panicked"),
+        Err(_) => telling.abort(),
+    }
+}

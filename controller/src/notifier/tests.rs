@@ -1,0 +1,280 @@
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use async_trait::async_trait;
+use serde_json::json;
+
+use super::*;
+use crate::store::outbox::OutboxState;
+
+/// Goes with tokio's time, which is paused.
+#[derive(Debug)]
+struct TokioClock(tokio::time::Instant);
+
+impl Clock for TokioClock {
+    fn now(&self) -> Timestamp {
+        start() + self.0.elapsed()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+fn start() -> Timestamp {
+    "2026-11-20T16:00:00Z".parse().unwrap()
+}
+
+/// Says what it is told to, then yes; it remembers what it was asked.
+#[derive(Debug, Default)]
+struct Scripted {
+    answers: Mutex<VecDeque<Undelivered>>,
+    asked: Mutex<Vec<String>>,
+    /// As long as it holds a word, everything fails with that.
+    away: Mutex<Option<Undelivered>>,
+    /// What is about this rollout fails.
+    sick: Mutex<Option<&'static str>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[async_trait]
+impl Courier for Scripted {
+    async fn tell(&self, message: &Message) -> Result<Option<String>, Undelivered> {
+        let shown = format!("{} {} {}", message.rollout, message.topic, message.body);
+        lock(&self.asked).push(shown);
+        if let Some(away) = lock(&self.away).clone() {
+            return Err(away);
+        }
+        if lock(&self.sick).is_some_and(|sick| message.rollout.as_str() == sick) {
+            return Err(failure(Reach::Rollout, None));
+        }
+        lock(&self.answers).pop_front().map_or(Ok(None), Err)
+    }
+}
+
+fn failure(reach: Reach, after: Option<Duration>) -> Undelivered {
+    Undelivered {
+        reach,
+        after,
+        words: "no".into(),
+    }
+}
+
+/// An outbox in memory: a database is another thread's, which paused time does not wait for.
+#[derive(Debug, Default)]
+struct Memory {
+    waiting: Mutex<Vec<Message>>,
+    dead: Mutex<u64>,
+}
+
+#[async_trait]
+impl Outbox for Memory {
+    async fn waiting(&self, destination: Destination, _: u32) -> Result<Vec<Message>, StoreError> {
+        let all = lock(&self.waiting).clone();
+        Ok(all
+            .into_iter()
+            .filter(|one| one.destination == destination)
+            .collect())
+    }
+
+    async fn settle(&self, _: u64, message: &Message, settled: &Settled) -> Result<(), StoreError> {
+        if let Settled::Failed { .. } = settled {
+            return Ok(());
+        }
+        let is_this = |one: &Message| (one.id, one.version) == (message.id, message.version);
+        lock(&self.waiting).retain(|one| !is_this(one));
+        *lock(&self.dead) += u64::from(matches!(settled, Settled::Dead { .. }));
+        Ok(())
+    }
+
+    async fn told(&self, _: &RolloutId, _: &str) -> Result<Option<String>, StoreError> {
+        Ok(None)
+    }
+
+    async fn is_anothers(&self, _: &RolloutId, _: &str, _: &str) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
+    async fn outbox_state(&self) -> Result<OutboxState, StoreError> {
+        Ok(OutboxState::default())
+    }
+}
+
+struct World {
+    store: Arc<Memory>,
+    courier: Arc<Scripted>,
+    clock: Arc<TokioClock>,
+    wake: watch::Sender<u64>,
+    running: Option<(
+        CancellationToken,
+        tokio::task::JoinHandle<Result<(), StoreError>>,
+    )>,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        // The database is another thread's, which paused time does not wait for.
+        tokio::time::resume();
+        let folder = tempfile::tempdir().unwrap();
+        let store = Sqlite::open(&folder.path().join("friday.db"))
+            .await
+            .unwrap();
+        let term = store.take_over().await.unwrap();
+        tokio::time::pause();
+        Self {
+            store: Arc::new(store),
+            courier: Arc::default(),
+            clock: Arc::new(TokioClock(tokio::time::Instant::now())),
+            wake: watch::Sender::new(0),
+            running: None,
+        }
+    }
+
+    fn begin(&mut self) {
+        let notifier = Notifier {
+            store: Arc::clone(&self.store) as Arc<dyn Outbox>,
+            term: 1,
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            courier: Arc::clone(&self.courier) as Arc<dyn Courier>,
+            wake: self.wake.subscribe(),
+            pace: Pace::default(),
+        };
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(notifier.run(stop.clone()));
+        self.running = Some((stop, task));
+    }
+
+    async fn end(&mut self) {
+        if let Some((stop, task)) = self.running.take() {
+            stop.cancel();
+            task.await.unwrap().unwrap();
+        }
+    }
+
+    fn say(&self, rollout: &str, topic: &str, body: i64) {
+        let mut waiting = lock(&self.store.waiting);
+        let rollout = RolloutId::from_text(rollout);
+        let old = waiting
+            .iter_mut()
+            .find(|one| one.rollout == rollout && one.topic == topic);
+        if let Some(old) = old {
+            old.version += 1;
+            old.body = json!(body);
+        } else {
+            let id = waiting.last().map_or(1, |last| last.id + 1);
+            waiting.push(Message {
+                id,
+                version: 1,
+                rollout,
+                destination: Destination::Gitlab,
+                topic: topic.into(),
+                body: json!(body),
+                at: self.clock.now(),
+                attempts: 0,
+            });
+        }
+        self.wake.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until nothing waits to be told, by paused time at most `within`.
+    async fn until_told(&self, within: Duration) {
+        let end = self.clock.elapsed() + within;
+        while !self.store.outbox_state().await.unwrap().waiting.is_empty() {
+            assert!(
+                self.clock.elapsed() < end,
+                "{:?}",
+                self.store.outbox_state().await
+            );
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    fn asked(&self) -> Vec<String> {
+        lock(&self.courier.asked).clone()
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+#[tokio::test(start_paused = true)]
+async fn tells_what_waited_for_hours_in_order_once_and_only_the_newest_of_each() {
+    let mut world = World::new();
+    *lock(&world.courier.away) = Some(failure(Reach::Everything, None));
+    world.begin();
+    for hour in 0..9 {
+        world.say("web-1", "note", hour);
+        world.say("web-1", "status", hour);
+        world.say("web-2", "note", hour);
+        tokio::time::sleep(HOUR).await;
+    }
+    let tried = world.asked().len();
+    assert!((50..400).contains(&tried), "{tried} attempts in nine hours");
+    // Another life in between.
+    world.end().await;
+    lock(&world.courier.asked).clear();
+    *lock(&world.courier.away) = None;
+    world.begin();
+    world.until_told(Duration::from_secs(60)).await;
+    assert_eq!(
+        world.asked(),
+        ["web-1 note 8", "web-1 status 8", "web-2 note 8"]
+    );
+    world.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn waits_as_long_as_it_is_told_to() {
+    let mut world = World::new();
+    let after = Some(Duration::from_secs(600));
+    lock(&world.courier.answers).push_back(failure(Reach::Everything, after));
+    world.say("web-1", "note", 1);
+    let begun = world.clock.elapsed();
+    world.begin();
+    world.until_told(HOUR).await;
+    let waited = world.clock.elapsed() - begun;
+    assert!(
+        waited >= Duration::from_secs(600) && waited < Duration::from_secs(700),
+        "{waited:?}"
+    );
+    assert_eq!(world.asked().len(), 2);
+    world.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_rollout_in_trouble_keeps_its_own_order_and_nobody_else_waiting() {
+    let mut world = World::new();
+    *lock(&world.courier.sick) = Some("web-1");
+    world.say("web-1", "note", 1);
+    world.say("web-1", "status", 1);
+    world.say("web-2", "note", 1);
+    world.begin();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let asked = world.asked();
+    assert!(asked.contains(&"web-2 note 1".to_owned()), "{asked:?}");
+    assert!(!asked.contains(&"web-1 status 1".to_owned()), "{asked:?}");
+    *lock(&world.courier.sick) = None;
+    world.until_told(HOUR).await;
+    assert_eq!(world.asked().last().unwrap(), "web-1 status 1");
+    world.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn gives_up_what_can_never_be_told_and_what_nobody_took_for_a_week() {
+    let mut world = World::new();
+    lock(&world.courier.answers).push_back(failure(Reach::Never, None));
+    world.say("web-1", "note", 1);
+    world.begin();
+    world.until_told(HOUR).await;
+    assert_eq!(*lock(&world.store.dead), 1);
+    *lock(&world.courier.away) = Some(failure(Reach::Everything, None));
+    world.say("web-2", "note", 1);
+    tokio::time::sleep(6 * 24 * HOUR).await;
+    assert_eq!(*lock(&world.store.dead), 1);
+    world.until_told(2 * 24 * HOUR).await;
+    assert_eq!(*lock(&world.store.dead), 2);
+    world.end().await;
+}

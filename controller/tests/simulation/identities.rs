@@ -1,0 +1,445 @@
+//! CI jobs come by ID tokens, people sign in at their provider: what each may do, and what the event log says of it.
+
+use axum::body::Body;
+use axum::http::response::Parts;
+use axum::http::{Request, StatusCode, header};
+use controller_testing::identity::{
+    CLIENT, CLIENT_SECRET, Person, Provider, Signer, encode, sha256,
+};
+use friday::auth::{Identities, NewToken, Role, Tokens};
+use friday::clock::Clock as _;
+use http_body_util::BodyExt as _;
+use rollout::Duration;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use crate::api::answer;
+use crate::world::{FRIDAY_YML, World};
+
+const CLAIMS: &str = include_str!("../../../tests/data/gitlab/id-token-claims.json");
+const FORK: &str =
+    include_str!("../../../tests/data/gitlab/id-token-claims-fork-merge-request.json");
+
+const SHA: &str = "3f1c9e0b7a5d4c2e8f6a1b0c9d8e7f6a5b4c3d2e";
+
+/// Where browsers reach the controller.
+const BOARD: &str = "http://127.0.0.1:7070";
+
+/// A world that knows a provider, and one token of a machine.
+async fn guarded() -> (World, Provider, String) {
+    let mut world = World::new().await;
+    let dana = Person {
+        id: 42,
+        login: "dana".to_owned(),
+        groups: vec!["acme/ops".to_owned()],
+    };
+    let provider = Provider::start(world.clock.now().as_second(), dana).await;
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, format!("{CLIENT_SECRET}\n")).unwrap();
+    let file = folder.path().join("identities.yml");
+    let text = format!(
+        "issuer: {}
+jobs:
+  audience: https://cd.example.com
+  running_token_file: {}
+  grants:
+    - {{ project: 4711, role: operator, services: [web], environments: [production], refs: [main] }}
+    - {{ project: 8888, role: viewer }}
+    - {{ project: 9000, role: operator, services: [web], environments: [production] }}
+people:
+  client: {CLIENT}
+  secret_file: {}
+  url: {BOARD}
+  grants:
+    - {{ group: acme/ops, role: operator, environments: [production] }}
+    - {{ group: acme/all, role: viewer }}
+",
+        provider.issuer(),
+        secret.display(),
+        secret.display()
+    );
+    std::fs::write(&file, text).unwrap();
+    let identities = Identities::open(&file, world.clock.clone()).unwrap();
+    let machine = NewToken::random("machine", Role::Admin);
+    let lines = folder.path().join("tokens");
+    std::fs::write(&lines, &machine.line).unwrap();
+    world.tokens = Some(Tokens::with(Some(&lines), Some(identities)).unwrap());
+    (world, provider, machine.token)
+}
+
+fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> Request<Body> {
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::CONTENT_TYPE, "application/json");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Body::from(body.to_string())).unwrap()
+}
+
+/// Asks what the loop need not answer, while no time passes.
+async fn ask(
+    world: &World,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Value,
+) -> (Parts, Value) {
+    let request = request(method, path, headers, &body);
+    let (head, body) = world.api().oneshot(request).await.unwrap().into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    (head, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+fn bearer(token: &str) -> String {
+    format!("Bearer {token}")
+}
+
+/// The good claims with these in place of theirs.
+fn claims(changes: Value) -> Value {
+    let mut claims: Value = serde_json::from_str(CLAIMS).unwrap();
+    for (name, value) in changes.as_object().unwrap() {
+        claims[name] = value.clone();
+    }
+    claims
+}
+
+fn deploy(environment: &str, commit: &str) -> Value {
+    json!({
+        "spec": FRIDAY_YML, "image": "web:v2", "author": "dana", "environment": environment, "commit": commit,
+    })
+}
+
+fn rule(problem: &Value) -> String {
+    let words = problem["detail"].as_str().unwrap_or_default();
+    words.split('"').nth(1).unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn a_job_releases_its_own_commit_where_it_was_let_in() {
+    let (mut world, provider, machine) = guarded().await;
+    let good = bearer(&provider.job_token(&claims(json!({}))));
+    let services = "/api/v1/services";
+    let (head, _) = ask(
+        &world,
+        "GET",
+        services,
+        &[("authorization", &good)],
+        Value::Null,
+    )
+    .await;
+    assert_eq!(head.status, StatusCode::OK);
+
+    let rollouts = "/api/v1/rollouts";
+    let fork: Value = serde_json::from_str(FORK).unwrap();
+    let viewer = json!({ "project_id": "8888", "job_project_id": "8888", "jti": "v" });
+    for (claims, body, refused) in [
+        (claims(json!({})), deploy("staging", SHA), "grant"),
+        (
+            claims(json!({})),
+            deploy("production", &"0".repeat(40)),
+            "commit",
+        ),
+        (
+            claims(json!({ "ref_protected": "false" })),
+            deploy("production", SHA),
+            "protected-ref",
+        ),
+        (
+            claims(json!({ "environment": "staging" })),
+            deploy("production", SHA),
+            "environment",
+        ),
+        (
+            claims(json!({ "pipeline_source": "merge_request_event" })),
+            deploy("production", SHA),
+            "source",
+        ),
+        (
+            claims(json!({ "job_id": "7" })),
+            deploy("production", SHA),
+            "replay",
+        ),
+        (fork, deploy("production", SHA), "fork"),
+        (claims(viewer), deploy("production", SHA), "operate"),
+    ] {
+        let token = bearer(&provider.job_token(&claims));
+        let headers = [("authorization", token.as_str())];
+        let (head, problem) = ask(&world, "POST", rollouts, &headers, body).await;
+        assert_eq!(rule(&problem), refused, "{} {problem}", head.status);
+        assert!(head.status.is_client_error());
+    }
+
+    let job = [("authorization", good.as_str())];
+    let mut body = deploy("production", SHA);
+    body["origin"] = json!({ "project_id": 4711, "pipeline_id": 1, "job_id": 500_123, "sha": SHA });
+    let (_, problem) = ask(&world, "POST", rollouts, &job, body.clone()).await;
+    assert_eq!(rule(&problem), "origin");
+    body["origin"]["pipeline_id"] = 90_001.into();
+    body["origin"]["user_id"] = 1.into();
+    let (head, made) = answer(&mut world, request("POST", rollouts, &job, &body)).await;
+    assert_eq!(head.status, StatusCode::CREATED, "{made}");
+    assert_eq!(made["author"], "gitlab user 42 (for dana)");
+    world
+        .until_phase("analyzing", Duration::from_secs(10))
+        .await;
+    // A later job of the pipeline may go further; a job of another commit may go back and no further.
+    let older = claims(json!({ "sha": "1".repeat(40), "job_id": "9", "jti": "older" }));
+    let older = bearer(&provider.job_token(&older));
+    let orders = "/api/v1/rollouts/web-1/orders";
+    let order = |order: &str| json!({ "order": order, "by": "dana" });
+    let headers = [("authorization", older.as_str())];
+    let (_, problem) = ask(&world, "POST", orders, &headers, order("promote_full")).await;
+    assert_eq!(rule(&problem), "commit");
+    let (_, problem) = ask(&world, "POST", orders, &headers, order("approve")).await;
+    assert_eq!(rule(&problem), "approve");
+    let other = json!({ "project_id": "9000", "job_project_id": "9000", "jti": "other" });
+    let other = bearer(&provider.job_token(&claims(other)));
+    let others = [("authorization", other.as_str())];
+    let (_, problem) = ask(&world, "POST", orders, &others, order("abort")).await;
+    assert_eq!(rule(&problem), "own-project");
+    // A token outlives its job. Who may go further is asked of GitLab; back goes without.
+    provider.set_job_state("canceled");
+    let (_, problem) = ask(&world, "POST", orders, &job, order("promote_full")).await;
+    assert_eq!(rule(&problem), "job-running");
+    let back = request("POST", orders, &headers, &order("abort"));
+    let (head, _) = answer(&mut world, back).await;
+    assert_eq!(head.status, StatusCode::OK);
+    // The machine's token is as good as ever.
+    let machine = bearer(&machine);
+    let (head, _) = ask(
+        &world,
+        "GET",
+        services,
+        &[("authorization", &machine)],
+        Value::Null,
+    )
+    .await;
+    assert_eq!(head.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn keys_are_asked_for_once_and_outlive_the_provider() {
+    let (world, provider, _) = guarded().await;
+    let good = bearer(&provider.job_token(&claims(json!({}))));
+    let services = "/api/v1/services";
+    let ask = async |token: &str| {
+        let headers = [("authorization", token)];
+        let (head, problem) = ask(&world, "GET", services, &headers, Value::Null).await;
+        (head.status, rule(&problem))
+    };
+    provider.fail(true);
+    let (status, rule) = ask(&good).await;
+    assert_eq!(
+        (status, rule.as_str()),
+        (StatusCode::SERVICE_UNAVAILABLE, "keys-reachable")
+    );
+    provider.fail(false);
+    world.clock.pass(Duration::from_secs(10));
+    assert_eq!(ask(&good).await.0, StatusCode::OK);
+    assert_eq!(provider.key_requests(), 1);
+    // Names of keys that somebody makes up.
+    for n in 0..20 {
+        let header = json!({ "alg": "RS256", "kid": format!("k{n}") }).to_string();
+        let token = Signer::first().sign(&header, "{}");
+        let (status, rule) = ask(&bearer(&token)).await;
+        assert_eq!(
+            (status, rule.as_str()),
+            (StatusCode::UNAUTHORIZED, "key-known")
+        );
+    }
+    assert_eq!(provider.key_requests(), 1, "at most once a minute");
+    provider.fail(true);
+    world.clock.pass(Duration::from_secs(120));
+    assert_eq!(
+        ask(&good).await.0,
+        StatusCode::OK,
+        "the last good set is kept"
+    );
+    let (status, rule) = ask(&bearer("a.b.c")).await;
+    assert_eq!((status, rule.as_str()), (StatusCode::UNAUTHORIZED, "form"));
+}
+
+fn location(head: &Parts) -> String {
+    head.headers[header::LOCATION].to_str().unwrap().to_owned()
+}
+
+/// The cookies that an answer sets, as a browser sends them back.
+fn cookies(head: &Parts) -> String {
+    let lines = head.headers.get_all(header::SET_COOKIE).iter();
+    let lines = lines.map(|line| line.to_str().unwrap());
+    let pairs = lines.map(|line| line.split(';').next().unwrap());
+    pairs.collect::<Vec<_>>().join("; ")
+}
+
+fn path_of(url: &str, base: &str) -> String {
+    url.strip_prefix(base).unwrap().to_owned()
+}
+
+/// A browser goes through the sign-in that begins at `path`; the last answer of the controller.
+async fn sign_in(world: &World, provider: &Provider, path: &str) -> Parts {
+    let (head, _) = ask(world, "GET", path, &[], Value::Null).await;
+    assert_eq!(head.status, StatusCode::SEE_OTHER);
+    let cookie = cookies(&head);
+    let back = path_of(&provider.agree(&location(&head)), BOARD);
+    // Another browser cannot be made to finish it.
+    let (other, problem) = ask(world, "GET", &back, &[], Value::Null).await;
+    assert_eq!(other.status, StatusCode::BAD_REQUEST);
+    assert_eq!(problem["code"], "unknown_sign_in");
+    let (head, problem) = ask(world, "GET", &back, &[("cookie", &cookie)], Value::Null).await;
+    assert_eq!(head.status, StatusCode::SEE_OTHER, "{problem}");
+    let (again, _) = ask(world, "GET", &back, &[("cookie", &cookie)], Value::Null).await;
+    assert_eq!(again.status, StatusCode::BAD_REQUEST, "a code is good once");
+    head
+}
+
+#[tokio::test]
+async fn a_person_signs_in_on_the_board_and_gives_orders_with_a_header() {
+    let (mut world, provider, _) = guarded().await;
+    let (_, view) = ask(&world, "GET", "/auth/session", &[], Value::Null).await;
+    assert_eq!(view["sign_in"], format!("{BOARD}/auth/login"));
+    assert_eq!(view["name"], Value::Null);
+
+    let head = sign_in(&world, &provider, "/auth/login").await;
+    assert_eq!(location(&head), format!("{BOARD}/"));
+    let set = head.headers.get_all(header::SET_COOKIE).iter();
+    let set: Vec<&str> = set.map(|line| line.to_str().unwrap()).collect();
+    let session = set.iter().find(|line| line.starts_with("friday_session="));
+    let session = session.unwrap();
+    assert!(session.contains("; HttpOnly; SameSite=Lax"), "{session}");
+    let cookie = session.split(';').next().unwrap().to_owned();
+    let with = [("cookie", cookie.as_str())];
+    let (_, view) = ask(&world, "GET", "/auth/session", &with, Value::Null).await;
+    assert_eq!(view["name"], "dana");
+    assert_eq!(view["role"], "operator");
+
+    let rollouts = "/api/v1/rollouts";
+    let body = deploy("production", SHA);
+    let (head, problem) = ask(&world, "POST", rollouts, &with, body.clone()).await;
+    assert_eq!(head.status, StatusCode::FORBIDDEN);
+    assert_eq!(problem["code"], "csrf");
+    let with = [("cookie", cookie.as_str()), ("x-friday-order", "1")];
+    let staging = deploy("staging", SHA);
+    let (_, problem) = ask(&world, "POST", rollouts, &with, staging).await;
+    assert_eq!(rule(&problem), "grant");
+    let (head, made) = answer(&mut world, request("POST", rollouts, &with, &body)).await;
+    assert_eq!(head.status, StatusCode::CREATED, "{made}");
+    assert_eq!(made["author"], "gitlab user 42 (for dana)");
+
+    let (head, _) = ask(&world, "POST", "/auth/logout", &with, Value::Null).await;
+    assert_eq!(head.status, StatusCode::NO_CONTENT);
+    let (head, problem) = ask(&world, "GET", rollouts, &with, Value::Null).await;
+    assert_eq!(head.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(problem["code"], "session_ended");
+}
+
+#[tokio::test]
+async fn nobody_is_signed_in_whom_nothing_is_granted() {
+    let (world, provider, _) = guarded().await;
+    provider.become_person(Person {
+        id: 66,
+        login: "mallory".to_owned(),
+        groups: vec!["acme/ops-not".to_owned()],
+    });
+    let (head, _) = ask(&world, "GET", "/auth/login", &[], Value::Null).await;
+    let (cookie, back) = (cookies(&head), provider.agree(&location(&head)));
+    let with = [("cookie", cookie.as_str())];
+    let (head, problem) = ask(&world, "GET", &path_of(&back, BOARD), &with, Value::Null).await;
+    assert_eq!(head.status, StatusCode::FORBIDDEN);
+    assert_eq!(rule(&problem), "grant");
+    // A browser shows words, and not a document.
+    let with = [("cookie", cookie.as_str()), ("accept", "text/html")];
+    let (head, _) = ask(&world, "GET", &path_of(&back, BOARD), &with, Value::Null).await;
+    assert_eq!(head.status, StatusCode::BAD_REQUEST);
+    assert_eq!(
+        head.headers[header::CONTENT_TYPE],
+        "text/plain; charset=utf-8"
+    );
+}
+
+#[tokio::test]
+async fn the_command_line_redeems_its_code_and_only_it_can() {
+    let (world, provider, _) = guarded().await;
+    let verifier = "v".repeat(64);
+    // RFC 7636: the hash of the verifier.
+    let challenge = encode(&sha256(verifier.as_bytes()));
+    let path = format!("/auth/login?port=4567&challenge={challenge}&state=s1");
+    let redeem = async |code: &str, verifier: &str| {
+        let body = json!({ "grant": "code", "code": code, "verifier": verifier });
+        let (head, answer) = ask(&world, "POST", "/auth/token", &[], body).await;
+        (head.status, answer)
+    };
+    let code_of = |head: &Parts| {
+        let back = location(head);
+        let rest = back.strip_prefix("http://127.0.0.1:4567/?code=").unwrap();
+        rest.strip_suffix("&state=s1").unwrap().to_owned()
+    };
+    let head = sign_in(&world, &provider, &path).await;
+    let code = code_of(&head);
+    assert_eq!(redeem(&code, "w").await.0, StatusCode::BAD_REQUEST);
+    let (status, _) = redeem(&code, &verifier).await;
+    assert_eq!(
+        status,
+        StatusCode::BAD_REQUEST,
+        "a stolen code is worth nothing afterwards"
+    );
+
+    let head = sign_in(&world, &provider, &path).await;
+    let (status, session) = redeem(&code_of(&head), &verifier).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(session["name"], "dana");
+    let token = bearer(session["token"].as_str().unwrap());
+    let with = [("authorization", token.as_str())];
+    let (head, renewed) = ask(&world, "POST", "/auth/refresh", &with, Value::Null).await;
+    assert_eq!(head.status, StatusCode::OK, "{renewed}");
+    assert_ne!(renewed["token"], session["token"]);
+    // Who lost their group is not renewed.
+    provider.become_person(Person {
+        id: 42,
+        login: "dana".to_owned(),
+        groups: Vec::new(),
+    });
+    let renewed = bearer(renewed["token"].as_str().unwrap());
+    let with = [("authorization", renewed.as_str())];
+    let (head, _) = ask(&world, "POST", "/auth/refresh", &with, Value::Null).await;
+    assert_eq!(head.status, StatusCode::FORBIDDEN);
+    for path in [
+        "/auth/login?port=0&challenge=x&state=s",
+        "/auth/login?port=1",
+        "/auth/login?port=4567&challenge=evil%0a&state=s1",
+    ] {
+        let (head, _) = ask(&world, "GET", path, &[], Value::Null).await;
+        assert_eq!(head.status, StatusCode::BAD_REQUEST, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_device_waits_until_its_person_confirms() {
+    let (world, provider, _) = guarded().await;
+    let (head, begun) = ask(&world, "POST", "/auth/device", &[], Value::Null).await;
+    assert_eq!(head.status, StatusCode::OK, "{begun}");
+    assert_eq!(begun["user_code"], "0A44L90H");
+    let body = json!({ "grant": "device", "device": begun["device"] });
+    let look = async || {
+        let (head, answer) = ask(&world, "POST", "/auth/token", &[], body.clone()).await;
+        (head.status, answer)
+    };
+    let (status, problem) = look().await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(problem["code"], "authorization_pending");
+    provider.confirm();
+    let (status, session) = look().await;
+    assert_eq!(status, StatusCode::OK);
+    let token = bearer(session["token"].as_str().unwrap());
+    let with = [("authorization", token.as_str())];
+    let (head, _) = ask(&world, "GET", "/api/v1/services", &with, Value::Null).await;
+    assert_eq!(head.status, StatusCode::OK);
+    assert_eq!(look().await.0, StatusCode::BAD_REQUEST, "good once");
+    // A session ends by itself.
+    world.clock.pass(Duration::from_secs(10 * 60 * 60 + 1));
+    let (head, problem) = ask(&world, "GET", "/api/v1/services", &with, Value::Null).await;
+    assert_eq!(head.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(problem["code"], "session_ended");
+}

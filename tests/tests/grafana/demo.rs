@@ -1,0 +1,300 @@
+//! The demo, which waits for releases, and an agent beside it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use controller_testing::eventually;
+use friday::api::types::RolloutView;
+use friday::client::Client;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use system_tests::{
+    PATIENCE, Part, SERVICE, SPEC, deploy_request, friday, pipeline_demo, running_of,
+};
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+
+use crate::monitoring::Alertmanager;
+
+/// Tweets a second: the canary's tenth is 40 requests a second, so that every step is proven in seconds.
+const RATE: &str = "400";
+
+/// Tweets of the file, which is looped.
+const TWEETS: u32 = 20_000;
+
+/// Every so many lines one is no tweet.
+const MALFORMED_EVERY: u32 = 50;
+
+/// How often Prometheus is told which tasks there are. It takes notice every 5 s.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+
+pub(crate) struct Demo {
+    dir: tempfile::TempDir,
+    child: Child,
+    url: String,
+    client: Client,
+    http: reqwest::Client,
+}
+
+/// A process that stands still, until this is dropped.
+pub(crate) struct Frozen(Pid);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if kill(self.0, Signal::SIGCONT).is_err() {
+            eprintln!("process {} cannot go on: it has ended", self.0);
+        }
+    }
+}
+
+impl Demo {
+    pub(crate) async fn start() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("friday-grafana-")
+            .tempdir()
+            .unwrap();
+        let tweets = dir.path().join("tweets.jsonl");
+        fs::write(&tweets, input()).unwrap();
+        let log = fs::File::create(dir.path().join("demo.log")).unwrap();
+        let mut child = Command::new(pipeline_demo())
+            .args([
+                "demo",
+                "--rate",
+                RATE,
+                "--seconds",
+                "0",
+                "--port",
+                "0",
+                "--input",
+            ])
+            .arg(&tweets)
+            .arg("--dir")
+            .arg(dir.path())
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        // The last part that is started.
+        let producer = dir.path().join("producer.addresses");
+        let look = async || {
+            let ended = child.try_wait().ok().flatten();
+            let said = fs::read_to_string(dir.path().join("demo.log")).unwrap_or_default();
+            assert_eq!(ended, None, "the demo has ended:\n{said}");
+            producer.exists()
+        };
+        eventually("every part of the demo listens", 2 * PATIENCE, look, |is| {
+            *is
+        })
+        .await;
+        let url = format!("http://{}", address(dir.path(), "controller", "listen"));
+        let demo = Self {
+            client: Client::new(&url, None).unwrap(),
+            http: reqwest::Client::builder().no_proxy().build().unwrap(),
+            dir,
+            child,
+            url,
+        };
+        let feeder = format!("http://{}/counts", address(demo.dir(), "feeder", "listen"));
+        let done = async || demo.get(&feeder).await["tasks_completed"].as_u64();
+        // So that the judge knows what stable is like.
+        eventually("some tasks are done", PATIENCE, done, |done| {
+            *done > Some(600)
+        })
+        .await;
+        demo
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    async fn get(&self, url: &str) -> Value {
+        get(&self.http, url).await
+    }
+
+    /// What is scraped from the beginning: job and address.
+    pub(crate) fn targets(&self, alertmanager: &Alertmanager) -> Vec<(&'static str, String)> {
+        let at = |name: &'static str, key: &str| (name, address(self.dir(), name, key));
+        vec![
+            at("controller", "listen"),
+            at("proxy", "admin"),
+            at("sink", "listen"),
+            at("feeder", "listen"),
+            at("producer", "listen"),
+            ("alertmanager", alertmanager.address().to_owned()),
+        ]
+    }
+
+    /// Tells Prometheus which tasks there are, again and again, until it is aborted.
+    pub(crate) fn keep_telling_tasks(&self) -> JoinHandle<()> {
+        let (dir, url, http) = (self.dir().to_owned(), self.url.clone(), self.http.clone());
+        tokio::spawn(async move {
+            loop {
+                let view = get(&http, &format!("{url}/api/v1/services")).await;
+                let newest = get(&http, &format!("{url}/api/v1/rollouts/{SERVICE}")).await;
+                let groups = [&view[0]["stable"]["tasks"], &newest["canary"]["tasks"]];
+                let tasks = groups.into_iter().filter_map(Value::as_array).flatten();
+                let tasks: Vec<&str> = tasks.filter_map(|task| task["endpoint"].as_str()).collect();
+                write_targets(&dir, "workers", &json!(tasks));
+                tokio::time::sleep(TELL_EVERY).await;
+            }
+        })
+    }
+
+    /// An agent without an engine: it says what the machine uses, and that the engine is away.
+    pub(crate) async fn start_agent(&self) -> Part {
+        let engine = format!("unix://{}", self.dir().join("no-engine.sock").display());
+        let args = [
+            "agent",
+            "--engine",
+            &engine,
+            "--controller",
+            &self.url,
+            "--listen",
+            "127.0.0.1:0",
+            "--name",
+            "n1",
+        ];
+        Part::start("agent", &friday(), &args, self.dir()).await
+    }
+
+    pub(crate) fn tell_of_agent(&self, agent: &Part) {
+        let address = agent.address("listen").to_string();
+        write_targets(self.dir(), "agents", &json!([address]));
+    }
+
+    pub(crate) async fn deploy(&self, image: &str) -> String {
+        let mut request = deploy_request(SPEC, image);
+        request.environment = Some("demo".to_owned());
+        let view = self.client.deploy(&request).await;
+        view.unwrap_or_else(|error| panic!("{image} is refused: {error:?}"))
+            .id
+    }
+
+    pub(crate) async fn until(
+        &self,
+        id: &str,
+        what: &str,
+        holds: impl Fn(&RolloutView) -> bool,
+    ) -> RolloutView {
+        self.until_within(id, what, PATIENCE, holds).await
+    }
+
+    async fn until_within(
+        &self,
+        id: &str,
+        what: &str,
+        limit: Duration,
+        holds: impl Fn(&RolloutView) -> bool,
+    ) -> RolloutView {
+        let look = async || {
+            let view = self.client.rollout(id).await;
+            view.unwrap_or_else(|error| panic!("{id}: {error:?}"))
+        };
+        eventually(what, limit, look, holds).await
+    }
+
+    /// Releases an image, or follows the rollout that does, to its end.
+    pub(crate) async fn release(
+        &self,
+        image: &str,
+        limit: Duration,
+        id: Option<&str>,
+    ) -> RolloutView {
+        let id = match id {
+            Some(id) => id.to_owned(),
+            None => self.deploy(image).await,
+        };
+        self.until_within(&id, &format!("{image} has ended"), limit, |view| {
+            view.ending.is_some()
+        })
+        .await
+    }
+
+    /// Stops the proxy where it is.
+    pub(crate) fn freeze_proxy(&self) -> Frozen {
+        let running = running_of(self.dir());
+        let proxy = running
+            .iter()
+            .find(|process| process.command.contains(" proxy --listen "));
+        let proxy = proxy.unwrap_or_else(|| panic!("no proxy among {running:#?}"));
+        let pid = Pid::from_raw(i32::try_from(proxy.pid).unwrap());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        Frozen(pid)
+    }
+
+    /// Ends it, and waits until nothing of it is left.
+    pub(crate) async fn end(mut self) {
+        let pid = self.child.id().expect("it runs");
+        kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGTERM).unwrap();
+        let ended = tokio::time::timeout(2 * PATIENCE, self.child.wait()).await;
+        ended.expect("the demo ends when it is told to").unwrap();
+    }
+}
+
+/// Where a part listens, as it wrote it down.
+fn address(dir: &Path, name: &str, key: &str) -> String {
+    let file = dir.join(format!("{name}.addresses"));
+    let text =
+        fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let document: Value = serde_json::from_str(&text).unwrap();
+    document[key]
+        .as_str()
+        .unwrap_or_else(|| panic!("the {name} says no {key}: {document}"))
+        .to_owned()
+}
+
+/// An answer as JSON; null where there is none.
+async fn get(http: &reqwest::Client, url: &str) -> Value {
+    let Ok(answer) = http.get(url).send().await else {
+        return Value::Null;
+    };
+    answer.json().await.unwrap_or_default()
+}
+
+/// The file by which Prometheus finds the targets of a job. Whoever reads it finds all of it or nothing.
+pub(crate) fn targets_file(dir: &Path, job: &str) -> PathBuf {
+    dir.join(format!("{job}.targets.json"))
+}
+
+fn write_targets(dir: &Path, job: &str, targets: &Value) {
+    let file = targets_file(dir, job);
+    let text = json!([{ "targets": targets }]).to_string();
+    // An unchanged file is no news.
+    if fs::read_to_string(&file).is_ok_and(|before| before == text) {
+        return;
+    }
+    let partial = file.with_extension("partial");
+    // The folder goes when the test has ended.
+    if fs::write(&partial, text).is_ok() {
+        drop(fs::rename(&partial, &file));
+    }
+}
+
+/// Tweets, and now and then something that is none.
+fn input() -> String {
+    let mut lines = String::new();
+    for number in 1..=TWEETS {
+        if number.is_multiple_of(MALFORMED_EVERY) {
+            writeln!(lines, "no tweet but number {number}").unwrap();
+            continue;
+        }
+        let text = format!("I love tweet {number} #friday");
+        let author = (number % 97).to_string();
+        let tweet =
+            json!({ "data": { "id": number.to_string(), "author_id": author, "text": text } });
+        writeln!(lines, "{tweet}").unwrap();
+    }
+    lines
+}

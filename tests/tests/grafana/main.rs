@@ -1,0 +1,158 @@
+//! What people look at, asked of a real Prometheus that scraped real releases: every query of every board and rule has data, an
+//! alert fires where its cause is, and one that asks for it holds a rollout by way of a real Alertmanager.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test says what went wrong by failing there"
+)]
+
+mod boards;
+mod demo;
+mod monitoring;
+
+use std::process::Command;
+use std::time::Duration;
+
+use boards::Question;
+use controller_testing::eventually;
+use demo::Demo;
+use monitoring::{Alertmanager, Prometheus, Seen};
+use rollout::{Ending, Phase};
+use system_tests::PATIENCE;
+
+/// Longest wait for a release of three short steps.
+const RELEASE_MAX: Duration = Duration::from_secs(90);
+
+/// Longest wait for the last query: recording rules of a week are looked at every 30 s, and rates look back over 20 s.
+const DATA_MAX: Duration = Duration::from_secs(60);
+
+/// Longest wait for an alert about silence: 15 s of it, and some scrapes.
+const ALERT_MAX: Duration = Duration::from_secs(45);
+
+/// Whether it is an alert's: while all is well it has nothing, and that is right. That each fires where its cause is, promtool's
+/// tests show, and this one for some.
+fn is_alert(question: &Question) -> bool {
+    question.place.starts_with("alert ")
+}
+
+#[tokio::test]
+async fn every_query_has_data_and_alerts_fire_and_hold() {
+    let demo = Demo::start().await;
+    let alertmanager = Alertmanager::start(demo.dir(), demo.url()).await;
+    let prometheus =
+        Prometheus::start(demo.dir(), &demo.targets(&alertmanager), alertmanager.url()).await;
+    let scraping = demo.keep_telling_tasks();
+    let agent = demo.start_agent().await;
+    demo.tell_of_agent(&agent);
+    let from = prometheus.now();
+
+    // A bad release, a good one that an incident holds on its way.
+    let bad = demo.release("worker:errors", RELEASE_MAX, None).await;
+    assert_eq!(bad.ending, Some(Ending::RolledBack), "{}", bad.message);
+    let id = demo.deploy("worker:good").await;
+    demo.until(&id, "it is judged", |view| {
+        matches!(view.phase, Phase::Analyzing { .. })
+    })
+    .await;
+    alertmanager
+        .fire("TestIncident", "tweets-worker", true)
+        .await;
+    let held = demo
+        .until(&id, "the incident holds it", |view| {
+            matches!(view.phase, Phase::Paused { .. })
+        })
+        .await;
+    assert!(
+        held.message.contains("held by the incident TestIncident"),
+        "{}",
+        held.message
+    );
+    let what = "the metric of the open incident was scraped";
+    prometheus
+        .until(
+            what,
+            PATIENCE,
+            r#"friday_incident_open{alert="TestIncident",service="tweets-worker"}"#,
+        )
+        .await;
+    alertmanager
+        .fire("TestIncident", "tweets-worker", false)
+        .await;
+    let good = demo.release("worker:good", RELEASE_MAX, Some(&id)).await;
+    assert_eq!(good.ending, Some(Ending::Promoted), "{}", good.message);
+
+    // Every query, until each has had data.
+    let mut open: Vec<Question> = boards::questions();
+    let total = open.len();
+    assert!(total > 120, "these cannot be all: {total}");
+    let mut table: Vec<(Question, Seen)> = Vec::new();
+    let deadline = tokio::time::Instant::now() + DATA_MAX;
+    loop {
+        let mut left = Vec::new();
+        for question in std::mem::take(&mut open) {
+            match prometheus.range(&question.expr, from).await {
+                Ok(seen) if seen.series > 0 || is_alert(&question) => table.push((question, seen)),
+                Ok(_) => left.push(question),
+                Err(error) => panic!("{}: {error}\n  {}", question.place, question.expr),
+            }
+        }
+        open = left;
+        if open.is_empty() || tokio::time::Instant::now() >= deadline {
+            break;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    table.sort_by(|(a, _), (b, _)| a.place.cmp(&b.place));
+    println!("{:>6}  {:>12}  query", "series", "last value");
+    for (question, seen) in &table {
+        println!(
+            "{:>6}  {:>12.4}  {}\n{:>22}{}",
+            seen.series, seen.last, question.place, "", question.expr
+        );
+    }
+    let without: Vec<String> = open
+        .iter()
+        .map(|question| format!("{}\n    {}", question.place, question.expr))
+        .collect();
+    assert!(
+        without.is_empty(),
+        "{} of {total} queries have no data:\n  {}\ntargets:\n{}",
+        without.len(),
+        without.join("\n  "),
+        prometheus.targets().await
+    );
+
+    // What the bad release set off.
+    for alert in ["FridayCanaryWorse", "FridayRolledBack"] {
+        let query = format!(r#"ALERTS{{alertname="{alert}",alertstate="firing"}}"#);
+        let seen = prometheus.range(&query, from).await.unwrap();
+        assert!(seen.series > 0, "{alert} did not fire");
+    }
+    // A proxy that says nothing any more.
+    let frozen = demo.freeze_proxy();
+    let fired = r#"ALERTS{alertname="FridayProxySilent",alertstate="firing",proxy="demo"}"#;
+    prometheus
+        .until("FridayProxySilent fires", ALERT_MAX, fired)
+        .await;
+    drop(frozen);
+    let told = async || alertmanager.alerts().await;
+    let is_there = |alerts: &String| alerts.contains("FridayProxySilent");
+    eventually("the Alertmanager is told of it", PATIENCE, told, is_there).await;
+
+    scraping.abort();
+    drop(agent);
+    demo.end().await;
+}
+
+#[test]
+fn boards_and_rules_pass_their_check() {
+    let check = boards::repository().join("tests/dashboards/check");
+    let output = Command::new(check).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    println!("{said}");
+    assert!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

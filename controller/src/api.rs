@@ -34,8 +34,6 @@ pub mod me;
 mod metrics;
 mod origins;
 pub mod proxies;
-pub mod proxies;
-pub mod rollouts;
 pub mod rollouts;
 pub mod series;
 pub mod sign_in;

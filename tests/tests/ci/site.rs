@@ -88,8 +88,9 @@ impl Site {
             ["--service", &production],
             ["--processes", &catalog],
         ];
-        let args = [&["serve"][..], &args.concat()].concat();
-        let controller = Part::start("controller", &friday(), &args, dir.path()).await;
+        let mut serve = vec!["serve"];
+        serve.extend(args.concat());
+        let controller = Part::start("controller", &friday(), &serve, dir.path()).await;
         let url = format!("http://{}", controller.address("listen"));
         let state = path("proxy");
         let args = [

@@ -30,12 +30,12 @@ impl Feature for Topic {
     /// The topic of the first tag that has one; `null` where none has.
     fn of(&self, tweet: &Tweet) -> Value {
         let tags = Hashtags.of(tweet);
-        let tags = tags
+        let mut tags = tags
             .as_array()
             .into_iter()
             .flatten()
             .filter_map(Value::as_str);
-        let known = tags.into_iter().find(|tag| KNOWN.contains(tag));
+        let known = tags.find(|tag| KNOWN.contains(tag));
         let topic = known.map(|tag| {
             let found = TOPICS.iter().find(|(known, _)| *known == tag);
             found.expect("every tag that we know has a topic").1

@@ -30,13 +30,7 @@ pub(super) struct LeaseArgs {
     #[arg(long, env = "FRIDAY_LEASE", hide_env_values = true, value_parser = lease, value_name = "TIME")]
     lease: Option<Asked>,
     /// What happens then
-    #[arg(
-        long,
-        env = "FRIDAY_ON_LOST",
-        hide_env_values = true,
-        value_enum,
-        default_value_t
-    )]
+    #[arg(long, value_enum, default_value_t)]
     on_lost: OnLost,
 }
 

@@ -88,8 +88,9 @@ impl Site {
             ["--service", &production],
             ["--processes", &catalog],
         ];
-        let args = [&["serve"][..], &args.concat()].concat();
-        let controller = Part::start("controller", &friday(), &args, dir.path()).await;
+        let mut serve = vec!["serve"];
+        serve.extend(args.concat());
+        let controller = Part::start("controller", &friday(), &serve, dir.path()).await;
         let url = format!("http://{}", controller.address("listen"));
         let state = path("proxy");
         let args = [
@@ -368,7 +369,7 @@ impl Pipeline {
     pub(crate) fn vanish(&self) {
         if let Some(group) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
             // It may have ended before.
-            drop(killpg(Pid::from_raw(group), Signal::SIGKILL));
+            let _gone = killpg(Pid::from_raw(group), Signal::SIGKILL);
         }
     }
 }
@@ -383,5 +384,5 @@ impl Drop for Pipeline {
 pub(crate) fn signal(pid: u32, signal: Signal) {
     let pid = i32::try_from(pid).expect("process ids are small");
     // It may have ended in this very moment.
-    drop(kill(Pid::from_raw(pid), signal));
+    let _gone = kill(Pid::from_raw(pid), signal);
 }

@@ -174,12 +174,8 @@ impl World {
     /// Waits until nothing waits to be told, by paused time at most `within`.
     async fn until_told(&self, within: Duration) {
         let end = self.clock.elapsed() + within;
-        while !self.store.outbox_state().await.unwrap().waiting.is_empty() {
-            assert!(
-                self.clock.elapsed() < end,
-                "{:?}",
-                self.store.outbox_state().await
-            );
+        while !lock(&self.store.waiting).is_empty() {
+            assert!(self.clock.elapsed() < end, "{:?}", self.store);
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }

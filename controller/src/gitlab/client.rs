@@ -147,6 +147,14 @@ pub enum GitlabError {
         /// What was tried.
         action: String,
     },
+    /// The job's token is not known, or none any more, and there is no other.
+    #[error(
+        "could not {action}: no job waits whose token could do it; start the controller with --gitlab-token-file FILE to need none"
+    )]
+    NoJob {
+        /// What was tried.
+        action: String,
+    },
 }
 
 impl GitlabError {
@@ -159,6 +167,8 @@ impl GitlabError {
             // 409: another update of the same thing runs.
             Self::Refused { status, .. } => matches!(status, 408 | 409 | 425 | 500..=599),
             Self::NoToken { .. } => false,
+            // The job's next request brings its token.
+            Self::NoJob { .. } => true,
         }
     }
 
@@ -168,7 +178,10 @@ impl GitlabError {
         match self {
             Self::Refused { status, .. } => Some(*status),
             Self::Limited { .. } => Some(429),
-            Self::Unreachable { .. } | Self::Malformed { .. } | Self::NoToken { .. } => None,
+            Self::Unreachable { .. }
+            | Self::Malformed { .. }
+            | Self::NoToken { .. }
+            | Self::NoJob { .. } => None,
         }
     }
 }

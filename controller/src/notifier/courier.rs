@@ -78,6 +78,7 @@ impl From<GitlabError> for Undelivered {
             GitlabError::Limited { after, .. } => (Reach::Everything, *after),
             // The token ran out: with another one all that waits is told.
             GitlabError::Refused { status: 401, .. } => (Reach::Everything, None),
+            GitlabError::NoJob { .. } => (Reach::Rollout, None),
             GitlabError::Refused { .. } if error.is_temporary() => (Reach::Rollout, None),
             GitlabError::Refused { .. } | GitlabError::NoToken { .. } => (Reach::Never, None),
         };

@@ -341,6 +341,43 @@ async fn a_job_token_suffices_for_deployments_and_gives_way_when_its_job_ends() 
 }
 
 #[tokio::test]
+async fn without_a_project_token_a_job_that_ended_keeps_only_its_own_rollout_waiting() {
+    let mut world = World::new().await;
+    world.end().await;
+    world.audience.has_token = false;
+    world.begin();
+    // Its token is known to nobody, as after a restart.
+    let first = world.saved(1, DEPLOYING, "{ gitlab: true }");
+    world.moves(None, &first).await;
+    let second = RolloutId::from_text("web-2");
+    world
+        .tokens
+        .keep(&second, JobToken::new(JOB_TOKEN).unwrap());
+    let start = world.saved(2, DEPLOYING, "{ gitlab: true }");
+    world.moves(None, &start).await;
+    tokio::time::timeout(TOLD_MAX, async {
+        while world
+            .store
+            .told(&second, "deployment")
+            .await
+            .unwrap()
+            .is_none()
+        {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await
+    .unwrap();
+    // The job's next request brings it again.
+    let first = RolloutId::from_text("web-1");
+    world.tokens.keep(&first, JobToken::new(JOB_TOKEN).unwrap());
+    world.until_told().await;
+    assert_eq!(world.gitlab.records(|records| records.deployments.len()), 2);
+    assert!(world.gitlab.seen().iter().all(|one| one.token == "job"));
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_note_that_somebody_removed_is_made_anew_and_two_rollouts_have_one_each() {
     let mut world = World::new().await;
     world.release(1, "{ gitlab: true }", Phase::Promoted).await;

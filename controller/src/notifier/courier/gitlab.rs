@@ -93,8 +93,14 @@ impl Errand<'_> {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Answer, GitlabError> {
+        let no_job = || GitlabError::NoJob {
+            action: format!("{method} {path}"),
+        };
         let token = self.job_tokens.of(&self.message.rollout);
         let token = token.and_then(|token| Secret::from_text(token.reveal()));
+        if token.is_none() && !self.gitlab.has_token() {
+            return Err(no_job());
+        }
         if let Some(token) = token {
             let path = self.project(path);
             let as_job = Credential::Job(token);
@@ -103,7 +109,11 @@ impl Errand<'_> {
                 .as_ref()
                 .is_err_and(|error| matches!(error.status(), Some(401 | 403 | 404)));
             if !is_refused || !self.gitlab.has_token() {
-                return asked;
+                // It died with its job. That keeps this rollout waiting, and nobody else.
+                return match asked {
+                    Err(error) if error.status() == Some(401) => Err(no_job()),
+                    asked => asked,
+                };
             }
         }
         self.ask(method, path, body).await
@@ -391,7 +401,8 @@ fn is_so_already(error: &GitlabError) -> bool {
         | GitlabError::Unreachable { .. }
         | GitlabError::Limited { .. }
         | GitlabError::Malformed { .. }
-        | GitlabError::NoToken { .. } => false,
+        | GitlabError::NoToken { .. }
+        | GitlabError::NoJob { .. } => false,
     }
 }
 

@@ -44,6 +44,8 @@ fn aborted(number: u64) -> Saved {
         rollout,
         judge: None,
         verdict: None,
+        origin: None,
+        lease: None,
     }
 }
 

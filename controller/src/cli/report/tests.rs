@@ -14,6 +14,8 @@ fn request() -> DeployRequest {
         plan: None,
         author: "ada".into(),
         retry: false,
+        emergency: None,
+        fence: None,
         origin: None,
         lease: None,
     }

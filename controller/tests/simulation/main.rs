@@ -14,6 +14,7 @@ mod checks;
 mod crashes;
 mod first_step;
 mod health;
+mod hooks;
 mod leases;
 mod orders;
 mod policy;

@@ -17,6 +17,7 @@ mod first_step;
 mod health;
 mod identities;
 mod incidents;
+mod hooks;
 mod leases;
 mod orders;
 mod policy;

@@ -320,6 +320,8 @@ pub(crate) struct World {
     pub(crate) origin: Option<friday::origin::Origin>,
     /// Who waits for what it starts.
     pub(crate) lease: Option<friday::lease::Terms>,
+    /// Where hooks come in, if they are taken.
+    pub(crate) webhooks: Option<Arc<friday::api::webhooks::Webhooks>>,
     reconciler: Option<Reconciler>,
     pub(crate) handle: Handle,
     /// Tells the API when the controller stops, which it never does here.
@@ -355,6 +357,7 @@ impl World {
             tokens: None,
             origin: None,
             lease: None,
+            webhooks: None,
             reconciler: Some(reconciler),
             handle,
             stopping: watch::Sender::new(false),
@@ -417,7 +420,7 @@ impl World {
             clock: self.clock.clone(),
             stopping: self.stopping.subscribe(),
             tokens: self.tokens.clone(),
-            webhooks: None,
+            webhooks: self.webhooks.clone(),
             job_tokens: Arc::default(),
         })
     }

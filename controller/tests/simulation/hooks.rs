@@ -1,0 +1,125 @@
+//! Hooks of GitLab: what is answered, and what follows from them.
+
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use friday::api::webhooks::{QUEUE_MAX, Webhooks};
+use friday::app::{HookArgs, OnPipelineCancel};
+use friday::clock::Clock;
+use friday::gitlab::webhook::{Hint, Keys};
+use rollout::{Duration, Ending};
+use serde_json::json;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::answer;
+use crate::world::World;
+
+const TOKEN: &str = "correct horse battery staple";
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn pipeline(status: &str) -> String {
+    json!({
+        "object_kind": "pipeline",
+        "object_attributes": { "id": 90_001, "status": status },
+        "project": { "id": 4_711 },
+    })
+    .to_string()
+}
+
+async fn deliver(world: &mut World, token: &str, id: &str, body: String) -> StatusCode {
+    let request = Request::post("/api/v1/webhooks/gitlab")
+        .header("content-type", "application/json")
+        .header("x-gitlab-token", token)
+        .header("idempotency-key", id)
+        .body(Body::from(body))
+        .unwrap();
+    answer(world, request).await.0.status
+}
+
+#[tokio::test]
+async fn answers_at_once_and_queues_each_hint_once() {
+    let mut world = World::new().await;
+    let cancelled = || pipeline("canceled");
+    let status = deliver(&mut world, TOKEN, "1", cancelled()).await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "nobody takes them");
+    let (webhooks, mut hints) = Webhooks::new(Keys::new(Some(TOKEN), None).unwrap());
+    world.webhooks = Some(webhooks);
+    let wrong = deliver(&mut world, "another", "1", cancelled()).await;
+    assert_eq!(wrong, StatusCode::UNAUTHORIZED);
+    assert!(hints.try_recv().is_err());
+    let expected = Hint::Pipeline {
+        project_id: 4_711,
+        pipeline_id: 90_001,
+        status: "canceled".to_owned(),
+    };
+    for (id, comes_out) in [("1", true), ("1", false), ("2", true)] {
+        let status = deliver(&mut world, TOKEN, id, cancelled()).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(hints.try_recv().ok(), comes_out.then(|| expected.clone()));
+    }
+    // What nobody acts on, and what makes no sense, is no failure: GitLab would switch the hook off.
+    for (id, body) in [("3", r#"{"object_kind":"wiki_page"}"#), ("4", "{")] {
+        let status = deliver(&mut world, TOKEN, id, body.to_owned()).await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(hints.try_recv().is_err());
+    }
+    // Nobody works on them: one more than the queue holds may come again later.
+    for number in 0..QUEUE_MAX {
+        let status = deliver(&mut world, TOKEN, &format!("q{number}"), cancelled()).await;
+        assert_eq!(status, StatusCode::OK);
+    }
+    let full = deliver(&mut world, TOKEN, "late", cancelled()).await;
+    assert_eq!(full, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(hints.try_recv().is_ok());
+    let again = deliver(&mut world, TOKEN, "late", cancelled()).await;
+    assert_eq!(again, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_cancelled_pipeline_ends_or_holds_its_own_rollout_alone() {
+    let table = [
+        (OnPipelineCancel::Abort, 90_001, "rolled_back"),
+        (OnPipelineCancel::Hold, 90_001, "paused"),
+        (OnPipelineCancel::Ignore, 90_001, "analyzing"),
+        (OnPipelineCancel::Abort, 90_002, "analyzing"),
+    ];
+    for (on_pipeline_cancel, pipeline_id, phase) in table {
+        let mut world = World::new().await;
+        let origin = json!({ "project_id": 4_711, "pipeline_id": pipeline_id, "job_id": 1 });
+        world.origin = Some(serde_json::from_value(origin).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+        let args = HookArgs {
+            webhook_secret_file: Some(file),
+            on_pipeline_cancel,
+            ..HookArgs::default()
+        };
+        let clock: Arc<dyn Clock> = world.clock.clone();
+        let hooks = args.open(None, &clock).unwrap();
+        world.webhooks = hooks.webhooks.clone();
+        let stop = CancellationToken::new();
+        let working = tokio::spawn(hooks.run(world.handle.clone(), stop.clone()));
+        world.deploy("web:v2").await.unwrap();
+        world.until_phase("analyzing", MINUTE).await;
+        let running = deliver(&mut world, TOKEN, "1", pipeline("running")).await;
+        assert_eq!(running, StatusCode::OK);
+        let status = deliver(&mut world, TOKEN, "2", pipeline("canceled")).await;
+        assert_eq!(status, StatusCode::OK);
+        // Its work is done between two turns of the loop.
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+            world.step().await;
+        }
+        if phase == "rolled_back" {
+            world
+                .until("ended", 2 * MINUTE, |_, rollout| rollout.ending().is_some())
+                .await;
+            assert_eq!(world.rollout().await.ending(), Some(Ending::Aborted));
+        } else {
+            assert_eq!(world.rollout().await.phase.name(), phase);
+        }
+        stop.cancel();
+        working.await.unwrap();
+    }
+}

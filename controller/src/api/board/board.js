@@ -48,7 +48,8 @@ async function ask(path, options = {}) {
   throw refused;
 }
 
-const post = (path, body) => ask(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+// Another site may send a form with our cookie, but no field of its own: it is how an order is known to be the page's.
+const post = (path, body) => ask(path, { method: "POST", headers: { "content-type": "application/json", "x-friday-order": "board" }, body: JSON.stringify(body) });
 const name = text => encodeURIComponent(text);
 /** A part of the address, which anybody may have typed. */
 const plainly = text => { try { return decodeURIComponent(text); } catch { return ""; } };
@@ -60,19 +61,22 @@ function link(error) {
   $("link").classList.toggle("lost", Boolean(error));
 }
 
-/** Asks for a token, or shows the way to sign in. */
+/** Asks for a token, and shows the way to sign in by GitLab where there is one. */
 function signIn(refused) {
   const was = !$("sign-in").hidden;
   show("sign-in", true); show("board", false); show("services", false);
-  const address = refused.problem.sign_in;
-  // An address on this controller alone: what comes from elsewhere is no way to sign in.
-  const near = typeof address === "string" && /^\/(?!\/)/.test(address);
-  show("sign-in-link", near);
-  if (near) $("sign-in-link").firstElementChild.href = address;
   set("sign-in-error", sessionStorage.getItem("token") ? refused.message : "");
   sessionStorage.removeItem("token");
   set("link", "waits for you to sign in");
-  if (!was) $("token").focus();
+  if (was) return;
+  $("token").focus();
+  fetch("/auth/session").then(answer => answer.json()).then(session => {
+    const way = session.sign_in;
+    // It begins where the controller is known by its name, which is where the session will hold.
+    const is = typeof way === "string" && /^https?:\/\//.test(way);
+    show("sign-in-link", is);
+    if (is) $("sign-in-link").firstElementChild.href = way;
+  }).catch(() => show("sign-in-link", false));
 }
 
 $("token-form").addEventListener("submit", event => {

@@ -66,25 +66,17 @@ pub enum Refused {
     },
     /// Somebody else holds it.
     #[error(
-        "{what} is locked by {owner} for {age} ({reason}; number {fence}{ends}): wait, ask {owner}, or break it: `friday unlock {service} {option}--break --reason WHY`, which the event log keeps"
+        "{what} is locked by {owner} {held}: wait, ask {owner}, or break it: `friday unlock {place} --break --reason WHY`, which the event log keeps"
     )]
     Locked {
         /// The service, with the environment if it is locked there alone.
         what: String,
         /// Who holds it.
         owner: String,
-        /// For how long by now.
-        age: String,
-        /// Why, in their words.
-        reason: String,
-        /// Its number.
-        fence: u64,
-        /// Until when, in words.
-        ends: String,
-        /// The service alone.
-        service: ServiceName,
-        /// The option that names the environment.
-        option: String,
+        /// For how long by now, why, by which number and until when, in words.
+        held: String,
+        /// The service, with the option that names the environment.
+        place: String,
     },
     /// The lock that the caller believes to hold was broken, or ended.
     #[error(

@@ -210,15 +210,15 @@ fn refused(key: &LockKey, fence: u64, lock: &Lock, now: Timestamp) -> Refused {
     Refused::Locked {
         what: key.shown(),
         owner: lock.owner.clone(),
-        age: age(lock.taken, now),
-        reason: lock.reason.clone(),
-        fence,
-        ends,
-        service: key.service.clone(),
-        option: if key.environment.is_empty() {
-            String::new()
+        held: format!(
+            "for {} ({}; number {fence}{ends})",
+            age(lock.taken, now),
+            lock.reason
+        ),
+        place: if key.environment.is_empty() {
+            key.service.to_string()
         } else {
-            format!("--environment {} ", key.environment)
+            format!("{} --environment {}", key.service, key.environment)
         },
     }
 }

@@ -189,7 +189,7 @@ fn a_lock_keeps_others_out_until_it_ends_and_its_number_only_grows() {
     let renewed = locks.take(&everywhere, "ada", "still", None, now).unwrap();
     assert_eq!((renewed.fence, renewed.lock.unwrap().until), (1, None));
     let error = locks.take(&everywhere, "bob", "me", None, at("2026-07-10T12:59:59Z"));
-    insta::assert_snapshot!(error.unwrap_err(), @"web is locked by ada for 60m (migration; number 1, until 2026-07-10 13:00:00Z): wait, ask ada, or break it: `friday unlock web --break --reason WHY`, which the event log keeps");
+    insta::assert_snapshot!(error.unwrap_err(), @"web is locked by ada for 59m59s (migration; number 1, until 2026-07-10 13:00:00Z): wait, ask ada, or break it: `friday unlock web --break --reason WHY`, which the event log keeps");
     // A lock of the service holds in every environment.
     let admit = |locks: &Locks, author, fence, now| {
         code(locks.admit(&service(), "production", author, fence, now))

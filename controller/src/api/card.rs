@@ -195,7 +195,7 @@ fn chart(view: &RolloutView, series: &SeriesView) -> Vec<String> {
 
 /// The last verdict: each signal on both sides, and the evidence against the canary.
 fn verdict_table(view: &RolloutView) -> Vec<String> {
-    const COLUMNS: [f64; 4] = [730.0, 930.0, 1030.0, 1140.0];
+    const COLUMNS: [f64; 4] = [730.0, 925.0, 1005.0, 1140.0];
     let Some(verdict) = &view.verdict else {
         return vec![text(COLUMNS[0], 300.0, "soft", "Nothing was judged.")];
     };

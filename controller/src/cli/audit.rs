@@ -114,7 +114,7 @@ struct Read {
 
 /// Where entries come from.
 enum Source {
-    Controller(Client),
+    Controller(Box<Client>),
     Store(Sqlite),
     File(Vec<Event>),
 }
@@ -130,7 +130,7 @@ impl Source {
                 let file = folder.join("friday.db");
                 Ok(Self::Store(Sqlite::read_only(&file).await?))
             }
-            (None, None) => Ok(Self::Controller(client()?)),
+            (None, None) => Ok(Self::Controller(Box::new(client()?))),
         }
     }
 

@@ -21,6 +21,10 @@ pub(super) enum Format {
 
 /// What a command knows of its surroundings.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "four facts about where output goes, none of which follows from another"
+)]
 pub(super) struct Context {
     pub(super) format: Format,
     /// Whether standard output is a screen that can be drawn anew.

@@ -167,7 +167,7 @@ impl World {
             messages: announce(&self.audience, before, after),
             ..Change::default()
         };
-        let now = "2026-03-02T09:20:00Z".parse().unwrap();
+        let now = SystemClock::new().now();
         self.store.save(self.term, now, &change).await.unwrap();
         self.wake.send_modify(|count| *count += 1);
     }

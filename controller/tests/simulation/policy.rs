@@ -100,6 +100,7 @@ async fn a_freeze_holds_what_runs_over_a_crash_and_lets_it_go_on_afterwards() {
     for _ in 0..3 {
         world.pass(4 * MINUTE).await;
         world.crash().await;
+        world.pass(Duration::from_secs(1)).await;
         assert_eq!(
             (world.published(), world.rollout().await.phase),
             (weight, before.phase.clone())

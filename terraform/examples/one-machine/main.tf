@@ -19,7 +19,7 @@ variable "images" {
 variable "parts" {
   description = "What runs beside controller and proxy; see the platform module."
   type        = set(string)
-  default     = ["agent", "pipeline", "prometheus", "worker"]
+  default     = ["agent", "alertmanager", "grafana", "pipeline", "prometheus", "worker"]
 }
 
 module "swarm" {

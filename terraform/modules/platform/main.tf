@@ -14,10 +14,12 @@ locals {
 
   # Which services a part is made of; what is in none of them is always there.
   services_of = {
-    agent      = ["agent"]
-    prometheus = ["prometheus"]
-    worker     = ["tweets-worker"]
-    pipeline   = ["producer", "subscriber", "feeder", "sink", "kafka", "postgres"]
+    agent        = ["agent"]
+    alertmanager = ["alertmanager"]
+    grafana      = ["grafana"]
+    prometheus   = ["prometheus"]
+    worker       = ["tweets-worker"]
+    pipeline     = ["producer", "subscriber", "feeder", "sink", "kafka", "postgres"]
   }
   left_out = flatten([for part, names in local.services_of : names if !contains(var.parts, part)])
   released = [for name in local.services_of.worker : name if !contains(local.left_out, name)]
@@ -59,7 +61,7 @@ locals {
   # What the stack file leaves open.
   variables = {
     controller = "FRIDAY_IMAGE", agent = "FRIDAY_AGENT_IMAGE", proxy = "FRIDAY_PROXY_IMAGE", worker = "WORKER_IMAGE", pipeline = "PIPELINE_IMAGE"
-    producer   = "PRODUCER_IMAGE", kafka = "KAFKA_IMAGE", postgres = "POSTGRES_IMAGE", prometheus = "PROMETHEUS_IMAGE", grafana = "GRAFANA_IMAGE"
+    producer   = "PRODUCER_IMAGE", kafka = "KAFKA_IMAGE", postgres = "POSTGRES_IMAGE", prometheus = "PROMETHEUS_IMAGE", alertmanager = "ALERTMANAGER_IMAGE", grafana = "GRAFANA_IMAGE"
   }
   environment = merge({ for part, image in var.images : local.variables[part] => image if part != "worker" }, {
     FRIDAY_PORT   = tostring(var.port)

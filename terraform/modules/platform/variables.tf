@@ -49,8 +49,8 @@ variable "images" {
   nullable    = false
 
   validation {
-    condition     = length(setsubtract(keys(var.images), ["controller", "agent", "proxy", "worker", "pipeline", "producer", "kafka", "postgres", "prometheus", "grafana"])) == 0
-    error_message = "images has unknown parts: ${join(", ", setsubtract(keys(var.images), ["controller", "agent", "proxy", "worker", "pipeline", "producer", "kafka", "postgres", "prometheus", "grafana"]))}; expected controller, agent, proxy, worker, pipeline, producer, kafka, postgres, prometheus or grafana."
+    condition     = length(setsubtract(keys(var.images), ["controller", "agent", "proxy", "worker", "pipeline", "producer", "kafka", "postgres", "prometheus", "alertmanager", "grafana"])) == 0
+    error_message = "images has unknown parts: ${join(", ", setsubtract(keys(var.images), ["controller", "agent", "proxy", "worker", "pipeline", "producer", "kafka", "postgres", "prometheus", "alertmanager", "grafana"]))}; expected controller, agent, proxy, worker, pipeline, producer, kafka, postgres, prometheus, alertmanager or grafana."
   }
 
   validation {
@@ -60,14 +60,14 @@ variable "images" {
 }
 
 variable "parts" {
-  description = "What runs beside controller and proxies: `agent`, `prometheus`, `worker` (the service that is released) and `pipeline` (Kafka, PostgreSQL and what moves tweets between them)."
+  description = "What runs beside controller and proxies: `agent`, `prometheus`, `alertmanager`, `grafana`, `worker` (the service that is released) and `pipeline` (Kafka, PostgreSQL and what moves tweets between them)."
   type        = set(string)
-  default     = ["agent", "pipeline", "prometheus", "worker"]
+  default     = ["agent", "alertmanager", "grafana", "pipeline", "prometheus", "worker"]
   nullable    = false
 
   validation {
-    condition     = length(setsubtract(var.parts, ["agent", "pipeline", "prometheus", "worker"])) == 0
-    error_message = "parts may have agent, pipeline, prometheus and worker; unknown: ${join(", ", setsubtract(var.parts, ["agent", "pipeline", "prometheus", "worker"]))}."
+    condition     = length(setsubtract(var.parts, ["agent", "alertmanager", "grafana", "pipeline", "prometheus", "worker"])) == 0
+    error_message = "parts may have agent, alertmanager, grafana, pipeline, prometheus and worker; unknown: ${join(", ", setsubtract(var.parts, ["agent", "alertmanager", "grafana", "pipeline", "prometheus", "worker"]))}."
   }
 
   validation {

@@ -19,7 +19,7 @@ const USABLE: Duration = Duration::from_secs(1);
 fn aborted(number: u64) -> Saved {
     let spec = spec::read(SPEC, "friday.yml", &ReadOptions::default()).unwrap();
     let release = |image: &str, digit: &str| {
-        Release::new(image, &format!("sha256:{}", digit.repeat(64)), None)
+        Release::new(image, format!("sha256:{}", digit.repeat(64)), None)
     };
     let now: Timestamp = "2025-03-07T09:00:00Z".parse().unwrap();
     let mut rollout = Rollout::new(

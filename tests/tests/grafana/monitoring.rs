@@ -168,7 +168,7 @@ impl Prometheus {
             let values = series["values"].as_array().into_iter().flatten();
             let numbers = values.filter_map(|pair| pair[1].as_str()?.parse::<f64>().ok());
             // Not a number is no data.
-            if let Some(last) = numbers.filter(|number| number.is_finite()).last() {
+            if let Some(last) = numbers.filter(|number| number.is_finite()).next_back() {
                 seen.series += 1;
                 seen.last = last;
             }

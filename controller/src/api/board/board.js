@@ -5,7 +5,7 @@ import { actions, announcement, chart, cores, el, ending, merged, mib, moment, m
 /** How much of the present is kept for the signals' charts, in milliseconds. */
 const LIVE_KEPT = 120_000;
 /** Pauses, in milliseconds: between two looks at all services, at the agents, between two questions for a series. */
-const SERVICES_EVERY = 2_000, AGENTS_EVERY = 5_000, SERIES_EVERY = 1_000;
+const SERVICES_EVERY = 2_000, IDLE_EVERY = 500, AGENTS_EVERY = 5_000, SERIES_EVERY = 1_000;
 /** The pause before a lost controller is asked again, growing up to the greatest. */
 const RETRY = 250, RETRY_MAX = 5_000;
 /** A stream that is silent for so long is lost: the controller's heartbeats come every 10 s. */
@@ -492,12 +492,13 @@ theme(["light", "dark"].find(kind => kind === localStorage.getItem("theme")));
 /** Does something again and again while there is somebody signed in. */
 async function every(wait, what) {
   for (;;) {
-    await pause(wait);
+    await pause(wait());
     if (!me || !$("sign-in").hidden || document.hidden) continue;
     try { await what(); } catch (error) { if (!following) link(error); }
   }
 }
 
 begin();
-every(SERVICES_EVERY, lookAtServices);
-every(AGENTS_EVERY, async () => drawNodes(await ask("agents")));
+// A rollout that begins is found here; once it is followed, its changes come by themselves.
+every(() => (following ? SERVICES_EVERY : IDLE_EVERY), lookAtServices);
+every(() => AGENTS_EVERY, async () => drawNodes(await ask("agents")));

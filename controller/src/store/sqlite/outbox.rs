@@ -233,22 +233,15 @@ impl Outbox for Sqlite {
 
     async fn outbox_state(&self) -> Result<OutboxState, StoreError> {
         let failed = |error| self.failed("reading how the outbox is", error);
-        let rows: Vec<(String, i64, i64)> = sqlx::query_as(
-            "SELECT destination, COUNT(*), MIN(id) FROM outbox WHERE dead = 0 GROUP BY destination ORDER BY destination",
+        // Beside MIN the other columns are those of the row that has it (https://www.sqlite.org/lang_select.html#bareagg).
+        let rows: Vec<(String, i64, i64, String, Option<String>)> = sqlx::query_as(
+            "SELECT destination, COUNT(*), MIN(id), at, error FROM outbox WHERE dead = 0 GROUP BY destination ORDER BY destination",
         )
         .fetch_all(&self.pool)
         .await
         .map_err(failed)?;
         let mut waiting = Vec::new();
-        for (destination, count, first) in rows {
-            let oldest: Option<(String, Option<String>)> =
-                sqlx::query_as("SELECT at, error FROM outbox WHERE id = ?")
-                    .bind(first)
-                    .fetch_optional(&self.pool)
-                    .await
-                    .map_err(failed)?;
-            // Told meanwhile.
-            let Some((at, error)) = oldest else { continue };
+        for (destination, count, _, at, error) in rows {
             waiting.push(Waiting {
                 destination,
                 count: u64::try_from(count).unwrap_or(0),

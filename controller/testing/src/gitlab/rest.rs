@@ -129,7 +129,7 @@ impl Records {
             }
             ("GET", ["merge_requests", iid, "notes"]) => {
                 let mut all = self.notes.clone();
-                all.retain(|note| note["noteable_iid"].to_string() == *iid);
+                all.retain(|note| is(note.get("noteable_iid"), iid));
                 all.reverse();
                 (200, json!(all))
             }
@@ -144,9 +144,10 @@ impl Records {
                 (201, note)
             }
             ("PUT", ["merge_requests", iid, "notes", id]) => {
-                let found = self.notes.iter_mut().find(|note| {
-                    note["id"].to_string() == *id && note["noteable_iid"].to_string() == *iid
-                });
+                let found = self
+                    .notes
+                    .iter_mut()
+                    .find(|note| is(note.get("id"), id) && is(note.get("noteable_iid"), iid));
                 let Some(note) = found else {
                     return refused(404, "404 Not found");
                 };
@@ -176,7 +177,7 @@ impl Records {
                 let found = self
                     .issues
                     .iter_mut()
-                    .find(|issue| issue["iid"].to_string() == *iid);
+                    .find(|issue| is(issue.get("iid"), iid));
                 let Some(issue) = found else {
                     return refused(404, "404 Not found");
                 };
@@ -223,7 +224,7 @@ impl Records {
         let found = self
             .deployments
             .iter_mut()
-            .find(|one| one["id"].to_string() == id);
+            .find(|one| is(one.get("id"), id));
         let Some(one) = found else {
             return refused(404, "404 Not found");
         };
@@ -297,4 +298,10 @@ fn decode(text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Whether a number of a record is the one in a path.
+fn is(number: Option<&Value>, path: &str) -> bool {
+    let asked: Option<u64> = path.parse().ok();
+    asked.is_some() && number.and_then(Value::as_u64) == asked
 }

@@ -166,9 +166,9 @@ impl Prometheus {
         let mut seen = Seen::default();
         for series in data["result"].as_array().into_iter().flatten() {
             let values = series["values"].as_array().into_iter().flatten();
-            let numbers = values.filter_map(|pair| pair[1].as_str()?.parse::<f64>().ok());
+            let mut numbers = values.filter_map(|pair| pair[1].as_str()?.parse::<f64>().ok());
             // Not a number is no data.
-            if let Some(last) = numbers.filter(|number| number.is_finite()).next_back() {
+            if let Some(last) = numbers.rfind(|number| number.is_finite()) {
                 seen.series += 1;
                 seen.last = last;
             }

@@ -153,12 +153,17 @@ impl Notifier {
                 behind.insert(&message.rollout);
             }
         }
+        let later = self.clock.elapsed() + LOOK_EVERY;
+        if messages.is_empty() {
+            lane.away.end();
+            return Ok(later);
+        }
+        // A pause may be over by now, where saving what failed took longer: then it is time to look again, not to rest.
         let held = lane.held.values().map(Pause::until).min();
-        let now = self.clock.elapsed();
-        Ok(if lane.away.until() > now {
+        Ok(if lane.away.is_one() {
             lane.away.until()
         } else {
-            held.unwrap_or(now + LOOK_EVERY)
+            held.unwrap_or(later)
         })
     }
 

@@ -26,7 +26,15 @@ impl Audience {
     /// Where people read on about a rollout.
     pub(super) fn link(&self, saved: &Saved) -> Option<String> {
         let board = self.board.as_deref()?;
-        Some(format!("{board}/?rollout={}", saved.rollout.id))
+        let rollout = &saved.rollout;
+        Some(format!("{board}/#{}/{}", rollout.service, rollout.id))
+    }
+
+    /// A picture of the rollout as it is when it is looked at.
+    pub(super) fn picture(&self, saved: &Saved) -> Option<String> {
+        let board = self.board.as_deref()?;
+        let id = &saved.rollout.id;
+        Some(format!("{board}/api/v1/rollouts/{id}/card.svg"))
     }
 }
 

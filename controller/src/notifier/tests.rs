@@ -68,6 +68,8 @@ fn failure(reach: Reach, after: Option<Duration>) -> Undelivered {
 struct Memory {
     waiting: Mutex<Vec<Message>>,
     dead: Mutex<u64>,
+    /// How long it takes to save what failed.
+    slow: Mutex<Duration>,
 }
 
 #[async_trait]
@@ -82,6 +84,8 @@ impl Outbox for Memory {
 
     async fn settle(&self, _: u64, message: &Message, settled: &Settled) -> Result<(), StoreError> {
         if let Settled::Failed { .. } = settled {
+            let slow = *lock(&self.slow);
+            tokio::time::sleep(slow).await;
             return Ok(());
         }
         let is_this = |one: &Message| (one.id, one.version) == (message.id, message.version);
@@ -186,6 +190,20 @@ impl World {
 }
 
 const HOUR: Duration = Duration::from_secs(3_600);
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_that_ends_while_the_failure_is_saved_is_over() {
+    for reach in [Reach::Everything, Reach::Rollout] {
+        let mut world = World::new();
+        *lock(&world.store.slow) = Duration::from_secs(3);
+        lock(&world.courier.answers).push_back(failure(reach, None));
+        world.begin();
+        world.say("web-1", "note", 1);
+        world.until_told(Duration::from_secs(6)).await;
+        assert_eq!(world.asked().len(), 2);
+        world.end().await;
+    }
+}
 
 #[tokio::test(start_paused = true)]
 async fn tells_what_waited_for_hours_in_order_once_and_only_the_newest_of_each() {

@@ -193,6 +193,23 @@ pub(super) fn evidence(audience: &Audience, saved: &Saved) -> String {
             share(stable.bad, stable.requests),
         );
         row("slow at p99", slow(canary), slow(stable));
+        text.push_str(&format!(
+            "\nEvidence of harm is {}; the release goes back at {}.\n",
+            words::odds(verdict.evidence.total),
+            words::odds(verdict.rollback_at)
+        ));
+    }
+    let admission = &rollout.admission;
+    if !admission.approved_by.is_empty() {
+        let names: Vec<String> = admission.approved_by.iter().map(|who| code(who)).collect();
+        text.push_str(&format!("\nApproved by {}.\n", names.join(", ")));
+    }
+    if let Some(emergency) = &admission.emergency {
+        text.push_str(&format!(
+            "\nPast every freeze by the word of {}: {}\n",
+            code(&emergency.by),
+            plain(&emergency.reason)
+        ));
     }
     text.push_str(&format!(
         "\nThe canary gets {} of the requests; started by {}.",
@@ -201,6 +218,9 @@ pub(super) fn evidence(audience: &Audience, saved: &Saved) -> String {
     ));
     if let Some(url) = audience.link(saved) {
         text.push_str(&format!(" [Board]({})", link(&url)));
+    }
+    if let Some(url) = audience.picture(saved) {
+        text.push_str(&format!(" [Picture]({})", link(&url)));
     }
     text.push('\n');
     text

@@ -195,10 +195,16 @@ fn a_note_holds_the_table_the_evidence_and_the_link() {
         "| image | `worker:v2` | `worker:v1` |",
         "| requests in this step | ",
         "started by `ann`",
-        "[Board](https://friday.example.com/",
+        "Evidence of harm is ",
+        "[Board](https://friday.example.com/#tweets-worker/tweets-worker-3)",
+        "[Picture](https://friday.example.com/api/v1/rollouts/tweets-worker-3/card.svg)",
     ] {
         assert!(note.contains(part), "{part}\n{note}");
     }
     assert!(text::line(&saved).starts_with("promoted: "));
-    assert!(text::ticket(&audience(), &saved).contains("asked for by `ann`"));
+    saved.rollout.admission.approved_by = vec!["bob".to_owned(), "cleo".to_owned()];
+    let ticket = text::ticket(&audience(), &saved);
+    for part in ["asked for by `ann`", "Approved by `bob`, `cleo`."] {
+        assert!(ticket.contains(part), "{part}\n{ticket}");
+    }
 }

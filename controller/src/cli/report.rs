@@ -11,8 +11,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use rollout::{Duration, Ending, Phase, Timestamp};
-use serde::Serialize;
+use rollout::{Duration, Ending, Phase, Timestamp, Verdict};
+use serde::{Deserialize as _, Serialize};
 
 use super::exit_code;
 use super::explain::all_events;
@@ -20,6 +20,7 @@ use super::output::{Context, plain};
 use crate::api::types::{DeployRequest, EventView, RolloutView};
 use crate::client::Client;
 use crate::origin::Origin;
+use crate::replay::JudgedEntry;
 
 /// Longest time to ask for what is to be written. The job waits for it, and may have been told to stop.
 const ASK_MAX: Duration = Duration::from_secs(10);
@@ -78,6 +79,10 @@ pub(super) struct Record {
     origin: Option<Origin>,
     /// The rollout as it was last seen; absent where none was started.
     rollout: Option<RolloutView>,
+    /// The last verdict that compared both releases, for tables: what is judged while every request is on the canary has
+    /// nothing beside it.
+    #[serde(skip)]
+    compared: Option<Verdict>,
     /// What was decided, in order.
     events: Vec<EventView>,
     /// The last entry of the event log that was seen, by which `friday audit verify` finds this place again.
@@ -161,6 +166,8 @@ impl Record {
             seq: event.seq,
             hash: event.hash.clone(),
         });
+        let compared =
+            compared(&events).or_else(|| rollout.as_ref().and_then(|view| view.verdict.clone()));
         let request = asked.request;
         Self {
             format: 1,
@@ -177,6 +184,7 @@ impl Record {
             commit: request.commit.clone(),
             origin: request.origin.clone(),
             rollout,
+            compared,
             events: events
                 .into_iter()
                 .filter(|event| DECISIONS.contains(&event.kind.as_str()))
@@ -236,6 +244,16 @@ impl Record {
             .as_ref()
             .map_or(0.0, |view| view.elapsed_seconds)
     }
+}
+
+/// The last verdict of a log that compared both releases.
+fn compared(events: &[EventView]) -> Option<Verdict> {
+    let verdict = |event: &EventView| {
+        let judged = JudgedEntry::deserialize(&event.data);
+        let judged = judged.ok().filter(|_| event.kind == "verdict")?;
+        judged.verdict.watched.is_none().then_some(judged.verdict)
+    };
+    events.iter().rev().find_map(verdict)
 }
 
 /// How it ended, in the words of the contract.

@@ -84,6 +84,7 @@ fn element(name: &str, kind: &str, message: &str) -> String {
 }
 
 fn cases(record: &Record) -> Vec<Case> {
+    let signals = |view| signals(view, record.compared.as_ref());
     let mut cases = record.rollout.as_ref().map(signals).unwrap_or_default();
     let words = || {
         let code = record.exit_code;
@@ -109,8 +110,8 @@ fn cases(record: &Record) -> Vec<Case> {
     cases
 }
 
-/// A case for whether the canary became ready, and one for each signal.
-fn signals(view: &RolloutView) -> Vec<Case> {
+/// A case for whether the canary became ready, and one for each signal, with the numbers of the last comparison.
+fn signals(view: &RolloutView, compared: Option<&Verdict>) -> Vec<Case> {
     let cause = match &view.phase {
         Phase::RollingBack { cause, .. } | Phase::RolledBack { cause } => Some(cause),
         Phase::Deploying { .. }
@@ -145,7 +146,7 @@ fn signals(view: &RolloutView) -> Vec<Case> {
         Case { name, state, out }
     };
     let numbers = |wanted: fn(&ArmCounts) -> (u64, u64), log_e: fn(&Verdict) -> f64| {
-        verdict.map_or_else(String::new, |verdict| {
+        compared.map_or_else(String::new, |verdict| {
             let ((canary, of), (stable, of_stable)) = (
                 wanted(&verdict.in_step.canary),
                 wanted(&verdict.in_step.stable),

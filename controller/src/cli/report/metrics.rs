@@ -29,11 +29,7 @@ pub(super) fn text(record: &Record) -> String {
         .iter()
         .filter_map(|event| event.data["to_percent"].as_f64());
     page.value("", weights.fold(0.0, f64::max));
-    if let Some(verdict) = record
-        .rollout
-        .as_ref()
-        .and_then(|view| view.verdict.as_ref())
-    {
+    if let Some(verdict) = &record.compared {
         of_verdict(&mut page, verdict);
     }
     page.text.push_str("# EOF\n");

@@ -97,6 +97,7 @@ pub struct Seen {
 struct State {
     records: Records,
     faults: VecDeque<Fault>,
+    has_failed: bool,
     seen: Vec<Seen>,
     contract: Option<Contract>,
     mistakes: Vec<String>,
@@ -166,10 +167,10 @@ impl Gitlab {
         self.state().faults.extend(faults);
     }
 
-    /// Whether every fault has happened.
+    /// Whether a fault has happened.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        self.state().faults.is_empty()
+        self.state().has_failed
     }
 
     /// What it keeps, to be looked at or changed.
@@ -241,6 +242,7 @@ async fn answer(
             state.mistakes.extend(mistakes);
         }
         let fault = state.faults.pop_front();
+        state.has_failed |= !matches!(fault, None | Some(Fault::Well));
         let is_done = !matches!(
             fault,
             Some(

@@ -108,7 +108,7 @@ struct Act {
 }
 
 impl Act {
-    /// Starts a release and waits until its first step is on.
+    /// Starts a release and waits until its first step is on, and every task there is has been seen.
     async fn deploy(&self) -> String {
         let id = self.stage.deploy("worker:v2").await.id;
         self.stage
@@ -116,6 +116,13 @@ impl Act {
                 view.weight.seen_percent == Some(50.0)
             })
             .await;
+        eventually(
+            "three stable tasks and two of the canary get requests",
+            LIMIT,
+            async || self.stage.endpoints(0).await,
+            |seen| *seen == (3, 2),
+        )
+        .await;
         id
     }
 

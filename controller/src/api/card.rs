@@ -226,7 +226,7 @@ fn verdict_table(view: &RolloutView) -> Vec<String> {
     for percentile in Percentile::ALL {
         let at = percentile as usize;
         rows.push([
-            format!("Slower than {}", words::percentile_name(percentile)),
+            format!("Slow at {}", words::percentile_name(percentile)),
             share(canary.slow[at], canary.timed),
             share(stable.slow[at], stable.timed),
             words::odds(evidence.latency[at]),

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::scene::PATIENCE;
 
 /// Lines of a log that a failed test shows.
-const LOG_LINES: usize = 25;
+const LOG_LINES: usize = 60;
 
 /// A program that serves. Killed when it is dropped; if that is because of a panic, its last words are shown.
 #[derive(Debug)]

@@ -49,7 +49,6 @@ guard: { alpha: 0.01% }
 /// A controller, a proxy and the tasks of one service. All of them end with it.
 #[derive(Debug)]
 pub struct Scene {
-    dir: TempDir,
     state_dir: PathBuf,
     controller_at: SocketAddr,
     proxy_at: SocketAddr,
@@ -57,6 +56,8 @@ pub struct Scene {
     proxy: Option<Part>,
     client: Client,
     http: reqwest::Client,
+    /// Last, because things are dropped in this order: programs whose test failed show their logs, which are in it.
+    dir: TempDir,
 }
 
 /// The order to release `image` by the `friday.yml` in `spec`.

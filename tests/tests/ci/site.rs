@@ -47,13 +47,14 @@ pub(crate) fn tool(variable: &str, name: &str) -> PathBuf {
 /// All of it. What was started ends with it.
 #[derive(Debug)]
 pub(crate) struct Site {
-    dir: TempDir,
     controller: Option<Part>,
     proxy: Option<Part>,
     /// Users; they are not asked how they were served.
     _users: Vec<Load>,
     pub(crate) client: Client,
     url: String,
+    /// Last, because things are dropped in this order: programs whose test failed show their logs, which are in it.
+    dir: TempDir,
 }
 
 impl Site {

@@ -52,7 +52,6 @@ struct Counts {
 
 /// A controller and one proxy or two. They end with it.
 pub(crate) struct Stage {
-    dir: tempfile::TempDir,
     socket: PathBuf,
     spec: String,
     controller: Option<Part>,
@@ -61,6 +60,8 @@ pub(crate) struct Stage {
     pub(crate) client: Client,
     counts: Arc<Counts>,
     users: JoinSet<()>,
+    /// Last, because things are dropped in this order: programs whose test failed show their logs, which are in it.
+    dir: tempfile::TempDir,
 }
 
 impl Stage {
@@ -86,7 +87,6 @@ impl Stage {
             .unwrap();
         fs::write(dir.path().join("friday.yml"), spec).unwrap();
         let mut stage = Self {
-            dir,
             socket,
             spec: spec.to_owned(),
             controller: None,
@@ -94,6 +94,7 @@ impl Stage {
             client: Client::new(&format!("http://{CONTROLLER}"), None).unwrap(),
             counts: Arc::default(),
             users: JoinSet::new(),
+            dir,
         };
         stage.start_controller().await;
         for (number, address) in PROXIES.iter().take(proxies).enumerate() {

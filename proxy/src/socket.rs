@@ -16,10 +16,13 @@ use std::mem;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
+use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::yield_now;
+use tracing::debug;
 
 use crate::lock;
 
@@ -31,6 +34,15 @@ const BUFFERS_MAX: usize = 128;
 
 /// A turn with so many connections to write to is long enough to end without another look at what has arrived.
 const BURST_WRITES: usize = 32;
+
+/// How long the other side's machine may leave what it was sent, or a question whether it is there, without a sign of
+/// life. A live one says so within a round trip, whatever its programs do; one that lost its power or its cable never
+/// does, and a request would wait for it as long as for a slow answer. Machines that are moved stand still for a second
+/// or two.
+const LIFELESS_MAX: Duration = Duration::from_secs(5);
+
+/// After so long without a word, and then as often, the other side is asked whether it is there.
+const ASKED_EVERY: Duration = Duration::from_secs(1);
 
 /// A TCP connection.
 #[derive(Debug, Clone)]
@@ -67,6 +79,28 @@ impl Socket {
     /// As of [`TcpStream::readable`].
     pub(crate) async fn readable(&self) -> io::Result<()> {
         poll_fn(|context| lock(&self.0).stream.poll_read_ready(context)).await
+    }
+
+    /// From here on it breaks, with [`io::ErrorKind::TimedOut`], when the other side's machine shows no sign of life for
+    /// [`LIFELESS_MAX`]: by RFC 5482 while it owes a receipt for what was sent, by RFC 9293, 3.8.4 after that.
+    pub(crate) fn break_when_lifeless(&self) {
+        let stream = &lock(&self.0).stream;
+        let milliseconds = u32::try_from(LIFELESS_MAX.as_millis()).unwrap_or(u32::MAX);
+        let set = sockopt::set_tcp_user_timeout(stream, milliseconds)
+            .and_then(|()| sockopt::set_tcp_keepidle(stream, ASKED_EVERY))
+            .and_then(|()| sockopt::set_tcp_keepintvl(stream, ASKED_EVERY))
+            .and_then(|()| sockopt::set_socket_keepalive(stream, true));
+        if let Err(error) = set {
+            debug!(%error, "a machine that is gone will be noticed later");
+        }
+    }
+
+    /// Takes back the part of [`Self::break_when_lifeless`] that also counts the time in which a live machine has no room:
+    /// a program may well stop reading a long upload for longer.
+    pub(crate) fn bear_a_full_window(&self) {
+        if let Err(error) = sockopt::set_tcp_user_timeout(&lock(&self.0).stream, 0) {
+            debug!(%error, "an upload may be cut that is not read for a while");
+        }
     }
 
     /// From here on closing it throws away what the kernel has not delivered yet, and tells the other side that the

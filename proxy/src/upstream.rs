@@ -241,6 +241,9 @@ impl Peer {
                     None => return Err(Failure::Connect(request)),
                 },
             };
+            if upload.is_some() {
+                wire.socket.bear_a_full_window();
+            }
             let answer = wire.exchange(request, deadline, response_wait_max, upload.as_deref());
             match answer.await {
                 Ok(response) => {
@@ -257,6 +260,9 @@ impl Peer {
                 Err(failure) => {
                     if matches!(failure, Failure::Timeout) {
                         self.answered(false);
+                    }
+                    if wire.is_lost {
+                        self.set_healthy(false, &"its machine shows no sign of life");
                     }
                     debug!(endpoint = %self.address, ?failure, "an upstream did not answer");
                     return Err(failure);
@@ -354,6 +360,7 @@ impl Peer {
             // Small heads must not wait for an acknowledgement. Without it things are slower, not wrong.
             drop(stream.set_nodelay(true));
             let socket = Socket::new(stream);
+            socket.break_when_lifeless();
             let stream = match &self.dial.tls {
                 None => Stream::Plain(socket.clone()),
                 Some(tls) => tls.connect(socket.clone()).await?,
@@ -396,6 +403,7 @@ impl Peer {
             sender,
             driver: Some(driver),
             has_ended: false,
+            is_lost: false,
             is_busy: false,
             socket,
             timer: Box::pin(sleep_until(now)),
@@ -405,6 +413,8 @@ impl Peer {
 
     async fn connect_h2(&self, wait_max: Duration) -> Option<http2::SendRequest<Outgoing>> {
         let (socket, stream) = self.connect(wait_max).await?;
+        // It has signs of life of its own, and any of its requests may be a long upload.
+        socket.bear_a_full_window();
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(H2_PING_INTERVAL)

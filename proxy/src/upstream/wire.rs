@@ -1,7 +1,9 @@
 //! A connection to an endpoint, driven by the request that uses it.
 
+use std::error::Error;
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -26,6 +28,8 @@ pub(super) struct Wire {
     /// Gone when a request still waited for it at its end: so the request comes back.
     pub(super) driver: Option<http1::Connection<TokioIo<Stream>, Outgoing>>,
     pub(super) has_ended: bool,
+    /// Whether it ended because nobody is there any more.
+    pub(super) is_lost: bool,
     /// Whether a request was given to it whose answer was not read to its end.
     pub(super) is_busy: bool,
     pub(super) socket: Socket,
@@ -52,6 +56,7 @@ impl Wire {
         {
             self.has_ended = true;
             if let Err(error) = ended {
+                self.is_lost = is_nobody_there(&error);
                 debug!(%error, "a connection to an upstream ended");
             }
         }
@@ -114,6 +119,19 @@ impl Wire {
         }
         Poll::Pending
     }
+}
+
+/// Whether the system gave a connection up because the other side's machine cannot be reached: no program ended it.
+fn is_nobody_there(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref());
+    cause.is_some_and(|cause: &io::Error| {
+        matches!(
+            cause.kind(),
+            io::ErrorKind::TimedOut
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+        )
+    })
 }
 
 /// Once the time for an answer is over: whether the request's body moved since, so that one may wait on.

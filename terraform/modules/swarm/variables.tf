@@ -69,14 +69,14 @@ variable "hosts" {
 }
 
 variable "heartbeat" {
-  description = "How often nodes say that they are alive; one is down after three missed beats. A number and `s` or `m`."
+  description = "How often nodes say that they are alive; one is down after three missed beats. A number and `s` or `m`, at least `2s`: when the leader changes, nodes are waited for six beats, and may need eight seconds."
   type        = string
   default     = "5s"
   nullable    = false
 
   validation {
-    condition     = can(regex("^[1-9][0-9]*(s|m)$", var.heartbeat))
-    error_message = "heartbeat must be a whole number with s or m, such as 5s; it is ${jsonencode(var.heartbeat)}."
+    condition     = can(regex("^([2-9]|[1-9][0-9]+)s$|^[1-9][0-9]*m$", var.heartbeat))
+    error_message = "heartbeat must be a whole number with s or m, at least 2s; it is ${jsonencode(var.heartbeat)}."
   }
 }
 

@@ -130,7 +130,7 @@ run "refuses_other_values_out_of_range" {
   command = plan
   variables {
     name          = "My Swarm"
-    heartbeat     = "0s"
+    heartbeat     = "1s"
     wait_seconds  = 1
     drain_seconds = 10.5
   }

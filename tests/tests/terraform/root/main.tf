@@ -36,7 +36,7 @@ variable "secrets_revision" {
 module "swarm" {
   source    = "../../../../terraform/modules/swarm"
   hosts     = var.hosts
-  heartbeat = "1s"
+  heartbeat = "2s"
 }
 
 module "platform" {

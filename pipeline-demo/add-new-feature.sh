@@ -179,11 +179,11 @@ chmod +x "$bare/hooks/post-receive"
 rm -f "$bare/exit-code"
 
 echo "watch:      $url/ and, in another terminal, cargo friday --url $url get tweets-worker -w"
-echo "pipeline:   format, files, programs (minutes, the first time), container, canary: demo"
+echo "pipeline:   format, files, programs (minutes, the first time), container, canary"
 PIPELINE_RUNNER=$runner FRIDAY_DEMO=$demo FRIDAY_URL=$url CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$repository/target} \
     git push --quiet --force "$bare" HEAD:refs/heads/main
 code=$(cat "$bare/exit-code" 2>/dev/null || echo 1)
-report=$bare/checkout/friday-report/demo/friday.json
+report=$bare/checkout/friday-report/demo/tweets-worker/friday.json
 if [ -f "$report" ]; then echo "outcome:    $(jq --raw-output '.outcome + ": " + .message' "$report")"; fi
 echo "why:        cargo friday --url $url explain tweets-worker"
 echo "back:       $0 --revert"

@@ -388,6 +388,12 @@ impl Tokens {
     /// It bears none, or one that is not in the file.
     fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         let refused = |code, detail: &str| ApiError::new(StatusCode::UNAUTHORIZED, code, detail);
+        if self.identities.is_none() && bearer(headers).is_some_and(is_signed) {
+            return Err(refused(
+                "no_identities",
+                "this is the ID token of a CI job, and this controller knows none: start it with --identities FILE (`swarm/up --identities FILE`), or set FRIDAY_TOKEN in the project's settings to a token of `friday token`",
+            ));
+        }
         let Some(token) = bearer(headers).filter(|token| token.len() <= TOKEN_BYTES_MAX) else {
             if self.identities.is_some() {
                 return Err(refused(
@@ -425,6 +431,11 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = value.split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+/// Whether it has the three parts of a signed token (RFC 7515, 3.1); ours have no dot.
+fn is_signed(token: &str) -> bool {
+    token.matches('.').count() == 2
 }
 
 /// What an order by cookie must have beside it. Another site cannot set it without being asked about, and is refused then.
@@ -512,6 +523,8 @@ mod tests {
         assert_eq!(ask("Basic ZWRnZTpw"), Err("token_missing"));
         let long = "x".repeat(TOKEN_BYTES_MAX + 1);
         assert_eq!(ask(&format!("Bearer {long}")), Err("token_missing"));
+        let of_job = format!("Bearer {long}.{long}.{long}");
+        assert_eq!(ask(&of_job), Err("no_identities"), "no word of ours");
         let none = tokens.caller(&HeaderMap::new()).unwrap_err();
         assert_eq!(none.code(), "token_missing");
         assert!(!format!("{tokens:?}").contains(hash));

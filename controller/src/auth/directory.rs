@@ -461,6 +461,43 @@ people:
         assert_eq!(roles("dana", &["acme/ops-x"]), [Role::Admin, Role::Viewer]);
     }
 
+    /// What a component has for an input that nobody gives.
+    fn default_of<'a>(component: &'a str, input: &str) -> &'a str {
+        let (_, rest) = component.split_once(&format!("\n    {input}:\n")).unwrap();
+        let (_, value) = rest.split_once("      default: ").unwrap();
+        value.lines().next().unwrap()
+    }
+
+    #[test]
+    fn the_components_jobs_are_let_in_by_the_files_that_the_readme_shows() {
+        let readme = include_str!("../../../README.md");
+        let component = include_str!("../../../templates/canary.yml");
+        let (hours, unit) = default_of(component, "timeout").split_at(1);
+        assert_eq!(unit, "h");
+        let timeout = Duration::from_secs(hours.parse::<u64>().unwrap() * 3_600);
+        let mut files = 0;
+        for (before, block) in readme
+            .split("```yaml\n")
+            .skip(1)
+            .filter_map(|rest| rest.split_once("```"))
+            .map(|(block, _)| block.split_at(block.find("issuer:").unwrap_or(block.len())))
+        {
+            if block.is_empty() {
+                continue;
+            }
+            // It may stand in a list.
+            let text = block.replace(&format!("\n{before}"), "\n");
+            let jobs = read(&text, "identities.yml").unwrap().jobs.unwrap();
+            assert_eq!(jobs.policy.audience, default_of(component, "audience"));
+            assert!(
+                jobs.policy.lifetime_max >= timeout,
+                "GitLab makes tokens for the job's timeout"
+            );
+            files += 1;
+        }
+        assert_eq!(files, 2);
+    }
+
     #[test]
     fn says_where_it_is_wrong() {
         let said = |from: &str, to: &str| {

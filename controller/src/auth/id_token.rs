@@ -13,8 +13,9 @@ use super::refusal::Refusal;
 /// How far the clocks of the issuer and of this machine may be apart.
 const LEEWAY_SECONDS: i64 = 60;
 
-/// Longest lifetime where the file of identities does not say: that of a job of GitLab that says nothing of its timeout.
-pub(super) const LIFETIME_MAX: Duration = Duration::from_secs(60 * 60);
+/// Longest lifetime where the file of identities does not say. GitLab makes a token for as long as its job may take, and
+/// the component's job may wait three hours for its release.
+pub(super) const LIFETIME_MAX: Duration = Duration::from_secs(3 * 60 * 60);
 
 /// Longest text of a claim that is kept.
 const CLAIM_BYTES_MAX: usize = 1_024;

@@ -61,7 +61,7 @@ async fn f38_a_job_that_is_cancelled_or_vanishes_takes_its_release_back() {
     );
     let said = format!("{:?}", ended.phase);
     assert!(said.contains("its job was told to stop"), "{said}");
-    let variables = site.report("staging", "friday.env");
+    let variables = site.report(STAGING, "friday.env");
     assert!(
         variables.contains("FRIDAY_OUTCOME=aborted\n"),
         "{variables}"

@@ -70,23 +70,29 @@ fn the_pipelines_are_valid_and_hold_what_they_promise() {
         fs::write(&whole, &text).unwrap();
         is_valid(&whole);
         let jobs = jobs(&expanded(&checkout, dir.path(), &["--list-json"]));
+        let service = if example {
+            "web"
+        } else {
+            "friday_tweets-worker"
+        };
+        let staging = if example { "web-staging" } else { service };
         let find = |name: &str| {
             let job = jobs.iter().find(|(job, ..)| job == name);
             job.map(|(_, when, may_fail)| (when.as_str(), *may_fail))
         };
         assert_eq!(
-            find("canary: staging"),
+            find(&format!("canary: {staging} in staging")),
             Some(("on_success", false)),
             "{jobs:?}"
         );
         // A gate that blocks, and a button that does not.
         assert_eq!(
-            find("canary: production"),
+            find(&format!("canary: {service} in production")),
             Some(("manual", false)),
             "{jobs:?}"
         );
         assert_eq!(
-            find("rollback: production"),
+            find(&format!("rollback: {service} in production")),
             Some(("manual", true)),
             "{jobs:?}"
         );

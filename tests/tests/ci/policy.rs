@@ -29,17 +29,17 @@ async fn a_freeze_refuses_and_so_does_an_environment_that_needs_another_first() 
     assert_ne!(frozen.code, 0, "{}", frozen.text);
     assert!(frozen.text.contains("FAIL 20"), "{}", frozen.text);
     assert_eq!(site.count(STAGING).await, 0, "{}", frozen.text);
-    let variables = site.report("staging", "friday.env");
+    let variables = site.report(STAGING, "friday.env");
     assert!(
         variables.contains("FRIDAY_OUTCOME=refused\n"),
         "{variables}"
     );
     assert!(
-        site.report("staging", "junit.xml")
+        site.report(STAGING, "junit.xml")
             .contains("<error type=\"refused\"")
     );
 
-    let skipped = site.run("skipped", &["canary: production"]).await;
+    let skipped = site.run("skipped", &["canary: web in production"]).await;
     assert!(skipped.text.contains("FAIL 20"), "{}", skipped.text);
     assert_eq!(site.count(PRODUCTION).await, 0, "{}", skipped.text);
 

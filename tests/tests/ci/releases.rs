@@ -16,31 +16,31 @@ async fn a_good_commit_goes_to_staging_is_approved_and_goes_to_production_and_a_
     assert_eq!(staged.ending, Some(Ending::Promoted), "{}", pushed.text);
     assert_eq!(staged.environment, "staging");
     let origin = staged.origin.expect("a job asked for it");
-    assert_eq!(origin.job_name, "canary: staging");
+    assert_eq!(origin.job_name, "canary: web-staging in staging");
     assert_eq!(origin.project_path, "shop/web");
     assert_eq!(site.count(PRODUCTION).await, 0, "nobody said so yet");
     assert!(
-        site.report("staging", "friday.env")
+        site.report(STAGING, "friday.env")
             .contains("FRIDAY_OUTCOME=promoted\n"),
         "{}",
         pushed.text
     );
     assert!(
-        !site.report("staging", "junit.xml").contains("<failure"),
+        !site.report(STAGING, "junit.xml").contains("<failure"),
         "{}",
         pushed.text
     );
     assert!(
-        site.report("staging", "metrics.txt")
+        site.report(STAGING, "metrics.txt")
             .contains("friday_promoted 1\n")
     );
 
-    let pressed = site.pipeline("production", &["canary: production"]);
+    let pressed = site.pipeline("production", &["canary: web in production"]);
     site.until(PRODUCTION, "the release waits at its gate", |view| {
         view.phase.name() == "gated"
     })
     .await;
-    let approved = site.run("approve", &["approve: production"]).await;
+    let approved = site.run("approve", &["approve: web in production"]).await;
     assert_eq!(approved.code, 0, "{}", approved.text);
     let pressed = pressed.end().await;
     assert_eq!(pressed.code, 0, "{}", pressed.text);
@@ -51,7 +51,7 @@ async fn a_good_commit_goes_to_staging_is_approved_and_goes_to_production_and_a_
         "the same image"
     );
 
-    let back = site.run("rollback", &["rollback: production"]).await;
+    let back = site.run("rollback", &["rollback: web in production"]).await;
     assert_eq!(back.code, 0, "{}", back.text);
     let services = site.client.services().await.unwrap();
     let stable = |name: &str| {
@@ -78,14 +78,14 @@ async fn a_bad_commit_is_rolled_back_turns_the_pipeline_red_and_never_touches_pr
     let staged = site.client.rollout(STAGING).await.unwrap();
     assert_eq!(staged.ending, Some(Ending::RolledBack), "{}", pushed.text);
     assert_eq!(site.count(PRODUCTION).await, 0, "{}", pushed.text);
-    let junit = site.report("staging", "junit.xml");
+    let junit = site.report(STAGING, "junit.xml");
     assert!(junit.contains("<failure type=\"rolled_back\""), "{junit}");
     assert!(
-        site.report("staging", "friday.env")
+        site.report(STAGING, "friday.env")
             .contains("FRIDAY_EXIT_CODE=10\n")
     );
     // The same pipeline again changes nothing of that: what was rolled back does not start by itself (F31).
-    let again = site.run("again", &["canary: staging"]).await;
+    let again = site.run("again", &["canary: web-staging in staging"]).await;
     assert!(again.text.contains("FAIL 20"), "{}", again.text);
     assert_eq!(site.count(STAGING).await, 1, "{}", again.text);
 }

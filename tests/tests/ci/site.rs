@@ -173,13 +173,15 @@ impl Site {
         self.pipeline(name, jobs).end().await
     }
 
-    /// A file of the project's last report.
-    pub(crate) fn report(&self, environment: &str, file: &str) -> String {
-        let path = self
-            .project()
-            .join("friday-report")
-            .join(environment)
-            .join(file);
+    /// A file of the last report of a service.
+    pub(crate) fn report(&self, service: &str, file: &str) -> String {
+        let environment = if service == STAGING {
+            "staging"
+        } else {
+            "production"
+        };
+        let reports = self.project().join("friday-report");
+        let path = reports.join(environment).join(service).join(file);
         fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
@@ -273,7 +275,7 @@ fn lay_out(into: &Path) {
     let file = into.join(".gitlab-ci.yml");
     let text = fs::read_to_string(&file).unwrap();
     let text = text.replace("/platform/friday/", "/$CI_PROJECT_PATH/");
-    fs::write(&file, text.replace("@1\n", "@$CI_COMMIT_SHA\n")).unwrap();
+    fs::write(&file, text.replace("@main\n", "@$CI_COMMIT_SHA\n")).unwrap();
     become_a_repository(into);
 }
 

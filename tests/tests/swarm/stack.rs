@@ -1,6 +1,7 @@
 //! README's section "On your Swarm", word for word, on an engine that is no swarm yet: the whole system from `swarm/up` on,
-//! a release of the worker under tweets, and `swarm/down`.
+//! a release of the worker under tweets, a second one from a GitLab, and `swarm/down`.
 
+mod gitlab;
 mod images;
 
 use std::fmt::Write as _;
@@ -11,6 +12,8 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use system_tests::{Lab, START_TRIES, friday, pause};
 
+use self::gitlab::GitLab;
+
 /// Longest time of a step, in seconds; a release takes about 70.
 const STEP_SECONDS_MAX: &str = "300";
 
@@ -18,7 +21,7 @@ const STEP_SECONDS_MAX: &str = "300";
 const RATE: u32 = 150;
 
 /// Tweets of the file, each with an id of its own: enough for the longest time that the test may take.
-const TWEETS: u64 = 60_000;
+const TWEETS: u64 = 90_000;
 
 /// Every so many lines one is no tweet.
 const MALFORMED_EVERY: u64 = 200;
@@ -38,9 +41,8 @@ fn readmes_steps_release_a_worker_on_a_swarm_and_lose_no_tweet() {
     for step in before {
         swarm.run(step);
     }
-    let worker = swarm.image_of("friday_tweets-worker");
     assert_eq!(
-        worker,
+        swarm.image_of("friday_tweets-worker"),
         swarm.id_of("tweets-worker:v2"),
         "the service runs the new image"
     );
@@ -54,12 +56,18 @@ fn readmes_steps_release_a_worker_on_a_swarm_and_lose_no_tweet() {
     );
     swarm.everything_is_scraped();
     swarm.run("! swarm/friday list --url http://controller:7070");
+    let gitlab = GitLab::start(&swarm);
+    swarm.run(&gitlab.up(""));
+    swarm.run("swarm/build worker tweets-worker:v3");
+    gitlab.push(&swarm, "tweets-worker:v3");
+    let worker = swarm.image_of("friday_tweets-worker");
+    assert_eq!(worker, swarm.id_of("tweets-worker:v3"), "its first canary");
     let produced = swarm.end_of_input();
     swarm.until_stored(produced);
     swarm.nothing_runs_as_root_but_who_needs_the_engine();
     // Again: nothing is replaced, and what was released stays.
     let before = swarm.tasks();
-    swarm.run("PRODUCERS=0 swarm/up");
+    swarm.run(&gitlab.up("PRODUCERS=0"));
     assert_eq!(swarm.image_of("friday_tweets-worker"), worker);
     let after = swarm.tasks();
     let others = |tasks: &str| -> Vec<String> {
@@ -121,6 +129,12 @@ impl OwnSwarm {
             ("TWEETS_RATE", RATE.to_string()),
         ];
         Self { lab, variables }
+    }
+
+    /// What a variable of the steps is.
+    fn variable(&self, name: &str) -> &str {
+        let found = self.variables.iter().find(|(known, _)| *known == name);
+        &found.unwrap().1
     }
 
     /// Runs a step in the repository, as if typed on the node; what it printed.

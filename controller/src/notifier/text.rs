@@ -3,6 +3,7 @@
 //! Names and reasons come from people and pipelines. In Markdown they could ping everybody, close issues by a quick action,
 //! or break the table; so each is made plain first.
 
+use reqwest::Url;
 use rollout::judge::ArmCounts;
 use rollout::{Ending, Phase};
 
@@ -147,11 +148,15 @@ pub(super) fn ticket(audience: &Audience, saved: &Saved) -> String {
     text
 }
 
-/// A URL that cannot end the link it is in.
+/// A URL that cannot end the link it is in, whoever wrote it: read anew, so that blanks and line breaks are gone from it.
 fn link(url: &str) -> String {
-    url.replace('(', "%28")
+    let Ok(url) = Url::parse(url) else {
+        return String::new();
+    };
+    url.as_str()
+        .replace('(', "%28")
         .replace(')', "%29")
-        .replace(' ', "%20")
+        .replace('|', "%7C")
 }
 
 /// What the decision rests on: a sentence, a table, and where to read on.

@@ -505,6 +505,12 @@ impl Client {
                 url,
                 problem,
             },
+            // Something that takes TLS off, say, while the controller behind it restarts.
+            Err(_) if matches!(status.as_u16(), 429 | 502..=504) => ClientError::Unavailable {
+                action,
+                url,
+                problem: Box::new(in_front(status)),
+            },
             Ok(_) | Err(_) => self.alien(&action, status, "no problem document".to_owned()),
         }
     }
@@ -533,6 +539,16 @@ impl Client {
             status,
             reason,
         }
+    }
+}
+
+/// What a proxy's answer says in place of the controller's.
+fn in_front(status: StatusCode) -> Problem {
+    Problem {
+        code: "no_answer_behind_proxy".to_owned(),
+        status: status.as_u16(),
+        title: status.canonical_reason().unwrap_or("error").to_owned(),
+        detail: format!("something in front of it answered {status}"),
     }
 }
 
@@ -601,6 +617,25 @@ mod tests {
         assert_eq!(code(StatusCode::SERVICE_UNAVAILABLE, problem), 30);
         assert_eq!(code(StatusCode::NOT_FOUND, b"<html>"), 30);
         assert_eq!(code(StatusCode::FOUND, b""), 30);
+    }
+
+    #[test]
+    fn a_proxy_whose_controller_restarts_is_no_stranger() {
+        let client = Client::new("https://friday.example.com", None).unwrap();
+        let refusal = |status: u16, body: &[u8]| {
+            client.read_refusal("get x", StatusCode::from_u16(status).unwrap(), body)
+        };
+        let page = b"<html><h1>Bad Gateway</h1></html>";
+        for status in [429, 502, 503, 504] {
+            for body in [page.as_slice(), b"", b"{}", b"null"] {
+                let error = refusal(status, body);
+                assert!(error.is_transient(), "{error}");
+                assert!(error.to_string().contains(&status.to_string()), "{error}");
+            }
+        }
+        for status in [200, 302, 400, 404, 500, 501, 505] {
+            assert!(!refusal(status, page).is_transient(), "{status}");
+        }
     }
 
     #[test]

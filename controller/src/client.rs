@@ -203,6 +203,22 @@ impl Client {
         self.get("list rollouts", &url).await
     }
 
+    /// Rollouts of all services that are older than this one, newest first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn rollouts_before(
+        &self,
+        before: &str,
+        limit: u32,
+    ) -> Result<Vec<RolloutSummary>, ClientError> {
+        let mut url = self.at(&["rollouts"]);
+        url.query_pairs_mut()
+            .append_pair("limit", &limit.to_string())
+            .append_pair("before", before);
+        self.get("list rollouts", &url).await
+    }
+
     /// A rollout by its id, or the newest of a service.
     ///
     /// # Errors

@@ -21,15 +21,19 @@ const PIECE_CHARS_MAX: usize = 500;
 /// beginning does not come twice.
 pub(super) fn marker(saved: &Saved) -> String {
     let rollout = &saved.rollout;
-    let environment: String = rollout
-        .environment
-        .chars()
-        .filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/'))
-        .collect();
+    let environment = bare(&rollout.environment);
     format!(
         "<!-- friday:rollout={} environment={environment} since={} -->",
         rollout.id, rollout.created
     )
+}
+
+/// What is a name anywhere of a text from outside.
+fn bare(text: &str) -> String {
+    text.chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/'))
+        .take(PIECE_CHARS_MAX)
+        .collect()
 }
 
 /// Text from outside for Markdown: one line, no markup, no mention, no quick action.
@@ -112,11 +116,8 @@ pub(super) fn note(audience: &Audience, saved: &Saved) -> String {
 /// A ticket's title.
 pub(super) fn title(saved: &Saved) -> String {
     let rollout = &saved.rollout;
-    let environment: String = rollout
-        .environment
-        .chars()
-        .filter(|c| !c.is_control())
-        .collect();
+    // A title too mentions people and other tickets, and knows no markup that would keep it from that.
+    let environment = bare(&rollout.environment);
     format!("Release {} to {environment}", rollout.id)
 }
 

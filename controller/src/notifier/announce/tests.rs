@@ -195,7 +195,11 @@ fn what_people_write_is_no_order_to_gitlab_and_calls_nobody() {
         !chat.contains("<!channel>") && chat.contains("&lt;!channel&gt;"),
         "{chat}"
     );
-    assert!(!text::title(&rolled_back).contains('\n'));
+    rolled_back.rollout.environment = "@all\n#1 !2 ~x review/a_b-1.2".into();
+    assert_eq!(
+        text::title(&rolled_back),
+        "Release tweets-worker-3 to all12xreview/a_b-1.2"
+    );
 }
 
 #[test]

@@ -39,6 +39,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// How long a message is tried. A token that ran out, or a GitLab that is moved, is noticed within a week of working days.
 const AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
+/// How often it is tried at the least: about an hour. A clock that is a week ahead for a moment ends no message.
+const ATTEMPTS_MIN: u32 = 20;
+
 /// Longest wait for one message to be told; its requests have limits of their own.
 const TELL_MAX: Duration = Duration::from_secs(10 * 60);
 
@@ -193,7 +196,8 @@ impl Notifier {
         let (rollout, topic) = (&message.rollout, &message.topic);
         let destination = message.destination.as_str();
         let now = self.clock.elapsed();
-        let is_old = age(message.at, self.clock.now()) > AGE_MAX;
+        let is_old =
+            message.attempts >= ATTEMPTS_MIN && age(message.at, self.clock.now()) > AGE_MAX;
         if reach == Reach::Never || is_old {
             tracing::error!(%rollout, destination, topic, error, "given up: nobody is told");
             return Settled::Dead { error };

@@ -7,13 +7,14 @@ use serde_json::json;
 use super::*;
 use crate::store::outbox::OutboxState;
 
-/// Goes with tokio's time, which is paused.
+/// Goes with tokio's time, which is paused; its time of day may be ahead.
 #[derive(Debug)]
-struct TokioClock(tokio::time::Instant);
+struct TokioClock(tokio::time::Instant, Mutex<Duration>);
 
 impl Clock for TokioClock {
     fn now(&self) -> Timestamp {
-        start() + self.0.elapsed()
+        let ahead = *lock(&self.1);
+        start() + self.0.elapsed() + ahead
     }
 
     fn elapsed(&self) -> Duration {
@@ -86,6 +87,9 @@ impl Outbox for Memory {
 
     async fn settle(&self, _: u64, message: &Message, settled: &Settled) -> Result<(), StoreError> {
         if let Settled::Failed { .. } = settled {
+            for one in lock(&self.waiting).iter_mut() {
+                one.attempts += u32::from(one.id == message.id);
+            }
             let slow = *lock(&self.slow);
             tokio::time::sleep(slow).await;
             return Ok(());
@@ -125,7 +129,7 @@ impl World {
         Self {
             store: Arc::default(),
             courier: Arc::default(),
-            clock: Arc::new(TokioClock(tokio::time::Instant::now())),
+            clock: Arc::new(TokioClock(tokio::time::Instant::now(), Mutex::default())),
             wake: watch::Sender::new(0),
             running: None,
         }
@@ -291,5 +295,20 @@ async fn gives_up_what_can_never_be_told_and_what_nobody_took_for_a_week() {
     assert_eq!(*lock(&world.store.dead), 1);
     world.until_told(2 * 24 * HOUR).await;
     assert_eq!(*lock(&world.store.dead), 2);
+    world.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_a_month_ahead_for_a_minute_gives_nothing_up() {
+    let mut world = World::new();
+    *lock(&world.courier.away) = Some(failure(Reach::Everything, None));
+    world.say("web-1", "note", 1);
+    world.begin();
+    *lock(&world.clock.1) = 30 * 24 * HOUR;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    *lock(&world.clock.1) = Duration::ZERO;
+    *lock(&world.courier.away) = None;
+    world.until_told(HOUR).await;
+    assert_eq!(*lock(&world.store.dead), 0);
     world.end().await;
 }

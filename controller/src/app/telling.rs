@@ -33,6 +33,9 @@ pub struct TellArgs {
         value_name = "DIR"
     )]
     pub secrets_dir: PathBuf,
+    /// Let `notify` in a friday.yml name webhooks at http:// of this machine: who may deploy then reaches what listens here
+    #[arg(long)]
+    pub notify_loopback: bool,
     /// Where people find the board, for links in messages, such as https://friday.example.com
     #[arg(long, env = "FRIDAY_PUBLIC_URL", value_name = "URL")]
     pub public_url: Option<String>,
@@ -77,6 +80,8 @@ pub struct Telling {
     pub audience: Audience,
     /// The folder below which messages may name files.
     pub secrets: PathBuf,
+    /// Whether a `friday.yml` may name webhooks of this machine.
+    pub loopback: bool,
     /// What GitLab's alert endpoint is verified with, in place of the system's authorities.
     pub ca: Option<PathBuf>,
 }
@@ -114,6 +119,7 @@ impl Telling {
             gitlab: client,
             audience,
             secrets: tell.secrets_dir.clone(),
+            loopback: tell.notify_loopback,
             ca: ca.filter(|path| !path.as_os_str().is_empty()).cloned(),
         })
     }
@@ -135,7 +141,8 @@ impl Telling {
             job_tokens,
             self.secrets,
             self.ca,
-        );
+        )
+        .open_to_loopback(self.loopback);
         let notifier = Notifier {
             store,
             term,
@@ -176,6 +183,7 @@ mod tests {
         let check = |dir: &PathBuf, file: &PathBuf| {
             let args = TellArgs {
                 secrets_dir: dir.clone(),
+                notify_loopback: false,
                 public_url: None,
             };
             args.check_own([("--tokens", None), ("--gitlab-token-file", Some(file))])

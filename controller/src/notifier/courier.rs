@@ -131,6 +131,14 @@ impl Outgoing {
             post: Post::new(secrets, ca),
         }
     }
+
+    /// The same; whether a `friday.yml` may name a webhook at http:// of this machine. Whoever may deploy could then send to
+    /// whatever listens here.
+    #[must_use]
+    pub fn open_to_loopback(mut self, is_open: bool) -> Self {
+        self.post.is_open_to_near = is_open;
+        self
+    }
 }
 
 #[async_trait]

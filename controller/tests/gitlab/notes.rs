@@ -95,7 +95,8 @@ impl World {
             Arc::clone(&self.tokens),
             self.folder.path().join("secrets"),
             None,
-        );
+        )
+        .open_to_loopback(true);
         let notifier = Notifier {
             store: Arc::clone(&self.store) as Arc<dyn Outbox>,
             term: self.term,

@@ -136,12 +136,8 @@ pub fn router(api: Api) -> Router {
             "/api/v1/services/{name}/lock",
             get(locks::list).put(locks::take).delete(locks::give_back),
         )
-        .route(
-            "/api/v1/webhooks/gitlab",
-            post(webhooks::gitlab).layer(DefaultBodyLimit::max(
-                crate::gitlab::webhook::BODY_BYTES_MAX,
-            )),
-        )
+        // It reads its body itself, within its own limits.
+        .route("/api/v1/webhooks/gitlab", post(webhooks::gitlab))
         .route("/api/v1/stream", get(events::stream))
         .route("/api/v1/proxies", get(proxies::list))
         .route("/api/v1/proxies/{name}/table", get(proxies::table))

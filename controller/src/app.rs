@@ -168,6 +168,22 @@ pub async fn serve_until(args: ServeArgs, stop: CancellationToken) -> anyhow::Re
         .transpose()
         .context("--prometheus")?;
     let metrics = prometheus.map(|prometheus| Arc::new(prometheus) as Arc<dyn MetricsSource>);
+    args.tell.check_own([
+        (
+            "--gitlab-token-file",
+            args.gitlab.gitlab_token_file.as_ref(),
+        ),
+        (
+            "--webhook-secret-file",
+            args.hooks.webhook_secret_file.as_ref(),
+        ),
+        (
+            "--webhook-signing-key-file",
+            args.hooks.webhook_signing_key_file.as_ref(),
+        ),
+        ("--tls-key", args.tls.tls_key.as_ref()),
+        ("--tokens", args.tokens.as_ref()),
+    ])?;
     let telling = Telling::open(&args.gitlab, &args.tell)?;
     std::fs::create_dir_all(&args.state_dir)
         .with_context(|| format!("--state-dir {} cannot be made", args.state_dir.display()))?;
@@ -218,6 +234,11 @@ fn who_may(
         .map(|file| Identities::open(file, Arc::clone(clock)))
         .transpose()
         .context("--identities")?;
+    if let Some(identities) = &identities {
+        let own = identities.secret_files();
+        args.tell
+            .check_own(own.map(|file| ("--identities", file)))?;
+    }
     if file.is_none() && identities.is_none() {
         return Ok(None);
     }

@@ -2,9 +2,11 @@
 //! whose chain of hashes is checked on the way. Pure.
 //!
 //! The chain says that no entry was changed, left out or put in between. It cannot say that the newest entries were not cut
-//! off: whoever wants to know that keeps the number and the hash of an earlier look, and asks for them again.
+//! off: the rollouts beside it say so, as far as nobody wrote those anew too. Whoever wants to be certain keeps the number
+//! and the hash of an earlier look, and asks for them again.
 
 mod csv;
+mod rows;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +19,7 @@ use crate::store::{Event, event_hash};
 use crate::words;
 
 pub use csv::csv;
+pub use rows::Rows;
 
 /// Orders of one rollout that are kept. A rollout has some; a script that orders in a loop shall not fill the table.
 const ORDERS_MAX: usize = 100;
@@ -63,23 +66,34 @@ pub enum Broken {
         /// One that there was.
         seq: i64,
     },
+    /// A rollout is where the log never had it.
+    #[error(
+        "the log ends with event {last} and says nothing of {rollout} being {phase}: its end was cut off, or the rollout was written anew"
+    )]
+    Untold {
+        /// The last there is.
+        last: i64,
+        /// The rollout.
+        rollout: String,
+        /// Where it is.
+        phase: String,
+    },
 }
 
 /// The chain, checked entry by entry.
 #[derive(Debug, Clone, Default)]
 pub struct Chain {
     head: Head,
-    expected: Option<Head>,
-    is_met: bool,
+    expected: Vec<Head>,
 }
 
 impl Chain {
-    /// A chain from the beginning of the log; `expected` is an entry that an earlier look found.
+    /// A chain from the beginning of the log; `expected` are entries that earlier looks found.
     #[must_use]
-    pub fn new(expected: Option<Head>) -> Self {
+    pub fn new(expected: impl IntoIterator<Item = Head>) -> Self {
         Self {
-            expected,
-            ..Self::default()
+            head: Head::default(),
+            expected: expected.into_iter().filter(|head| head.seq > 0).collect(),
         }
     }
 
@@ -115,12 +129,15 @@ impl Chain {
         if hash != event.hash {
             return Err(Broken::Changed { seq: event.seq });
         }
-        if let Some(expected) = self.expected.as_ref().filter(|head| head.seq == event.seq) {
-            if expected.hash != hash {
-                return Err(Broken::Rewritten { seq: event.seq });
-            }
-            self.is_met = true;
+        let here = |head: &Head| head.seq == event.seq;
+        if self
+            .expected
+            .iter()
+            .any(|head| here(head) && head.hash != hash)
+        {
+            return Err(Broken::Rewritten { seq: event.seq });
         }
+        self.expected.retain(|head| !here(head));
         self.head = Head {
             seq: event.seq,
             hash,
@@ -131,14 +148,14 @@ impl Chain {
     /// The last entry, once there are no more.
     ///
     /// # Errors
-    /// The entry that was expected never came.
+    /// An entry that was expected never came.
     pub fn finish(self) -> Result<Head, Broken> {
-        match self.expected {
-            Some(expected) if !self.is_met && expected.seq > 0 => Err(Broken::CutOff {
+        match self.expected.iter().map(|head| head.seq).max() {
+            Some(seq) => Err(Broken::CutOff {
                 last: self.head.seq,
-                seq: expected.seq,
+                seq,
             }),
-            Some(_) | None => Ok(self.head),
+            None => Ok(self.head),
         }
     }
 }

@@ -346,6 +346,7 @@ async fn dispatch(
 ) -> anyhow::Result<u8> {
     use crate::api::types::Order;
     let client = || client_of(None);
+    let orderly = || anyhow::Ok(orders::orderly(client()?, context));
     match command {
         Command::Serve(args) => crate::app::serve(*args).await.map(|()| 0),
         Command::Agent(args) => {
@@ -365,15 +366,15 @@ async fn dispatch(
         Command::Watch(args) => watch::watch(args, context, &client()?).await,
         Command::Status(args) => rollouts::status(args, context, &client()?).await,
         Command::History(args) => rollouts::history(args, context, &client()?).await,
-        Command::Promote(args) => orders::promote(args, context, &client()?).await,
-        Command::Pause(args) => orders::order(Order::Pause, args, context, &client()?).await,
-        Command::Resume(args) => orders::order(Order::Resume, args, context, &client()?).await,
-        Command::Abort(args) => orders::order(Order::Abort, args, context, &client()?).await,
-        Command::Approve(args) => orders::approve(args, context, &client()?).await,
-        Command::Reject(args) => orders::order(Order::Reject, args, context, &client()?).await,
-        Command::Retry(args) => orders::retry(args, context, &client()?).await,
-        Command::Undo(args) => orders::undo(args, context, &client()?).await,
-        Command::Rollback(args) => orders::rollback(args, context, &client()?).await,
+        Command::Promote(args) => orders::promote(args, context, &orderly()?).await,
+        Command::Pause(args) => orders::order(Order::Pause, args, context, &orderly()?).await,
+        Command::Resume(args) => orders::order(Order::Resume, args, context, &orderly()?).await,
+        Command::Abort(args) => orders::order(Order::Abort, args, context, &orderly()?).await,
+        Command::Approve(args) => orders::approve(args, context, &orderly()?).await,
+        Command::Reject(args) => orders::order(Order::Reject, args, context, &orderly()?).await,
+        Command::Retry(args) => orders::retry(args, context, &orderly()?).await,
+        Command::Undo(args) => orders::undo(args, context, &orderly()?).await,
+        Command::Rollback(args) => orders::rollback(args, context, &orderly()?).await,
         Command::Lock(args) => lock::lock(args, context, &client()?).await,
         Command::Unlock(args) => lock::unlock(args, context, &client()?).await,
         Command::Audit(args) => audit::audit(args, context, client).await,

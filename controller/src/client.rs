@@ -23,7 +23,7 @@ use reqwest::Url;
 use rollout::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::api::types::agents::{AgentReport, AgentView};
 use crate::api::types::health::HealthView;
@@ -48,6 +48,18 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Longest answer. A rollout of 100 steps and 1,000 tasks is 400 KiB; a page of 1,000 events about as much.
 const BODY_BYTES_MAX: usize = 16 << 20;
 
+/// The pause before a request is made again, growing up to the greatest.
+const RETRY: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// For how long requests are made again, and who hears of it.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    limit: Duration,
+    until: Instant,
+    said: fn(&ClientError, Duration),
+}
+
 /// The controller at one address.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -55,6 +67,7 @@ pub struct Client {
     base: Url,
     token: Option<Token>,
     job_token: Option<JobToken>,
+    patience: Option<Patience>,
 }
 
 impl Client {
@@ -92,6 +105,7 @@ impl Client {
             base,
             token,
             job_token: None,
+            patience: None,
         })
     }
 
@@ -113,6 +127,21 @@ impl Client {
         }
     }
 
+    /// The same, and from now on for this long a request that got no answer is made again, as long as that cannot do a
+    /// thing twice. `said` hears of the first failure of each, and of the limit.
+    #[must_use]
+    pub fn patient(self, limit: Duration, said: fn(&ClientError, Duration)) -> Self {
+        let patience = Patience {
+            limit,
+            until: Instant::now() + limit,
+            said,
+        };
+        Self {
+            patience: Some(patience),
+            ..self
+        }
+    }
+
     /// The controller's address, for messages.
     #[must_use]
     pub fn url(&self) -> &str {
@@ -126,7 +155,10 @@ impl Client {
     pub async fn deploy(&self, request: &DeployRequest) -> Result<RolloutView, ClientError> {
         let action = "start a rollout";
         let request = self.with_body(action, &self.at(&["rollouts"]), request)?;
-        self.answer(action, self.for_job(request)).await
+        // Who asks for the same release again is told of the rollout that it has.
+        let request = self.for_job(request);
+        self.answer_or(action, request, ClientError::is_transient)
+            .await
     }
 
     /// Takes, renews or gives back the lease of the rollout with this id.
@@ -168,6 +200,22 @@ impl Client {
         if let Some(service) = service {
             url.query_pairs_mut().append_pair("service", service);
         }
+        self.get("list rollouts", &url).await
+    }
+
+    /// Rollouts of all services that are older than this one, newest first.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn rollouts_before(
+        &self,
+        before: &str,
+        limit: u32,
+    ) -> Result<Vec<RolloutSummary>, ClientError> {
+        let mut url = self.at(&["rollouts"]);
+        url.query_pairs_mut()
+            .append_pair("limit", &limit.to_string())
+            .append_pair("before", before);
         self.get("list rollouts", &url).await
     }
 
@@ -444,7 +492,37 @@ impl Client {
         action: &str,
         request: Request<Full<Bytes>>,
     ) -> Result<T, ClientError> {
-        let (status, body) = self.exchange(action, request).await?;
+        let may_repeat = if request.method() == Method::GET {
+            ClientError::is_transient
+        } else {
+            ClientError::is_untouched
+        };
+        self.answer_or(action, request, may_repeat).await
+    }
+
+    /// The answer; after a failure that `may_repeat` likes it is asked for again, as long as there is patience.
+    async fn answer_or<T: DeserializeOwned>(
+        &self,
+        action: &str,
+        request: Request<Full<Bytes>>,
+        may_repeat: fn(&ClientError) -> bool,
+    ) -> Result<T, ClientError> {
+        let mut failures = 0;
+        let (status, body) = loop {
+            let error = match self.exchange(action, request.clone()).await {
+                Ok(answer) => break answer,
+                Err(error) => error,
+            };
+            let patience = self.patience.filter(|_| may_repeat(&error));
+            let Some(patience) = patience.filter(|one| Instant::now() < one.until) else {
+                return Err(error);
+            };
+            if failures == 0 {
+                (patience.said)(&error, patience.limit);
+            }
+            tokio::time::sleep(pause(failures)).await;
+            failures += 1;
+        };
         serde_json::from_slice(&body).map_err(|error| self.alien(action, status, error.to_string()))
     }
 
@@ -505,6 +583,12 @@ impl Client {
                 url,
                 problem,
             },
+            // Something that takes TLS off, say, while the controller behind it restarts.
+            Err(_) if matches!(status.as_u16(), 429 | 502..=504) => ClientError::Unavailable {
+                action,
+                url,
+                problem: Box::new(in_front(status)),
+            },
             Ok(_) | Err(_) => self.alien(&action, status, "no problem document".to_owned()),
         }
     }
@@ -533,6 +617,24 @@ impl Client {
             status,
             reason,
         }
+    }
+}
+
+/// The pause after so many failures before this one.
+pub(crate) fn pause(failures: u32) -> Duration {
+    /// 2^10 times the first pause is beyond the greatest.
+    const DOUBLED_MAX: u32 = 10;
+    let pause = RETRY.saturating_mul(1 << failures.min(DOUBLED_MAX));
+    pause.min(RETRY_MAX)
+}
+
+/// What a proxy's answer says in place of the controller's.
+fn in_front(status: StatusCode) -> Problem {
+    Problem {
+        code: "no_answer_behind_proxy".to_owned(),
+        status: status.as_u16(),
+        title: status.canonical_reason().unwrap_or("error").to_owned(),
+        detail: format!("something in front of it answered {status}"),
     }
 }
 
@@ -601,6 +703,53 @@ mod tests {
         assert_eq!(code(StatusCode::SERVICE_UNAVAILABLE, problem), 30);
         assert_eq!(code(StatusCode::NOT_FOUND, b"<html>"), 30);
         assert_eq!(code(StatusCode::FOUND, b""), 30);
+    }
+
+    #[test]
+    fn a_proxy_whose_controller_restarts_is_no_stranger() {
+        let client = Client::new("https://friday.example.com", None).unwrap();
+        let refusal = |status: u16, body: &[u8]| {
+            client.read_refusal("get x", StatusCode::from_u16(status).unwrap(), body)
+        };
+        let page = b"<html><h1>Bad Gateway</h1></html>";
+        for status in [429, 502, 503, 504] {
+            for body in [page.as_slice(), b"", b"{}", b"null"] {
+                let error = refusal(status, body);
+                assert!(error.is_transient(), "{error}");
+                assert!(error.to_string().contains(&status.to_string()), "{error}");
+            }
+        }
+        for status in [200, 302, 400, 404, 500, 501, 505] {
+            assert!(!refusal(status, page).is_transient(), "{status}");
+        }
+    }
+
+    #[test]
+    fn an_order_is_given_again_only_where_nobody_heard_of_it() {
+        let client = Client::new("https://friday.example.com", None).unwrap();
+        let refusal = |code: &str| {
+            let body =
+                format!(r#"{{"code":"{code}","status":503,"title":"No","detail":"not now"}}"#);
+            client.read_refusal(
+                "approve web-3",
+                StatusCode::SERVICE_UNAVAILABLE,
+                body.as_bytes(),
+            )
+        };
+        for (code, untouched) in [
+            ("keys_unreachable", true),
+            ("job_unknown", true),
+            // It may have been done when the answer was lost.
+            ("busy", false),
+            ("store_failed", false),
+            ("no_answer_behind_proxy", false),
+        ] {
+            let error = refusal(code);
+            assert!(error.is_transient(), "{code}");
+            assert_eq!(error.is_untouched(), untouched, "{code}");
+        }
+        let late = client.unreachable("approve web-3", TransportError::Late(ANSWER_MAX));
+        assert!(late.is_transient() && !late.is_untouched());
     }
 
     #[test]

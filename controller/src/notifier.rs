@@ -39,6 +39,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// How long a message is tried. A token that ran out, or a GitLab that is moved, is noticed within a week of working days.
 const AGE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
+/// How often it is tried at the least: about an hour. A clock that is a week ahead for a moment ends no message.
+const ATTEMPTS_MIN: u32 = 20;
+
 /// Longest wait for one message to be told; its requests have limits of their own.
 const TELL_MAX: Duration = Duration::from_secs(10 * 60);
 
@@ -64,8 +67,18 @@ pub struct Notifier {
 struct Lane {
     /// All of them.
     away: Pause,
+    /// About whom the message was that began it.
+    doubted: Option<RolloutId>,
     /// Those of some rollouts.
     held: BTreeMap<RolloutId, Pause>,
+}
+
+impl Lane {
+    /// When what is about this rollout may be told, by the clock's elapsed time.
+    fn free_from(&self, rollout: &RolloutId) -> Duration {
+        let held = self.held.get(rollout).map(Pause::until);
+        held.unwrap_or_default().max(self.away.until())
+    }
 }
 
 impl Notifier {
@@ -119,17 +132,16 @@ impl Notifier {
         lane.held.retain(|rollout, _| waiting.contains(rollout));
         // What comes after a message that waits waits too, if it is about the same rollout.
         let mut behind: BTreeSet<&RolloutId> = BTreeSet::new();
+        // When the first of those that wait may be told.
+        let mut soonest: Option<Duration> = None;
         for message in &messages {
-            let now = self.clock.elapsed();
-            if lane.away.until() > now || stop.is_cancelled() {
+            if stop.is_cancelled() {
                 break;
             }
-            let is_held = lane
-                .held
-                .get(&message.rollout)
-                .is_some_and(|pause| pause.until() > now);
-            if is_held || behind.contains(&message.rollout) {
+            let from = lane.free_from(&message.rollout);
+            if from > self.clock.elapsed() || behind.contains(&message.rollout) {
                 behind.insert(&message.rollout);
+                soonest = Some(soonest.map_or(from, |soonest| soonest.min(from)));
                 continue;
             }
             let outcome = tokio::select! {
@@ -151,20 +163,15 @@ impl Notifier {
             self.store.settle(self.term, message, &settled).await?;
             if matches!(settled, Settled::Failed { .. }) {
                 behind.insert(&message.rollout);
+                let from = lane.free_from(&message.rollout);
+                soonest = Some(soonest.map_or(from, |soonest| soonest.min(from)));
             }
         }
-        let later = self.clock.elapsed() + LOOK_EVERY;
         if messages.is_empty() {
             lane.away.end();
-            return Ok(later);
         }
         // A pause may be over by now, where saving what failed took longer: then it is time to look again, not to rest.
-        let held = lane.held.values().map(Pause::until).min();
-        Ok(if lane.away.is_one() {
-            lane.away.until()
-        } else {
-            held.unwrap_or(later)
-        })
+        Ok(soonest.unwrap_or_else(|| self.clock.elapsed() + LOOK_EVERY))
     }
 
     async fn tell(&self, message: &Message) -> Result<Option<String>, Undelivered> {
@@ -189,16 +196,27 @@ impl Notifier {
         let (rollout, topic) = (&message.rollout, &message.topic);
         let destination = message.destination.as_str();
         let now = self.clock.elapsed();
-        let is_old = age(message.at, self.clock.now()) > AGE_MAX;
+        let is_old =
+            message.attempts >= ATTEMPTS_MIN && age(message.at, self.clock.now()) > AGE_MAX;
         if reach == Reach::Never || is_old {
             tracing::error!(%rollout, destination, topic, error, "given up: nobody is told");
             return Settled::Dead { error };
         }
-        let pause = match reach {
-            Reach::Everything => &mut lane.away,
-            Reach::Rollout | Reach::Never => lane.held.entry(rollout.clone()).or_default(),
+        // What seems to be everybody's trouble may be that of this rollout alone. So another one is tried before it, and ends
+        // the pause of all if it is told; and that pause grows only if another one meets the same.
+        let after = match reach {
+            Reach::Everything => {
+                if lane.doubted.as_ref() == Some(rollout) {
+                    lane.away.end();
+                }
+                lane.doubted = Some(rollout.clone());
+                let away = lane.away.begin(now, after, self.pace);
+                Some(away + self.pace.first)
+            }
+            Reach::Rollout | Reach::Never => after,
         };
-        let wait = pause.begin(now, after, self.pace);
+        let held = lane.held.entry(rollout.clone()).or_default();
+        let wait = held.begin(now, after, self.pace);
         tracing::warn!(%rollout, destination, topic, error, ?wait, "not told; tried again");
         Settled::Failed { error }
     }

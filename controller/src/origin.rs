@@ -15,6 +15,9 @@ pub use job_token::{JOB_TOKEN_HEADER, JobToken, JobTokens};
 /// each of at most four bytes, and an address holds two of them.
 const TEXT_BYTES_MAX: usize = 4 << 10;
 
+/// Digits of a commit's hash, by SHA-256; by SHA-1 it has 40.
+const SHA_DIGITS_MAX: usize = 64;
+
 /// The job, its pipeline, commit and person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -96,7 +99,8 @@ impl Origin {
     /// Whether it is one that may be kept and shown.
     ///
     /// # Errors
-    /// A text is too long, or an address is none of the web: the field, and what was expected.
+    /// A text is too long, an address is none of the web, or a commit or a branch has a name that none can have: the field,
+    /// and what was expected.
     pub fn check(&self) -> Result<(), String> {
         let texts = [
             ("project_path", Some(&self.project_path)),
@@ -128,16 +132,28 @@ impl Origin {
                 ));
             }
         }
+        // In a path, which GitLab is asked at, dots would be another path.
+        if self.sha.len() > SHA_DIGITS_MAX || !self.sha.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(format!(
+                "origin.sha is no commit: expected at most {SHA_DIGITS_MAX} hexadecimal digits"
+            ));
+        }
+        if matches!(self.ref_name.as_str(), "." | "..") {
+            return Err("origin.ref_name is no branch and no tag".to_owned());
+        }
         Ok(())
     }
 }
 
-/// Whether a text may stand in a link: `javascript:` may not.
+/// Whether a text may stand in a link: `javascript:` may not, nor one of more than a word, which a parser would mend and a
+/// reader takes for what comes after the link.
 fn is_link(text: &str) -> bool {
-    Url::parse(text).is_ok_and(|url| {
-        matches!(url.scheme(), "https" | "http")
-            && url.host_str().is_some_and(|host| !host.is_empty())
-    })
+    let is_word = !text.chars().any(|c| c.is_control() || c.is_whitespace());
+    is_word
+        && Url::parse(text).is_ok_and(|url| {
+            matches!(url.scheme(), "https" | "http")
+                && url.host_str().is_some_and(|host| !host.is_empty())
+        })
 }
 
 #[cfg(test)]

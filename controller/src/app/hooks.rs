@@ -1,4 +1,7 @@
 //! What GitLab says from its side: freeze periods, and hooks that hint at what happened.
+//!
+//! Hints are in memory alone. One that was taken just before the controller ended is lost: a release whose job waits goes
+//! back by its lease all the same, one that nobody waits for goes on.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,7 +57,8 @@ pub struct HookArgs {
     /// File of their signing token (whsec_…), GitLab 19.0 and later; with both, both must fit
     #[arg(long, env = "FRIDAY_WEBHOOK_SIGNING_KEY_FILE", value_parser = path(), value_name = "FILE")]
     pub webhook_signing_key_file: Option<PathBuf>,
-    /// What a cancelled pipeline does to the rollouts that it started
+    /// What a cancelled pipeline does to the rollouts that it started; a hook is lost if the controller ends just then, the
+    /// lease of a job that waits is not
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     pub on_pipeline_cancel: OnPipelineCancel,
 }

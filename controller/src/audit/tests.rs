@@ -152,6 +152,79 @@ fn an_earlier_look_finds_a_log_that_was_cut_off_or_written_anew() {
 }
 
 #[test]
+fn every_earlier_look_counts() {
+    let whole = log();
+    let seen = |seq: usize| Head {
+        seq: whole[seq - 1].seq,
+        hash: whole[seq - 1].hash.clone(),
+    };
+    let check = |log: &[Event], heads: &[Head]| {
+        let mut chain = Chain::new(heads.to_vec());
+        for event in log {
+            chain.take(event)?;
+        }
+        chain.finish()
+    };
+    assert!(check(&whole, &[seen(3), seen(7), seen(3)]).is_ok());
+    let cut = Err(Broken::CutOff { last: 5, seq: 7 });
+    assert_eq!(check(&whole[..5], &[seen(3), seen(7)]), cut);
+    assert_eq!(check(&whole[..5], &[seen(7), seen(6)]), cut);
+    let other = Head {
+        hash: seen(4).hash,
+        ..seen(3)
+    };
+    assert_eq!(
+        check(&whole, &[seen(3), other]),
+        Err(Broken::Rewritten { seq: 3 })
+    );
+}
+
+#[test]
+fn a_rollout_that_is_further_than_its_log_shows_that_the_log_was_cut_off() {
+    let whole = log();
+    let ended: Phase = serde_json::from_value(whole[6].data["to"].clone()).unwrap();
+    let deploying = Phase::Deploying {
+        elapsed: rollout::Duration::from_secs(3),
+    };
+    let check = |log: &[Event], second: &Phase| {
+        let rollouts = [("web-1", &Phase::Promoted), ("web-2", second)];
+        let mut rows = Rows::new(rollouts.map(|(id, phase)| (id.to_owned(), phase.clone())));
+        for event in log {
+            rows.take(event);
+        }
+        let head = Head {
+            seq: i64::try_from(log.len()).unwrap(),
+            hash: String::new(),
+        };
+        rows.finish(&head)
+    };
+    let untold = |last: i64, rollout: &str, phase: &str| {
+        Err(Broken::Untold {
+            last,
+            rollout: rollout.to_owned(),
+            phase: phase.to_owned(),
+        })
+    };
+    assert_eq!(check(&whole, &ended), Ok(()));
+    // The log may have gone on since the rollouts were read.
+    assert_eq!(check(&whole, &deploying), Ok(()));
+    assert_eq!(check(&whole[..6], &deploying), Ok(()));
+    assert_eq!(
+        check(&whole[..6], &ended),
+        untold(6, "web-2", "rolled back")
+    );
+    assert_eq!(
+        check(&whole[..5], &deploying),
+        untold(5, "web-2", "deploying")
+    );
+    assert_eq!(
+        check(&whole[..4], &deploying),
+        untold(4, "web-1", "promoted")
+    );
+    assert_eq!(check(&[], &deploying), untold(0, "web-1", "promoted"));
+}
+
+#[test]
 fn says_who_released_what() {
     let mut audit = Audit::default();
     for event in log() {

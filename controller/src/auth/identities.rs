@@ -57,6 +57,18 @@ pub struct Identities {
 }
 
 impl Identities {
+    /// The files of secrets that its file names, as far as it does.
+    #[must_use]
+    pub fn secret_files(&self) -> [Option<&PathBuf>; 2] {
+        let Directory { people, jobs, .. } = &self.directory;
+        let people = people.as_ref();
+        let jobs = jobs.as_ref();
+        [
+            people.and_then(|people| people.secret_file.as_ref()),
+            jobs.and_then(|jobs| jobs.running_token_file.as_ref()),
+        ]
+    }
+
     /// Those of a file. Blocks on the disk; the provider is asked once somebody comes.
     ///
     /// # Errors

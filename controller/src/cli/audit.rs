@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
+use rollout::Phase;
 use serde::{Deserialize, Serialize};
 
 use super::output::{Context, plain, table};
 use super::{Refusal, Usage, path};
 use crate::api::types::EventView;
-use crate::audit::{Audit, Broken, Chain, Head, Record, csv};
+use crate::audit::{Audit, Broken, Chain, Head, Record, Rows, csv};
 use crate::auth::read_limited;
 use crate::client::Client;
-use crate::store::{Event, Sqlite, Store as _};
+use crate::store::{Event, Saved, Sqlite, Store as _};
 
 /// Entries that are asked for at once: as many as a page has.
 const PAGE: u32 = 1_000;
@@ -87,6 +88,7 @@ struct Export<'a> {
 /// What is read of one.
 #[derive(Deserialize)]
 struct Exported {
+    head: Head,
     #[serde(default)]
     events: Vec<EventView>,
 }
@@ -116,7 +118,8 @@ struct Read {
 enum Source {
     Controller(Box<Client>),
     Store(Sqlite),
-    File(Vec<Event>),
+    /// And the last entry that there was when it was written.
+    File(Vec<Event>, Head),
 }
 
 impl Source {
@@ -125,7 +128,10 @@ impl Source {
         client: impl FnOnce() -> anyhow::Result<Client>,
     ) -> anyhow::Result<Self> {
         match (&from.file, &from.state_dir) {
-            (Some(file), _) => Ok(Self::File(of_file(file)?)),
+            (Some(file), _) => {
+                let (events, head) = of_file(file)?;
+                Ok(Self::File(events, head))
+            }
             (None, Some(folder)) => {
                 let file = folder.join("friday.db");
                 Ok(Self::Store(Sqlite::read_only(&file).await?))
@@ -142,7 +148,7 @@ impl Source {
                 Ok(page.into_iter().map(event).collect())
             }
             Self::Store(store) => Ok(store.events(None, after, PAGE).await?),
-            Self::File(events) => {
+            Self::File(events, _) => {
                 let from = usize::try_from(after)
                     .unwrap_or(usize::MAX)
                     .min(events.len());
@@ -151,9 +157,52 @@ impl Source {
             }
         }
     }
+
+    /// The last entry, if it is known beside the entries.
+    fn head(&self) -> Option<Head> {
+        match self {
+            Self::File(_, head) => Some(head.clone()),
+            Self::Controller(_) | Self::Store(_) => None,
+        }
+    }
+
+    /// Where every rollout is, as far as that is known beside the log.
+    async fn rollouts(&self) -> anyhow::Result<Rows> {
+        let mut all: Vec<(String, Phase)> = Vec::new();
+        loop {
+            let last = all.last().map(|(id, _)| id.as_str());
+            let page: Vec<(String, Phase)> = match self {
+                Self::Controller(client) => {
+                    let page = match last {
+                        None => client.rollouts(None, PAGE).await?,
+                        Some(last) => client.rollouts_before(last, PAGE).await?,
+                    };
+                    page.into_iter().map(|one| (one.id, one.phase)).collect()
+                }
+                Self::Store(store) => {
+                    let page = match last {
+                        None => store.history(None, PAGE).await?,
+                        Some(last) => {
+                            let last = rollout::RolloutId::from_text(last);
+                            let page = store.older(None, &last, PAGE).await?;
+                            page.unwrap_or_default()
+                        }
+                    };
+                    let place = |saved: Saved| (saved.rollout.id.to_string(), saved.rollout.phase);
+                    page.into_iter().map(place).collect()
+                }
+                Self::File(..) => Vec::new(),
+            };
+            if page.is_empty() {
+                return Ok(Rows::new(all));
+            }
+            all.extend(page);
+        }
+    }
 }
 
-fn of_file(file: &Path) -> anyhow::Result<Vec<Event>> {
+/// The entries of an export, and the last one that it names.
+fn of_file(file: &Path) -> anyhow::Result<(Vec<Event>, Head)> {
     let usage = |reason: String| Usage(format!("--file {}: {reason}", file.display()));
     let text = read_limited(file, FILE_BYTES_MAX).map_err(|error| usage(error.to_string()))?;
     let exported: Exported =
@@ -162,7 +211,8 @@ fn of_file(file: &Path) -> anyhow::Result<Vec<Event>> {
         let reason = "it has no events: `friday audit export --format json --events` writes them";
         return Err(usage(reason.to_owned()).into());
     }
-    Ok(exported.events.into_iter().map(event).collect())
+    let events = exported.events.into_iter().map(event).collect();
+    Ok((events, exported.head))
 }
 
 fn event(view: EventView) -> Event {
@@ -177,10 +227,19 @@ fn event(view: EventView) -> Event {
     }
 }
 
-async fn read(source: &Source, since: Option<Head>, keep: bool) -> anyhow::Result<Read> {
-    let broken =
-        |broken: Broken| Refusal(format!("the event log is not what was written: {broken}"));
-    let (mut chain, mut audit, mut events) = (Chain::new(since), Audit::default(), Vec::new());
+fn broken(broken: Broken) -> Refusal {
+    Refusal(format!("the event log is not what was written: {broken}"))
+}
+
+/// Reads the log and checks its chain; `rows` are the rollouts that it has to tell of, read before it.
+async fn read(
+    source: &Source,
+    since: Option<Head>,
+    mut rows: Rows,
+    keep: bool,
+) -> anyhow::Result<Read> {
+    let mut chain = Chain::new(since.into_iter().chain(source.head()));
+    let (mut audit, mut events) = (Audit::default(), Vec::new());
     loop {
         let page = source.page(chain.head().seq).await?;
         if page.is_empty() {
@@ -189,13 +248,16 @@ async fn read(source: &Source, since: Option<Head>, keep: bool) -> anyhow::Resul
         for event in page {
             chain.take(&event).map_err(broken)?;
             audit.take(&event);
+            rows.take(&event);
             if keep {
                 events.push(event);
             }
         }
     }
+    let head = chain.finish().map_err(broken)?;
+    rows.finish(&head).map_err(broken)?;
     Ok(Read {
-        head: chain.finish().map_err(broken)?,
+        head,
         records: audit.finish(),
         events,
     })
@@ -209,11 +271,13 @@ pub(super) async fn audit(
     let source = Source::open(&args.from, client).await?;
     match args.what {
         None => {
-            let Read { records, .. } = read(&source, None, false).await?;
+            let Read { records, .. } = read(&source, None, Rows::default(), false).await?;
             context.show(&records, |records| records_table(records))?;
         }
         Some(What::Verify(verify)) => {
-            let Read { head, .. } = read(&source, verify.since, false).await?;
+            // First the rollouts: the log goes on while it is read.
+            let rows = source.rollouts().await?;
+            let Read { head, .. } = read(&source, verify.since, rows, false).await?;
             context.show(&head, |head| {
                 if head.seq == 0 {
                     return "the event log is empty".to_owned();
@@ -228,7 +292,7 @@ pub(super) async fn audit(
             if export.events && export.format == ExportFormat::Csv {
                 return Err(Usage("--events takes --format json".to_owned()).into());
             }
-            let read = read(&source, None, export.events).await?;
+            let read = read(&source, None, Rows::default(), export.events).await?;
             match export.format {
                 ExportFormat::Csv => context.say(&csv(&read.records))?,
                 ExportFormat::Json => {
@@ -285,4 +349,47 @@ fn records_table(records: &[Record]) -> String {
         ],
         &rows,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::store::event_hash;
+
+    #[tokio::test]
+    async fn an_export_whose_last_events_were_cut_out_is_not_whole() {
+        let mut before = String::new();
+        let events: Vec<serde_json::Value> = (1..=3)
+            .map(|seq| {
+                let (at, data) = ("2026-11-20T16:00:00Z", json!({}));
+                before = event_hash(&before, seq, at, None, "lock", "ada", &data.to_string());
+                json!({ "seq": seq, "at": at, "rollout": null, "kind": "lock", "author": "ada", "data": data, "hash": before })
+            })
+            .collect();
+        let head = json!({ "seq": 3, "hash": before });
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("export.json");
+        let verify = async |export: serde_json::Value| {
+            std::fs::write(&file, export.to_string()).unwrap();
+            let (events, head) = of_file(&file)?;
+            let source = Source::File(events, head);
+            let rows = source.rollouts().await?;
+            read(&source, None, rows, false)
+                .await
+                .map(|read| read.head.seq)
+        };
+        let whole = json!({ "head": head, "releases": [], "events": events });
+        assert_eq!(verify(whole).await.unwrap(), 3);
+        let cut = json!({ "head": head, "releases": [], "events": events[..2] });
+        let said = verify(cut).await.unwrap_err().to_string();
+        assert!(
+            said.contains("ends with event 2, and it had event 3"),
+            "{said}"
+        );
+        let headless = json!({ "releases": [], "events": events[..2] });
+        let said = verify(headless).await.unwrap_err().to_string();
+        assert!(said.contains("head"), "{said}");
+    }
 }

@@ -1,12 +1,14 @@
 //! Waiting for a rollout to end: over restarts of the controller, with a sign of life for whoever watches.
 
+use std::io::Write as _;
+
 use rollout::Duration;
 use tokio::time::Instant;
 
 use super::output::{Context, Format, plain};
 use super::{GivenUp, tree};
 use crate::api::types::RolloutView;
-use crate::client::{Changes, Client, ClientError};
+use crate::client::{Changes, Client, ClientError, pause};
 use crate::words;
 
 /// Longest silence in a log that is only added to. CI systems and people take a job for dead after some; GitLab's
@@ -16,9 +18,8 @@ const HEARTBEAT: Duration = Duration::from_secs(20);
 /// Without a change for this long the rollout is asked for by itself, so that a stream that lost one delays no ending.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
-/// The pause before a lost controller is asked again, growing up to the greatest.
+/// The pause after a stream that ended at once.
 const RETRY: Duration = Duration::from_millis(250);
-const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// For how long to wait, and for how long without an answer.
 #[derive(Debug, Clone, clap::Args)]
@@ -86,6 +87,16 @@ pub(super) async fn until_ended(
     }
 }
 
+/// Says on standard error that there is no answer, and for how long it is asked again.
+pub(super) fn say_lost(error: &ClientError, limit: Duration) {
+    let limit = words::rounded(limit);
+    // There is nowhere left to say that standard error is gone.
+    drop(writeln!(
+        std::io::stderr(),
+        "friday: {error}; trying again for {limit}"
+    ));
+}
+
 async fn until(start: Instant, timeout: Option<Duration>) {
     match timeout {
         Some(timeout) => tokio::time::sleep_until(start + timeout).await,
@@ -115,8 +126,7 @@ impl<'a> Follower<'a> {
     /// The rollout as it is once it changed, or after a while.
     pub(super) async fn next(&mut self) -> Result<RolloutView, ClientError> {
         if self.failures > 0 {
-            let pause = RETRY.saturating_mul(1 << self.failures.min(10));
-            tokio::time::sleep(pause.min(RETRY_MAX)).await;
+            tokio::time::sleep(pause(self.failures)).await;
         }
         let next = self.look().await;
         self.failures = if next.is_ok() { 0 } else { self.failures + 1 };

@@ -137,7 +137,7 @@ async fn by_browser(context: &Context, client: &Client) -> anyhow::Result<TokenA
         .port();
     let (verifier, state) = (Secret::random(), Secret::random());
     let mut url =
-        reqwest::Url::parse(&sign_in).context("the controller's address to sign in at is none")?;
+        page(&sign_in).context("the controller's address to sign in at is no page of the web")?;
     url.query_pairs_mut()
         .append_pair("port", &port.to_string())
         .append_pair("challenge", &challenge(&verifier.0))
@@ -155,6 +155,12 @@ async fn by_browser(context: &Context, client: &Client) -> anyhow::Result<TokenA
             )
         })??;
     Ok(client.redeem(&code, &verifier.0).await?)
+}
+
+/// An address that may be shown: whatever else there is would open a file or start a program.
+fn page(url: &str) -> Option<reqwest::Url> {
+    let url = reqwest::Url::parse(url).ok()?;
+    matches!(url.scheme(), "https" | "http").then_some(url)
 }
 
 /// Asks the system to show an address; that it cannot is no failure, the person can.
@@ -258,6 +264,25 @@ mod tests {
             "",
         ] {
             assert_eq!(code(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn shows_pages_of_the_web_alone() {
+        for good in [
+            "https://friday.example.com/auth/login",
+            "http://127.0.0.1:7070/",
+        ] {
+            assert!(page(good).is_some(), "{good}");
+        }
+        for bad in [
+            "file:///etc/passwd",
+            "vnc://x",
+            "javascript:alert(1)",
+            "/auth/login",
+            "",
+        ] {
+            assert!(page(bad).is_none(), "{bad}");
         }
     }
 

@@ -2,8 +2,9 @@
 //! meantime, the order moves nothing (F32).
 
 use clap::Args;
-use rollout::{Ending, Phase};
+use rollout::{Duration, Ending, Phase};
 
+use super::follow::say_lost;
 use super::output::{Context, Format, plain};
 use super::rollouts::{WaitArgs, outcome, started_then_wait, wait_for};
 use super::{AuthorArgs, Refusal, name};
@@ -70,6 +71,18 @@ pub(super) struct UndoArgs {
     to: Option<u64>,
     #[command(flatten)]
     back: BackArgs,
+}
+
+/// How long a job's order is given again while nobody answers; a person at a terminal sees it fail, and decides.
+const ORDER_MAX: Duration = Duration::from_secs(60);
+
+/// Who gives orders here: in a CI job, where a button was pressed once, a controller that restarts is waited for.
+pub(super) fn orderly(client: Client, context: &Context) -> Client {
+    if context.in_ci {
+        client.patient(ORDER_MAX, say_lost)
+    } else {
+        client
+    }
 }
 
 pub(super) async fn promote(

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use rollout::Ending;
 
-use super::follow::{Patience, Screen, until_ended};
+use super::follow::{Patience, Screen, say_lost, until_ended};
 use super::lease::{Held, LeaseArgs, told_to_stop};
 use super::output::{Context, Format, Paint, plain, table};
 use super::report::{self, Asked, ReportArgs};
@@ -187,7 +187,13 @@ async fn release(
     context: &Context,
     client: &Client,
 ) -> anyhow::Result<u8> {
-    let started = client.deploy(request).await?;
+    let started = if wait.wait {
+        let limit = wait.patience.unreachable_timeout;
+        let client = client.clone().patient(limit, say_lost);
+        client.deploy(request).await?
+    } else {
+        client.deploy(request).await?
+    };
     let name = id.insert(started.id.clone());
     let terms = request.lease.as_ref().filter(|_| started.ending.is_none());
     let Some(terms) = terms else {

@@ -129,6 +129,26 @@ impl ClientError {
         }
     }
 
+    /// Whether nothing was done of what was asked: nobody heard of it, or who asked could not be told yet. Then it may be
+    /// asked again, also where asking twice does it twice.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        match self {
+            Self::Unreachable { source, .. } => source.is_unsent(),
+            Self::Unavailable { problem, .. } => {
+                matches!(problem.code.as_str(), "keys_unreachable" | "job_unknown")
+            }
+            Self::Address { .. }
+            | Self::Authorities { .. }
+            | Self::Untrusted { .. }
+            | Self::InTheClear { .. }
+            | Self::Refused { .. }
+            | Self::Failed { .. }
+            | Self::Unwritable { .. }
+            | Self::Alien { .. } => false,
+        }
+    }
+
     /// The exit code of a command that ends with it.
     #[must_use]
     pub fn exit_code(&self) -> u8 {

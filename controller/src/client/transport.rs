@@ -65,6 +65,15 @@ pub enum TransportError {
 }
 
 impl TransportError {
+    /// Whether there was no connection at all: then nobody can have heard of the request.
+    #[must_use]
+    pub fn is_unsent(&self) -> bool {
+        match self {
+            Self::Failed(error) => error.is_connect(),
+            Self::Late(_) | Self::Broken(_) => false,
+        }
+    }
+
     /// What is wrong with TLS, if that is it.
     #[must_use]
     pub fn trouble(&self) -> Option<&Trouble> {

@@ -113,6 +113,14 @@ pub enum GitlabError {
         /// What happened.
         source: ExchangeError,
     },
+    /// The answer has more in it than is read: one thing of many people's making, and no fault of GitLab's.
+    #[error("could not {action}: the answer is longer than {bytes_max} bytes")]
+    TooLong {
+        /// What was tried.
+        action: String,
+        /// The limit.
+        bytes_max: usize,
+    },
     /// Too many requests; nothing was done.
     #[error("could not {action}: GitLab wants fewer requests (429)")]
     Limited {
@@ -163,7 +171,10 @@ impl GitlabError {
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Limited { .. } | Self::Malformed { .. } => true,
+            Self::Unreachable { .. }
+            | Self::TooLong { .. }
+            | Self::Limited { .. }
+            | Self::Malformed { .. } => true,
             // 409: another update of the same thing runs.
             Self::Refused { status, .. } => matches!(status, 408 | 409 | 425 | 500..=599),
             Self::NoToken { .. } => false,
@@ -179,6 +190,7 @@ impl GitlabError {
             Self::Refused { status, .. } => Some(*status),
             Self::Limited { .. } => Some(429),
             Self::Unreachable { .. }
+            | Self::TooLong { .. }
             | Self::Malformed { .. }
             | Self::NoToken { .. }
             | Self::NoJob { .. } => None,
@@ -330,10 +342,20 @@ impl Gitlab {
         for _ in 0..=REDIRECTS_MAX {
             let request = self.request(&method, &target, body, &credential, &action)?;
             let sent = exchange(&self.inner.transport, request, ANSWER_MAX, BODY_BYTES_MAX);
-            let exchanged = sent.await.map_err(|source| GitlabError::Unreachable {
-                action: action.clone(),
-                base: self.url().to_owned(),
-                source,
+            let exchanged = sent.await.map_err(|error| {
+                let action = action.clone();
+                match error {
+                    ExchangeError::TooLong { bytes_max } => {
+                        GitlabError::TooLong { action, bytes_max }
+                    }
+                    source @ (ExchangeError::Transport(_) | ExchangeError::Body { .. }) => {
+                        GitlabError::Unreachable {
+                            action,
+                            base: self.url().to_owned(),
+                            source,
+                        }
+                    }
+                }
             })?;
             // The method stays: what is at the new address is the same thing (docs.gitlab.com/api/rest#redirects).
             if matches!(exchanged.status.as_u16(), 301 | 302 | 307 | 308)

@@ -2,7 +2,7 @@
 //!
 //! Two ways to prove it (docs.gitlab.com/user/project/integrations/webhooks): a secret token, sent in the clear as
 //! `X-Gitlab-Token`, or a signing token, by Standard Webhooks (standardwebhooks.com). Both are checked in constant time, the
-//! signature over the raw bytes, before anything is parsed. A hook is a hint and no more: whoever acts on it reads the
+//! signature over the raw bytes, before anything is parsed; and whatever the head alone gives away, before the body is read. A hook is a hint and no more: whoever acts on it reads the
 //! state back first.
 
 mod dedupe;
@@ -115,20 +115,15 @@ impl Keys {
         self.secret.is_none() && self.signing.is_none()
     }
 
-    /// Whether a delivery is GitLab's; the id by which one that comes again is known, if it has one. Every key that is
-    /// configured must fit: a secret token does not stand for a missing signature.
+    /// Whether the head of a delivery may be one of GitLab's: everything that can be asked before its body is read, so that
+    /// nobody else makes us read one. Every key that is configured must fit: a secret token does not stand for a missing
+    /// signature.
     ///
     /// # Errors
     /// It is not; the words never hold a part of it.
-    pub fn verify(
-        &self,
-        headers: &HeaderMap,
-        body: &[u8],
-        now: Timestamp,
-    ) -> Result<Option<String>, Rejected> {
-        let mut id = None;
-        if let Some(key) = &self.signing {
-            id = Some(signed(key, headers, body, now)?);
+    pub fn check_head(&self, headers: &HeaderMap, now: Timestamp) -> Result<(), Rejected> {
+        if self.signing.is_some() {
+            Signed::of(headers, now)?;
         }
         if let Some(secret) = &self.secret {
             // Hashes are of one length: the comparison says nothing of the token's own.
@@ -141,10 +136,25 @@ impl Keys {
         if self.is_empty() {
             return Err(Rejected::Token);
         }
-        Ok(id.or_else(|| {
-            let id = one(headers, "idempotency-key")?;
-            is_id(id).then(|| String::from_utf8_lossy(id).into_owned())
-        }))
+        Ok(())
+    }
+
+    /// Whether a delivery is GitLab's; the id by which one that comes again is known, if it has one.
+    ///
+    /// # Errors
+    /// It is not; the words never hold a part of it.
+    pub fn verify(
+        &self,
+        headers: &HeaderMap,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Result<Option<String>, Rejected> {
+        self.check_head(headers, now)?;
+        if let Some(key) = &self.signing {
+            return Signed::of(headers, now)?.verify(key, body).map(Some);
+        }
+        let id = one(headers, "idempotency-key").filter(|id| is_id(id));
+        Ok(id.map(|id| String::from_utf8_lossy(id).into_owned()))
     }
 }
 
@@ -173,43 +183,58 @@ fn is_id(id: &[u8]) -> bool {
     (1..=ID_BYTES_MAX).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic)
 }
 
-/// The id of a delivery whose signature fits.
-fn signed(
-    key: &hmac::Key,
-    headers: &HeaderMap,
-    body: &[u8],
-    now: Timestamp,
-) -> Result<String, Rejected> {
-    let header = |name: &'static str| one(headers, name).ok_or(Rejected::Header(name));
-    let id = header("webhook-id")?;
-    if !is_id(id) {
-        return Err(Rejected::Malformed("webhook-id"));
+/// What a delivery that is signed says before its body.
+struct Signed<'a> {
+    id: &'a [u8],
+    time: &'a [u8],
+    signatures: &'a [u8],
+}
+
+impl<'a> Signed<'a> {
+    fn of(headers: &'a HeaderMap, now: Timestamp) -> Result<Self, Rejected> {
+        let header = |name: &'static str| one(headers, name).ok_or(Rejected::Header(name));
+        let id = header("webhook-id")?;
+        if !is_id(id) {
+            return Err(Rejected::Malformed("webhook-id"));
+        }
+        let time = header("webhook-timestamp")?;
+        let seconds = seconds(time).ok_or(Rejected::Malformed("webhook-timestamp"))?;
+        let signatures = header("webhook-signature")?;
+        if signatures.len() > HEADER_BYTES_MAX {
+            return Err(Rejected::Malformed("webhook-signature"));
+        }
+        if (now.as_second() - seconds).abs() > TOLERANCE_SECONDS {
+            return Err(Rejected::Stale);
+        }
+        Ok(Self {
+            id,
+            time,
+            signatures,
+        })
     }
-    let time = header("webhook-timestamp")?;
-    let seconds = seconds(time).ok_or(Rejected::Malformed("webhook-timestamp"))?;
-    let signatures = header("webhook-signature")?;
-    if signatures.len() > HEADER_BYTES_MAX {
-        return Err(Rejected::Malformed("webhook-signature"));
+
+    /// Its id, if a signature fits.
+    fn verify(&self, key: &hmac::Key, body: &[u8]) -> Result<String, Rejected> {
+        // Part by part, and once for all signatures: a long body is neither copied nor read again for each of them.
+        let mut content = hmac::Context::with_key(key);
+        for part in [self.id, b".", self.time, b".", body] {
+            content.update(part);
+        }
+        let expected = content.sign();
+        // Every signature is checked, whichever fits: the time it takes says nothing.
+        let fitting = self
+            .signatures
+            .split(|byte| *byte == b' ')
+            .take(SIGNATURES_MAX)
+            .filter_map(|signature| signature.strip_prefix(b"v1,"))
+            .filter_map(|encoded| STANDARD.decode(encoded).ok())
+            .filter(|tag| bool::from(tag.as_slice().ct_eq(expected.as_ref())))
+            .count();
+        if fitting == 0 {
+            return Err(Rejected::Signature);
+        }
+        Ok(String::from_utf8_lossy(self.id).into_owned())
     }
-    let mut content = Vec::with_capacity(id.len() + time.len() + 2 + body.len());
-    for part in [id, b".", time, b".", body] {
-        content.extend_from_slice(part);
-    }
-    // Every signature is checked, whichever fits: the time it takes says nothing.
-    let fitting = signatures
-        .split(|byte| *byte == b' ')
-        .take(SIGNATURES_MAX)
-        .filter_map(|signature| signature.strip_prefix(b"v1,"))
-        .filter_map(|encoded| STANDARD.decode(encoded).ok())
-        .filter(|tag| hmac::verify(key, &content, tag).is_ok())
-        .count();
-    if fitting == 0 {
-        return Err(Rejected::Signature);
-    }
-    if (now.as_second() - seconds).abs() > TOLERANCE_SECONDS {
-        return Err(Rejected::Stale);
-    }
-    Ok(String::from_utf8_lossy(id).into_owned())
 }
 
 /// Seconds since 1970, as GitLab writes them: digits alone.

@@ -72,9 +72,9 @@ impl From<StoreError> for Undelivered {
 impl From<GitlabError> for Undelivered {
     fn from(error: GitlabError) -> Self {
         let (reach, after) = match &error {
-            GitlabError::Unreachable { .. } | GitlabError::Malformed { .. } => {
-                (Reach::Everything, None)
-            }
+            GitlabError::Unreachable { .. } => (Reach::Everything, None),
+            // What one project or merge request holds may be the reason: that is no reason to keep others waiting.
+            GitlabError::TooLong { .. } | GitlabError::Malformed { .. } => (Reach::Rollout, None),
             GitlabError::Limited { after, .. } => (Reach::Everything, *after),
             // The token ran out: with another one all that waits is told.
             GitlabError::Refused { status: 401, .. } => (Reach::Everything, None),
@@ -130,6 +130,14 @@ impl Outgoing {
             job_tokens,
             post: Post::new(secrets, ca),
         }
+    }
+
+    /// The same; whether a `friday.yml` may name a webhook at http:// of this machine. Whoever may deploy could then send to
+    /// whatever listens here.
+    #[must_use]
+    pub fn open_to_loopback(mut self, is_open: bool) -> Self {
+        self.post.is_open_to_near = is_open;
+        self
     }
 }
 

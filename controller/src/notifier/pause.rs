@@ -36,11 +36,6 @@ impl Pause {
         self.until
     }
 
-    /// Whether it began and nothing has gone well since, also where it is over.
-    pub(super) fn is_one(&self) -> bool {
-        self.failures > 0
-    }
-
     /// Something went well.
     pub(super) fn end(&mut self) {
         *self = Self::default();

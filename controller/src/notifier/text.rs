@@ -3,6 +3,7 @@
 //! Names and reasons come from people and pipelines. In Markdown they could ping everybody, close issues by a quick action,
 //! or break the table; so each is made plain first.
 
+use reqwest::Url;
 use rollout::judge::ArmCounts;
 use rollout::{Ending, Phase};
 
@@ -20,15 +21,19 @@ const PIECE_CHARS_MAX: usize = 500;
 /// beginning does not come twice.
 pub(super) fn marker(saved: &Saved) -> String {
     let rollout = &saved.rollout;
-    let environment: String = rollout
-        .environment
-        .chars()
-        .filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/'))
-        .collect();
+    let environment = bare(&rollout.environment);
     format!(
         "<!-- friday:rollout={} environment={environment} since={} -->",
         rollout.id, rollout.created
     )
+}
+
+/// What is a name anywhere of a text from outside.
+fn bare(text: &str) -> String {
+    text.chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/'))
+        .take(PIECE_CHARS_MAX)
+        .collect()
 }
 
 /// Text from outside for Markdown: one line, no markup, no mention, no quick action.
@@ -111,11 +116,8 @@ pub(super) fn note(audience: &Audience, saved: &Saved) -> String {
 /// A ticket's title.
 pub(super) fn title(saved: &Saved) -> String {
     let rollout = &saved.rollout;
-    let environment: String = rollout
-        .environment
-        .chars()
-        .filter(|c| !c.is_control())
-        .collect();
+    // A title too mentions people and other tickets, and knows no markup that would keep it from that.
+    let environment = bare(&rollout.environment);
     format!("Release {} to {environment}", rollout.id)
 }
 
@@ -147,11 +149,15 @@ pub(super) fn ticket(audience: &Audience, saved: &Saved) -> String {
     text
 }
 
-/// A URL that cannot end the link it is in.
+/// A URL that cannot end the link it is in, whoever wrote it: read anew, so that blanks and line breaks are gone from it.
 fn link(url: &str) -> String {
-    url.replace('(', "%28")
+    let Ok(url) = Url::parse(url) else {
+        return String::new();
+    };
+    url.as_str()
+        .replace('(', "%28")
         .replace(')', "%29")
-        .replace(' ', "%20")
+        .replace('|', "%7C")
 }
 
 /// What the decision rests on: a sentence, a table, and where to read on.

@@ -104,3 +104,37 @@ fn refuses_what_is_too_long_or_no_link() {
         );
     }
 }
+
+#[test]
+fn an_address_is_one_word_and_a_commit_is_a_hash() {
+    let good = read(&[]).unwrap();
+    let table: [(&str, fn(&mut Origin)); 8] = [
+        ("job_url", |origin| {
+            origin.job_url = Some("https://x/\n/close\n\n@all\n".into());
+        }),
+        ("pipeline_url", |origin| {
+            origin.pipeline_url = Some("https://x/\ta".into());
+        }),
+        ("server_url", |origin| {
+            origin.server_url = Some(" https://x/".into());
+        }),
+        ("job_url", |origin| {
+            origin.job_url = Some("https://x/\u{2028}/close".into());
+        }),
+        ("sha", |origin| origin.sha = "..".into()),
+        ("sha", |origin| origin.sha = "0".repeat(65)),
+        ("ref_name", |origin| origin.ref_name = "..".into()),
+        ("ref_name", |origin| origin.ref_name = ".".into()),
+    ];
+    for (field, spoil) in table {
+        let mut origin = good.clone();
+        spoil(&mut origin);
+        let said = origin.check().unwrap_err();
+        assert!(said.contains(&format!("origin.{field} ")), "{said}");
+    }
+    let unknown = Origin {
+        sha: String::new(),
+        ..good
+    };
+    assert_eq!(unknown.check(), Ok(()));
+}

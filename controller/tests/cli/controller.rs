@@ -13,7 +13,7 @@ use axum::{Json, Router};
 use futures::StreamExt;
 use rollout::Duration;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 /// What was asked.
@@ -79,9 +79,13 @@ impl Controller {
 
     /// One that answers everything with this.
     pub(crate) async fn refuse(status: u16, body: Value) -> Self {
+        Self::refuse_at("127.0.0.1:0".parse().unwrap(), status, body).await
+    }
+
+    pub(crate) async fn refuse_at(address: SocketAddr, status: u16, body: Value) -> Self {
         let refusal = Some((StatusCode::from_u16(status).unwrap(), body));
         Self::serve(
-            "127.0.0.1:0".parse().unwrap(),
+            address,
             Script {
                 refusal,
                 ..Script::default()
@@ -132,6 +136,20 @@ impl Controller {
 
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.script.lock().unwrap().requests.clone()
+    }
+
+    /// Ends it, and waits until nobody listens there: another one may come in its place.
+    pub(crate) async fn end(self) {
+        let address = self.address;
+        drop(self);
+        let gone = async {
+            while TcpStream::connect(address).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), gone)
+            .await
+            .unwrap();
     }
 
     /// Waits until so many requests have come.

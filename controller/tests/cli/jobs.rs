@@ -2,15 +2,17 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rollout::Duration;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
 use crate::controller::{Controller, Request};
-use crate::{SPEC, analyzing, deploy, file, friday, output, promoted, rolled_back};
+use crate::{SPEC, analyzing, deploy, file, friday, output, promoted, rolled_back, run};
 
 /// The command in a job of GitLab's.
 fn in_job(url: &str, arguments: &str) -> Command {
@@ -165,4 +167,51 @@ async fn a_report_is_left_of_every_ending_and_of_a_refusal() {
         (&json!("refused"), &Value::Null)
     );
     assert!(read(&report, "junit.xml").contains("production is frozen"));
+}
+
+#[tokio::test]
+async fn a_job_asks_again_while_the_controller_restarts() {
+    let (_folder, spec) = file(SPEC);
+    let busy = json!({ "code": "busy", "status": 503, "title": "No", "detail": "too many" });
+    for first in [busy, json!("<html>")] {
+        let controller = Controller::refuse(503, first).await;
+        let (url, address) = (controller.url(), controller.address());
+        let arguments = deploy(&spec, "--wait");
+        let job = tokio::spawn(output(in_job(&url, &arguments)));
+        controller.asked(2).await;
+        controller.end().await;
+        let restarted = Controller::start_at(address, vec![analyzing(), promoted()]).await;
+        let ended = job.await.unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(0), "{said}");
+        assert!(said.contains("trying again for 1m"), "{said}");
+        let started = restarted.requests().remove(0);
+        assert_eq!(started.path, "/api/v1/rollouts");
+        assert_eq!(started.body["lease"]["period_ms"], 90_000);
+    }
+}
+
+#[tokio::test]
+async fn an_order_of_a_job_waits_for_the_controller_and_is_given_once() {
+    let controller = Controller::start(vec![analyzing()]).await;
+    let (url, address) = (controller.url(), controller.address());
+    controller.end().await;
+    let mut command = in_job(&url, "approve web");
+    command.stderr(Stdio::piped());
+    let mut job = command.spawn().unwrap();
+    let mut said = BufReader::new(job.stderr.take().unwrap()).lines();
+    let line = tokio::time::timeout(Duration::from_secs(30), said.next_line());
+    let line = line.await.unwrap().unwrap().unwrap();
+    assert!(line.contains("trying again for 1m"), "{line}");
+    let restarted = Controller::start_at(address, vec![analyzing()]).await;
+    let ended = tokio::time::timeout(Duration::from_secs(30), job.wait()).await;
+    assert!(ended.unwrap().unwrap().success());
+    let mut posts = restarted.requests();
+    posts.retain(|request| request.method == "POST");
+    assert_eq!(posts.len(), 1, "{posts:?}");
+    // A person sees at once that nobody is there.
+    restarted.end().await;
+    let (code, _, err) = run(&url, "approve web").await;
+    assert_eq!(code, 30, "{err}");
+    assert!(!err.contains("trying again"), "{err}");
 }

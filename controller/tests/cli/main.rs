@@ -344,13 +344,17 @@ async fn waits_on_while_the_controller_restarts() {
     let (url, address) = (controller.url(), controller.address());
     let waiting = tokio::spawn(async move { run(&url, "status web").await });
     controller.asked(2).await;
-    drop(controller);
+    controller.end().await;
+    // While it restarts, a proxy before it answers for it.
+    let proxy = Controller::refuse_at(address, 502, json!("<html>")).await;
+    proxy.asked(2).await;
+    proxy.end().await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let _restarted = Controller::start_at(address, vec![analyzing(), promoted()]).await;
     let (code, out, err) = waiting.await.unwrap();
     assert_eq!(code, 0, "{out}{err}");
     assert!(
-        out.contains("out of reach") && out.contains("the controller answers again"),
+        out.contains("trying again for") && out.contains("the controller answers again"),
         "{out}"
     );
 }

@@ -95,7 +95,8 @@ impl World {
             Arc::clone(&self.tokens),
             self.folder.path().join("secrets"),
             None,
-        );
+        )
+        .open_to_loopback(true);
         let notifier = Notifier {
             store: Arc::clone(&self.store) as Arc<dyn Outbox>,
             term: self.term,
@@ -406,6 +407,44 @@ async fn a_commit_without_merge_request_has_no_note_and_that_is_no_trouble() {
         world.left(),
         "deployments success; statuses success; notes 0 (0 promoted); issues ; releases "
     );
+    world.end().await;
+}
+
+/// Of people who write as much as GitLab takes.
+fn long(number: u64, fields: serde_json::Value) -> serde_json::Value {
+    let text = "x".repeat(900_000);
+    let mut one = json!({ "id": number, "iid": number, "state": "opened", "body": text, "description": text });
+    if let (Some(one), serde_json::Value::Object(fields)) = (one.as_object_mut(), fields) {
+        one.extend(fields);
+    }
+    one
+}
+
+#[tokio::test]
+async fn a_merge_request_and_issues_full_of_long_texts_silence_nobody() {
+    let mut world = World::new().await;
+    world.gitlab.records(|records| {
+        for number in 900..905 {
+            let note = long(number, json!({ "noteable_iid": 118 }));
+            records.notes.push(note);
+            let issue = long(number, json!({ "title": "Release web-1 to production" }));
+            records.issues.push(issue);
+        }
+    });
+    world.release(1, ALL_OF_GITLAB, Phase::Promoted).await;
+    assert_eq!(
+        world.left(),
+        "deployments success; statuses success; notes 6 (1 promoted); \
+         issues opened,opened,opened,opened,opened,closed; releases web-1"
+    );
+    world.gitlab.records(|records| {
+        for number in 900..905 {
+            let one = long(number, json!({ "title": "of a fork" }));
+            records.merge_requests.push(one);
+        }
+    });
+    world.release(2, "{ gitlab: true }", Phase::Promoted).await;
+    assert_eq!(world.gitlab.records(|records| records.deployments.len()), 2);
     world.end().await;
 }
 

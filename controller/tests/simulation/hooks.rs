@@ -1,15 +1,19 @@
 //! Hooks of GitLab: what is answered, and what follows from them.
 
-use axum::body::Body;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::body::{Body, Bytes};
 use axum::http::{Request, StatusCode};
 use friday::api::webhooks::{QUEUE_MAX, Webhooks};
 use friday::app::{HookArgs, OnPipelineCancel};
 use friday::clock::Clock;
-use friday::gitlab::webhook::{Hint, Keys};
+use friday::gitlab::webhook::{BODY_BYTES_MAX, Hint, Keys};
+use futures::{StreamExt as _, stream};
 use rollout::{Duration, Ending};
 use serde_json::json;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 
 use crate::api::answer;
 use crate::world::World;
@@ -73,6 +77,73 @@ async fn answers_at_once_and_queues_each_hint_once() {
     assert!(hints.try_recv().is_ok());
     let again = deliver(&mut world, TOKEN, "late", cancelled()).await;
     assert_eq!(again, StatusCode::OK);
+}
+
+/// A body of this many MiB, and nothing more until `ends`.
+fn body(mebibytes: usize, ends: bool) -> Body {
+    let chunk = || Ok::<_, std::io::Error>(Bytes::from_static(&[b' '; 1 << 20]));
+    let chunks = stream::iter(std::iter::repeat_with(chunk).take(mebibytes));
+    if ends {
+        Body::from_stream(chunks)
+    } else {
+        Body::from_stream(chunks.chain(stream::pending()))
+    }
+}
+
+fn delivery(token: &str, body: Body) -> Request<Body> {
+    let request = Request::post("/api/v1/webhooks/gitlab").header("x-gitlab-token", token);
+    request.body(body).unwrap()
+}
+
+#[tokio::test]
+async fn reads_no_body_of_a_stranger() {
+    let mut world = World::new().await;
+    let (webhooks, _hints) = Webhooks::new(Keys::new(Some(TOKEN), None).unwrap());
+    let table = [
+        (None, TOKEN, StatusCode::NOT_FOUND),
+        (Some(&webhooks), "another", StatusCode::UNAUTHORIZED),
+    ];
+    for (takes, token, expected) in table {
+        world.webhooks = takes.cloned();
+        let is_read = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&is_read);
+        let chunks = stream::poll_fn(move |_| {
+            seen.store(true, Ordering::Relaxed);
+            std::task::Poll::Ready(None::<Result<Bytes, std::io::Error>>)
+        });
+        let request = delivery(token, Body::from_stream(chunks));
+        assert_eq!(answer(&mut world, request).await.0.status, expected);
+        assert!(!is_read.load(Ordering::Relaxed), "{expected}");
+    }
+}
+
+#[tokio::test]
+async fn keeps_only_so_much_of_what_comes_in_at_one_time() {
+    let mut world = World::new().await;
+    let (webhooks, _hints) = Webhooks::new(Keys::new(Some(TOKEN), None).unwrap());
+    world.webhooks = Some(webhooks);
+    let longest = BODY_BYTES_MAX >> 20;
+    let long = world
+        .api()
+        .oneshot(delivery(TOKEN, body(longest + 1, true)));
+    let status = long.await.unwrap().status();
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    let on_their_way = [longest, longest].map(|mebibytes| {
+        let request = delivery(TOKEN, body(mebibytes, false));
+        tokio::spawn(world.api().oneshot(request))
+    });
+    let one_more = || world.api().oneshot(delivery(TOKEN, body(1, true)));
+    // They are read in turns with us.
+    while one_more().await.unwrap().status() == StatusCode::OK {
+        tokio::task::yield_now().await;
+    }
+    let status = one_more().await.unwrap().status();
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    for sender in on_their_way {
+        sender.abort();
+        assert!(sender.await.unwrap_err().is_cancelled());
+    }
+    assert_eq!(one_more().await.unwrap().status(), StatusCode::OK);
 }
 
 #[tokio::test]

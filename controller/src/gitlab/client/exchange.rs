@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use rollout::Duration;
 
 use crate::client::TransportError;
@@ -22,13 +22,17 @@ pub enum ExchangeError {
     /// No connection, or one that broke.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// The answer is too long, or broke off.
-    #[error("the answer broke off, or is longer than {bytes_max} bytes")]
+    /// The answer broke off.
+    #[error("the answer broke off")]
     Body {
-        /// The limit.
-        bytes_max: usize,
         /// What happened.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// There is more of the answer than is read.
+    #[error("the answer is longer than {bytes_max} bytes")]
+    TooLong {
+        /// The limit.
+        bytes_max: usize,
     },
 }
 
@@ -46,7 +50,13 @@ pub(crate) async fn exchange(
         let answer = transport.send(request).await?;
         let (head, body) = answer.into_parts();
         let read = Limited::new(body, bytes_max).collect().await;
-        let body = read.map_err(|source| ExchangeError::Body { bytes_max, source })?;
+        let body = read.map_err(|source| {
+            if source.is::<LengthLimitError>() {
+                ExchangeError::TooLong { bytes_max }
+            } else {
+                ExchangeError::Body { source }
+            }
+        })?;
         Ok(Exchanged {
             status: head.status,
             headers: head.headers,

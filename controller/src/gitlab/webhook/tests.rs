@@ -436,8 +436,13 @@ fn refuses_every_hostile_delivery() {
     ];
     assert!(table.len() >= 40, "{}", table.len());
     for (what, keys, pairs, body, offset, expected) in table {
-        let outcome = keys.verify(&headers(&pairs), body.as_bytes(), now(offset));
+        let (headers, now) = (headers(&pairs), now(offset));
+        let outcome = keys.verify(&headers, body.as_bytes(), now);
         assert_eq!(outcome, Err(expected), "{what}");
+        // Whatever is not the signature's own is known before the body.
+        let head = keys.check_head(&headers, now);
+        let by_head = (expected != Rejected::Signature).then_some(expected);
+        assert_eq!(head.err(), by_head, "{what}");
     }
 }
 

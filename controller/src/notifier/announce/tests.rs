@@ -164,22 +164,42 @@ fn what_people_write_is_no_order_to_gitlab_and_calls_nobody() {
     };
     let mut rolled_back = saved(Phase::RolledBack { cause }, ALL);
     rolled_back.rollout.environment = "pro`d\n/merge <!channel>".into();
-    let note = text::note(&audience(), &rolled_back);
+    // As one that was saved before such an address was refused.
+    rolled_back.origin.as_mut().unwrap().job_url =
+        Some("https://x.example/a)\n/close\r\n\n@all\n\t/lock b".into());
+    for said in [
+        text::note(&audience(), &rolled_back),
+        text::ticket(&audience(), &rolled_back),
+    ] {
+        assert!(
+            !said.replace("/close@all/", "").contains("@all")
+                && !said.contains("<script>")
+                && !said.contains("](javascript"),
+            "{said}"
+        );
+        assert!(
+            !said
+                .lines()
+                .any(|line| line.trim_start().starts_with(['/', '@'])),
+            "{said}"
+        );
+        assert_eq!(said.matches("<!--").count(), 1, "{said}");
+    }
+    let ticket = text::ticket(&audience(), &rolled_back);
     assert!(
-        !note.contains("@all") && !note.contains("<script>") && !note.contains("](javascript"),
-        "{note}"
+        ticket.contains("](https://x.example/a%29/close@all/lock%20b)"),
+        "{ticket}"
     );
-    assert!(
-        !note.lines().any(|line| line.trim_start().starts_with('/')),
-        "{note}"
-    );
-    assert_eq!(note.matches("<!--").count(), 1);
     let chat = text::chat(&audience(), None, &rolled_back).unwrap();
     assert!(
         !chat.contains("<!channel>") && chat.contains("&lt;!channel&gt;"),
         "{chat}"
     );
-    assert!(!text::title(&rolled_back).contains('\n'));
+    rolled_back.rollout.environment = "@all\n#1 !2 ~x review/a_b-1.2".into();
+    assert_eq!(
+        text::title(&rolled_back),
+        "Release tweets-worker-3 to all12xreview/a_b-1.2"
+    );
 }
 
 #[test]

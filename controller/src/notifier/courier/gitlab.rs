@@ -12,8 +12,8 @@ use crate::origin::{JobTokens, Origin};
 use crate::store::Store;
 use crate::store::outbox::Message;
 
-/// Pages of 100 in which a record of ours is looked for. A merge request with more notes than that has other worries.
-const PAGES_MAX: usize = 10;
+/// Pages of 20 in which a record of ours is looked for. A merge request with more notes than that has other worries.
+const PAGES_MAX: usize = 50;
 
 /// How much GitLab's clock may be behind ours. A record that was made before its rollout by more is not its own.
 const CLOCKS_MAX: Duration = Duration::from_secs(300);
@@ -124,14 +124,22 @@ impl Errand<'_> {
         Ok(self.store.told(rollout, topic).await?)
     }
 
-    /// The first entry of a list, page by page, for which `pick` finds something.
+    /// The first entry of a list, page by page, for which `pick` finds something. People write what is in it, and may write
+    /// more than is read: then there is none. A record that is made twice is better than one that a stranger prevents.
     async fn find<T>(
         &self,
         path: &str,
         mut pick: impl FnMut(&Value) -> Option<T>,
     ) -> Result<Option<T>, Undelivered> {
-        let mut answer = self.ask_as_job(Method::GET, path, None).await?;
+        let mut asked = self.ask_as_job(Method::GET, path, None).await;
         for _ in 0..PAGES_MAX {
+            let answer = match asked {
+                Err(error @ GitlabError::TooLong { .. }) => {
+                    tracing::warn!(rollout = %self.message.rollout, topic = self.message.topic, %error, "a record of ours is not looked for further");
+                    return Ok(None);
+                }
+                asked => asked?,
+            };
             let entries = entries(&answer.body)?;
             if let Some(found) = entries.iter().find_map(&mut pick) {
                 return Ok(Some(found));
@@ -146,7 +154,7 @@ impl Errand<'_> {
                 let token = token.and_then(|token| Secret::from_text(token.reveal()));
                 token.map_or(Credential::Nobody, Credential::Job)
             };
-            answer = self.gitlab.next(&next, credential).await?;
+            asked = self.gitlab.next(&next, credential).await;
         }
         Ok(None)
     }
@@ -184,8 +192,15 @@ impl Errand<'_> {
             return Ok(Some(iid));
         }
         let sha = encode(&self.origin.sha);
-        let path = format!("/repository/commits/{sha}/merge_requests?per_page=100");
-        let answer = self.ask_as_job(Method::GET, &path, None).await?;
+        let path = format!("/repository/commits/{sha}/merge_requests?per_page=20");
+        let answer = match self.ask_as_job(Method::GET, &path, None).await {
+            // People filled their descriptions with more than is read: as good as none.
+            Err(error @ GitlabError::TooLong { .. }) => {
+                tracing::warn!(rollout = %self.message.rollout, %error, "the commit's merge requests cannot be read");
+                return Ok(None);
+            }
+            asked => asked?,
+        };
         let all = entries(&answer.body)?;
         let of = |state: &str| {
             let found = all.iter().find(|one| one["state"] == state)?;
@@ -212,7 +227,7 @@ impl Errand<'_> {
             return Ok(None);
         };
         let notes = format!("/merge_requests/{iid}/notes");
-        let query = format!("{notes}?order_by=created_at&sort=desc&per_page=100");
+        let query = format!("{notes}?order_by=created_at&sort=desc&per_page=20");
         let ours = self.find(&query, |note| {
             let is_ours = note["body"]
                 .as_str()
@@ -341,7 +356,7 @@ impl Errand<'_> {
             Some(iid) => Some(iid),
             None => {
                 let path = format!(
-                    "/issues?scope=all&in=title&search={}&order_by=created_at&sort=desc&per_page=100",
+                    "/issues?scope=all&in=title&search={}&order_by=created_at&sort=desc&per_page=20",
                     encode(title)
                 );
                 self.find(&path, |issue| {
@@ -399,6 +414,7 @@ fn is_so_already(error: &GitlabError) -> bool {
         } => message.contains("Cannot transition status"),
         GitlabError::Refused { .. }
         | GitlabError::Unreachable { .. }
+        | GitlabError::TooLong { .. }
         | GitlabError::Limited { .. }
         | GitlabError::Malformed { .. }
         | GitlabError::NoToken { .. }

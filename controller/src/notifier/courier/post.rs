@@ -41,6 +41,8 @@ const SECRET_PREFIX: &str = "whsec_";
 pub(super) struct Post {
     secrets: PathBuf,
     ca: Option<PathBuf>,
+    /// Whether a friday.yml may name an address of this machine by itself. What a file of ours holds may be one anyway.
+    pub(super) is_open_to_near: bool,
     /// To this machine, in the clear.
     near: OnceLock<Transport>,
     /// Everywhere else, by the system's authorities.
@@ -54,6 +56,7 @@ impl Post {
         Self {
             secrets,
             ca,
+            is_open_to_near: false,
             near: OnceLock::new(),
             far: OnceLock::new(),
             gitlab: OnceLock::new(),
@@ -101,6 +104,12 @@ impl Post {
         seconds: i64,
         payload: &Value,
     ) -> Result<(), Undelivered> {
+        if !self.is_open_to_near && Url::parse(url).is_ok_and(|url| url.scheme() == "http") {
+            let words = format!(
+                "{url:?} is on the controller's own machine, where a friday.yml may send nothing: start it with --notify-loopback if it may"
+            );
+            return Err(Undelivered::later(words));
+        }
         let secret = self.secret(secret_file)?;
         let body = payload.to_string();
         let signature = sign(&secret, id, seconds, &body).ok_or_else(|| {
@@ -270,6 +279,19 @@ mod tests {
         for file in ["../b", "outside", "/etc/passwd", ".", "missing"] {
             assert!(read(file).is_err(), "{file}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_friday_yml_sends_nothing_to_what_listens_on_this_machine() {
+        let mut post = Post::new(PathBuf::from("/nowhere"), None);
+        let url = "http://127.0.0.1:9090/-/quit";
+        let sent = post.webhook(url, "hook-key", "id", 1, &Value::Null).await;
+        let said = sent.unwrap_err().words;
+        assert!(said.contains("--notify-loopback"), "{said}");
+        post.is_open_to_near = true;
+        let sent = post.webhook(url, "hook-key", "id", 1, &Value::Null).await;
+        let said = sent.unwrap_err().words;
+        assert!(said.contains("--secrets-dir"), "{said}");
     }
 
     #[test]

@@ -254,7 +254,8 @@ pub async fn deploy(
         origin,
         lease: body.lease,
     };
-    let made = ask(&api, |reply| Request::Deploy(Box::new(deploy), reply)).await?;
+    let resolved = api.handle.registry.resolve(deploy).await?;
+    let made = ask(&api, |reply| Request::Deploy(Box::new(resolved), reply)).await?;
     leases::keep_token(&api, &headers, &made.id);
     Ok((StatusCode::CREATED, made))
 }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::Api;
 use super::error::ApiError;
-use super::rollouts::{author, check_text, service_name};
+use super::rollouts::{author, check_label, check_text, service_name};
 use super::types::Problem;
 use super::types::locks::{LockRequest, LockView, UnlockRequest};
 use crate::admission::lock::Slot;
@@ -48,9 +48,7 @@ async fn ask(api: &Api, order: LockOrder) -> Result<Json<LockView>, ApiError> {
 }
 
 fn key(service: &str, environment: Option<String>) -> Result<LockKey, ApiError> {
-    if let Some(environment) = &environment {
-        check_text("environment", environment)?;
-    }
+    check_label("environment", environment.as_deref())?;
     Ok(LockKey {
         service: service_name(service)?,
         environment: environment.unwrap_or_default(),

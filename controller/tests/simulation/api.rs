@@ -220,6 +220,31 @@ async fn refuses_what_cannot_be_and_says_what_can() {
 }
 
 #[tokio::test]
+async fn keeps_no_label_that_is_long_or_has_lines() {
+    let mut world = World::new().await;
+    let long = "x".repeat(256);
+    for field in ["environment", "commit", "plan"] {
+        for label in ["", "two\nlines", long.as_str()] {
+            let mut body = deploy("web:v2", FRIDAY_YML);
+            body[field] = json!(label);
+            let (status, problem) =
+                call(&mut world, Method::POST, "/api/v1/rollouts", Some(body)).await;
+            assert_eq!(status.as_u16(), 422, "{field} {label:?}");
+            assert_eq!(problem["code"], "invalid_body", "{field} {label:?}");
+        }
+    }
+    let mut body = deploy("web:v2", FRIDAY_YML);
+    body["spec_name"] = json!("x".repeat(1_001));
+    let (_, problem) = call(&mut world, Method::POST, "/api/v1/rollouts", Some(body)).await;
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.starts_with("spec_name must have 1 to"), "{problem}");
+    let lock = json!({ "by": "ada", "reason": "migration", "environment": long });
+    let path = "/api/v1/services/web/lock";
+    let (status, _) = call(&mut world, Method::PUT, path, Some(lock)).await;
+    assert_eq!(status.as_u16(), 422);
+}
+
+#[tokio::test]
 async fn the_document_names_every_path_that_is_served() {
     let mut world = World::new().await;
     let (_, document) = call(&mut world, Method::GET, "/api/v1/openapi.json", None).await;

@@ -10,6 +10,8 @@
 //! provider brings: `directory` says whom it may vouch for, `jws` and `id_token` verify a job's token, `terms` what the job
 //! may do, `people` signs people in. Every [`Refusal`] names its rule, and is in the log.
 
+mod away;
+mod bucket;
 mod directory;
 mod file;
 mod id_token;

@@ -220,6 +220,21 @@ async fn refuses_what_cannot_be_and_says_what_can() {
 }
 
 #[tokio::test]
+async fn who_watches_is_asked_again_after_a_while() {
+    let mut world = World::new().await;
+    world.deploy("web:v2").await.unwrap();
+    let watch = Request::get("/api/v1/stream?rollout=web").body(Body::empty());
+    let answer = world.api().oneshot(watch.unwrap()).await.unwrap();
+    let mut body = answer.into_body();
+    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(first.starts_with(b"event: rollout"));
+    world.clock.pass(Duration::from_secs(15 * 60));
+    let ends = async { while body.frame().await.is_some() {} };
+    let ends = tokio::time::timeout(Duration::from_secs(5), ends).await;
+    ends.expect("the stream ends, before another heartbeat");
+}
+
+#[tokio::test]
 async fn keeps_no_label_that_is_long_or_has_lines() {
     let mut world = World::new().await;
     let long = "x".repeat(256);

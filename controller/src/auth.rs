@@ -44,6 +44,7 @@ pub(crate) use file::{is_name, read_limited};
 pub use id_token::Claims;
 pub use identities::{Identities, IdentitiesError};
 pub use identity::Identity;
+pub(crate) use identity::PERSON;
 pub use provider::ProviderError;
 pub use refusal::Refusal;
 pub use rules::{Role, Rule};

@@ -4,7 +4,7 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use rollout::Duration;
+use rollout::{Duration, ServiceName};
 use tokio::sync::oneshot;
 
 use super::Api;
@@ -15,7 +15,7 @@ use super::types::locks::{LockRequest, LockView, UnlockRequest};
 use crate::admission::lock::Slot;
 use crate::admission::{Lock, LockKey, Locks};
 use crate::auth::{Caller, Rule, Target};
-use crate::reconciler::{LockAct, LockOrder, Request};
+use crate::reconciler::{LockAct, LockOrder, Request, RequestError};
 
 /// Longest time of a lock: a freeze of a month is one for `friday.yml`.
 const LOCK_FOR_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -69,6 +69,20 @@ fn may(caller: Option<&Extension<Caller>>, rule: Rule, key: &LockKey) -> Result<
     caller.require_for(rule, &target)
 }
 
+/// Whether there is such a service: known here, or about to be released for the first time.
+async fn check_service(api: &Api, service: &ServiceName) -> Result<(), ApiError> {
+    let snapshot = api.handle.snapshot.borrow().clone();
+    if snapshot.services.contains_key(service) || api.handle.registry.has(service).await? {
+        return Ok(());
+    }
+    let known: Vec<&str> = snapshot.services.keys().map(ServiceName::as_str).collect();
+    Err(RequestError::UnknownService {
+        name: service.to_string(),
+        known: known.join(", "),
+    }
+    .into())
+}
+
 /// The locks of a service that are in force: the one for everywhere, and those of environments.
 #[utoipa::path(get, path = "/api/v1/services/{name}/lock", params(("name" = String, Path, description = "a service")),
     responses((status = 200, body = Vec<LockView>), (status = 404, body = Problem)))]
@@ -113,6 +127,7 @@ pub async fn take(
     }
     let key = key(&name, body.environment)?;
     may(caller.as_ref(), Rule::Operate, &key)?;
+    check_service(&api, &key.service).await?;
     let order = LockOrder {
         key,
         by: author(caller.as_ref(), body.by),

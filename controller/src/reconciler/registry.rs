@@ -79,6 +79,14 @@ impl Registry {
         })
     }
 
+    /// Whether the orchestrator has a service of this name.
+    ///
+    /// # Errors
+    /// Out of reach.
+    pub async fn has(&self, service: &ServiceName) -> Result<bool, OrchestratorError> {
+        Ok(self.orchestrator.services().await?.contains(service))
+    }
+
     /// A place in the service's line; it is held by holding what is returned.
     fn place(&self, service: &ServiceName) -> Result<Arc<Line<()>>, RequestError> {
         let waiting = |line: &Arc<Line<()>>| Arc::strong_count(line) - 1;

@@ -260,6 +260,20 @@ async fn keeps_no_label_that_is_long_or_has_lines() {
 }
 
 #[tokio::test]
+async fn a_lock_is_of_a_service_that_there_is() {
+    let mut world = World::new().await;
+    let other = "web-b".parse().unwrap();
+    // Known to the orchestrator, and about to be released for the first time.
+    world.orchestrator.add_service(&other, "web:v1", 1);
+    for (service, expected) in [("web", 200), ("web-b", 200), ("nope", 404)] {
+        let path = format!("/api/v1/services/{service}/lock");
+        let lock = json!({ "by": "ada", "reason": "migration" });
+        let (status, answer) = call(&mut world, Method::PUT, &path, Some(lock)).await;
+        assert_eq!(status.as_u16(), expected, "{service}: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn the_document_names_every_path_that_is_served() {
     let mut world = World::new().await;
     let (_, document) = call(&mut world, Method::GET, "/api/v1/openapi.json", None).await;

@@ -448,7 +448,7 @@ impl SignIn {
         // Four eyes are counted by number.
         let id = digits(found).ok_or(Refusal::Claim("sub"))?;
         let identity = Identity::of_person(provider.issuer(), Some(id), login);
-        let grants = self.people.of(login, &groups);
+        let grants = self.people.of(id, login, &groups);
         let Some(caller) = Caller::of_identity(identity, grants, None) else {
             return Err(Refusal::NotGranted {
                 who: login.to_owned(),

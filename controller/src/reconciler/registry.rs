@@ -1,19 +1,17 @@
 //! Which release an image is at this moment: looked up before the loop hears of it. A registry that hangs delays nobody
 //! but who deploys the same service: no verdict, no abort, no other release waits for it.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rollout::{Duration, Release, ServiceName};
 use tokio::sync::{Mutex as Line, OwnedMutexGuard};
 use tokio::time::timeout;
 
-use super::REQUESTS_MAX;
+use super::queue::Places;
 use super::request::{Deploy, RequestError};
 use crate::orchestrator::{Orchestrator, OrchestratorError};
 
-/// Releases of one service that may wait for their registry; one more is refused at once. So no service takes all of the
-/// [`REQUESTS_MAX`] places that there are.
+/// Releases of one service that may wait for their registry; one more is refused at once.
 const LINE_MAX: usize = 8;
 
 /// Longest wait for a registry, and for the releases of the same service that came before: twice what an engine gives it,
@@ -25,7 +23,7 @@ const RESOLVED_MAX: Duration = Duration::from_secs(20);
 pub struct Registry {
     orchestrator: Arc<dyn Orchestrator>,
     /// Those who wait, by service: first come, first served, so that the last one to come supersedes the others.
-    lines: Mutex<BTreeMap<ServiceName, Arc<Line<()>>>>,
+    lines: Places<Line<()>>,
 }
 
 /// A rollout to start, with the release that its image is.
@@ -41,7 +39,7 @@ impl Registry {
     pub(super) fn new(orchestrator: Arc<dyn Orchestrator>) -> Arc<Self> {
         Arc::new(Self {
             orchestrator,
-            lines: Mutex::default(),
+            lines: Places::new(LINE_MAX),
         })
     }
 
@@ -53,10 +51,14 @@ impl Registry {
     /// # Cancel safety
     /// Who asks no more gives its place away, and nothing was done.
     pub async fn resolve(&self, deploy: Deploy) -> Result<Resolved, RequestError> {
-        let line = self.place(&deploy.spec.service)?;
+        let service = &deploy.spec.service;
+        let line = self.lines.take(service.as_str());
+        let line = line.ok_or_else(|| RequestError::Busy {
+            service: service.clone(),
+        })?;
         let looked_up = async {
             let turn = line.lock_owned().await;
-            let (service, commit) = (&deploy.spec.service, deploy.commit.clone());
+            let commit = deploy.commit.clone();
             let release = self.orchestrator.resolve(service, &deploy.image, commit);
             Ok::<_, OrchestratorError>((turn, release.await?))
         };
@@ -67,7 +69,7 @@ impl Registry {
                 format!(
                     "no answer within {} s, the wait for earlier releases of {} included",
                     RESOLVED_MAX.as_secs(),
-                    deploy.spec.service
+                    service
                 ),
             ),
         };
@@ -85,20 +87,5 @@ impl Registry {
     /// Out of reach.
     pub async fn has(&self, service: &ServiceName) -> Result<bool, OrchestratorError> {
         Ok(self.orchestrator.services().await?.contains(service))
-    }
-
-    /// A place in the service's line; it is held by holding what is returned.
-    fn place(&self, service: &ServiceName) -> Result<Arc<Line<()>>, RequestError> {
-        let waiting = |line: &Arc<Line<()>>| Arc::strong_count(line) - 1;
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.retain(|_, line| waiting(line) > 0);
-        let everywhere: usize = lines.values().map(waiting).sum();
-        let here = lines.get(service).map_or(0, waiting);
-        if here >= LINE_MAX || everywhere >= REQUESTS_MAX {
-            return Err(RequestError::Busy {
-                service: service.clone(),
-            });
-        }
-        Ok(Arc::clone(lines.entry(service.clone()).or_default()))
     }
 }

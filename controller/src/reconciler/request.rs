@@ -7,11 +7,10 @@ use rollout::{
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::Reconciler;
 use super::lease::LeaseRequest;
 use super::ledger::{Ledger, describe};
 use super::policy::{LockOrder, LockReply, Wanted, grows};
-use super::registry::Resolved;
+use super::{Reconciler, Resolved};
 use crate::admission::{self, Refused};
 use crate::api::types::alerts::AlertsView;
 use crate::incidents::Alert;

@@ -122,7 +122,8 @@ fi
 if [ -n "$remote" ]; then
     url=$(git remote get-url "$remote") || complain "there is no remote $remote"
     git push "$remote" HEAD
-    page=$(sed -E 's#^(ssh://)?git@([^:/]+)(:[0-9]+)?[:/]#https://\2/#; s#\.git$##' <<<"$url")
+    # A name and a token may stand in the address; they are nobody else's to read.
+    page=$(sed -E 's#^(https?://)[^/@]*@#\1#; s#^(ssh://)?git@([^:/]+)(:[0-9]+)?[:/]#https://\2/#; s#\.git$##' <<<"$url")
     echo "watch:      $page/-/pipelines, job canary"
     echo "or:         friday get SERVICE -w, and the controller's board"
     echo "back:       job rollback of the same pipeline, or $0 --revert"
@@ -134,7 +135,8 @@ fi
 demo=${FRIDAY_DEMO:-}
 if [ -z "$demo" ]; then
     for file in "${TMPDIR:-/tmp}"/friday-demo-*/processes.yml; do
-        [ -f "$file" ] || continue
+        # Somebody else may have made one, to be given what we release.
+        [ -f "$file" ] && [ -O "$file" ] && [ -O "${file%/*}" ] || continue
         [ -z "$demo" ] || [ "$file" -nt "$demo/processes.yml" ] || continue
         demo=${file%/*}
     done

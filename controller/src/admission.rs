@@ -97,8 +97,12 @@ pub enum Refused {
         what: String,
     },
     /// Too many locks.
-    #[error("there are {max} locks already: unlock what is not used any more")]
+    #[error(
+        "there are {max} locks of {of} already, also counting those that were given back: no other environment can be locked"
+    )]
     TooManyLocks {
+        /// Of what.
+        of: String,
         /// The most.
         max: usize,
     },

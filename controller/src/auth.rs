@@ -10,6 +10,8 @@
 //! provider brings: `directory` says whom it may vouch for, `jws` and `id_token` verify a job's token, `terms` what the job
 //! may do, `people` signs people in. Every [`Refusal`] names its rule, and is in the log.
 
+mod away;
+mod bucket;
 mod directory;
 mod file;
 mod id_token;
@@ -42,6 +44,7 @@ pub(crate) use file::{is_name, read_limited};
 pub use id_token::Claims;
 pub use identities::{Identities, IdentitiesError};
 pub use identity::Identity;
+pub(crate) use identity::PERSON;
 pub use provider::ProviderError;
 pub use refusal::Refusal;
 pub use rules::{Role, Rule};

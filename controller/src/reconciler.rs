@@ -16,7 +16,7 @@ use rollout::{
     Weight,
 };
 use serde_json::json;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Freezes, Locks};
@@ -39,11 +39,15 @@ mod lease;
 mod ledger;
 mod look;
 mod policy;
+mod queue;
+mod registry;
 mod request;
 mod service;
 
 pub use lease::LeaseRequest;
 pub use policy::{DEFAULT_ENVIRONMENT, LockAct, LockOrder, LockReply};
+pub use queue::{NotTaken, Requests};
+pub use registry::{Registry, Resolved};
 pub use request::{Deploy, Reply, Request, RequestError};
 
 use ledger::Ledger;
@@ -68,7 +72,7 @@ const GATHER: Duration = Duration::from_millis(20);
 /// fire for time in which nothing was seen.
 const PASSED_MAX: Duration = Duration::from_secs(5);
 
-/// Requests that may wait for the loop; one more is refused at once.
+/// Requests that may wait for the loop, and as many that go back; one more is refused at once.
 pub const REQUESTS_MAX: usize = 64;
 
 /// Stretches of stable traffic that are learned from at once, outside analysis: as long as the judge's blocks.
@@ -117,7 +121,7 @@ pub struct Reconciler {
     term: u64,
     seq: u64,
     services: BTreeMap<ServiceName, Service>,
-    requests: mpsc::Receiver<Request>,
+    requests: queue::Waiting,
     snapshot: watch::Sender<Arc<Snapshot>>,
     table: RouteTable,
     turned: Duration,
@@ -147,7 +151,9 @@ pub struct Reconciler {
 #[derive(Debug, Clone)]
 pub struct Handle {
     /// Where requests go.
-    pub requests: mpsc::Sender<Request>,
+    pub requests: Requests,
+    /// Whom a release to deploy is looked up by, before it is requested.
+    pub registry: Arc<Registry>,
     /// What is published.
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
     /// What is counted.
@@ -206,10 +212,11 @@ impl Reconciler {
                 .chain(&service.open)
                 .for_each(|saved| delivery.show(&saved.rollout));
         }
-        let (sender, requests) = mpsc::channel(REQUESTS_MAX);
+        let (sender, requests) = queue::requests();
         let snapshot = watch::Sender::new(Arc::new(Snapshot::default()));
         let handle = Handle {
             requests: sender,
+            registry: Registry::new(Arc::clone(&orchestrator)),
             snapshot: snapshot.subscribe(),
             delivery: Arc::clone(&delivery),
         };
@@ -306,9 +313,7 @@ impl Reconciler {
     /// Another controller took over. Every other trouble is logged and tried again at the next turn.
     pub async fn turn(&mut self) -> Result<(), StoreError> {
         // Orders first: a rollback that came together with good evidence wins (F32).
-        while let Ok(request) = self.requests.try_recv() {
-            self.answer(request).await?;
-        }
+        self.answer_waiting().await?;
         let now = self.clock.elapsed();
         let passed = now.saturating_sub(self.turned).min(PASSED_MAX);
         self.turned = now;

@@ -21,6 +21,7 @@ pub(crate) use notify::is_address;
 use notify::notify;
 use plans::{Steps, plans, weight_of};
 use policy::freezes;
+pub(crate) use policy::{ENVIRONMENT_BYTES_MAX, is_environment};
 use proxy::proxy;
 
 pub use crate::yaml::Finding;

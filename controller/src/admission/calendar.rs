@@ -1,6 +1,7 @@
 //! Whether a freeze is on at this moment: cron, by the zone's wall clock. Pure.
 
 use croner::Cron;
+use croner::errors::CronError;
 use croner::parser::{CronParser, Seconds, Year};
 use jiff::SignedDuration;
 use jiff::tz::TimeZone;
@@ -28,6 +29,12 @@ pub enum CalendarError {
     Never {
         /// What was given.
         cron: String,
+    },
+    /// When it comes cannot be told.
+    #[error("when it comes cannot be told: {reason}")]
+    Search {
+        /// Why not.
+        reason: String,
     },
     /// There is no such zone.
     #[error("{zone:?} is no time zone: expected an IANA name such as Europe/Berlin or UTC")]
@@ -84,21 +91,38 @@ impl Window {
     }
 
     /// Until when it is on, if it is on at `now`; the begin belongs to it, the end does not.
-    #[must_use]
-    pub fn until(&self, environment: &str, now: Timestamp) -> Option<Timestamp> {
+    ///
+    /// # Errors
+    /// That cannot be told; it is no word that nothing is frozen.
+    pub fn until(
+        &self,
+        environment: &str,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, CalendarError> {
         let holds_here = self.environments.is_empty()
             || self.environments.iter().any(|name| name == environment);
         if !holds_here {
-            return None;
+            return Ok(None);
         }
-        let now = now.to_zoned(self.zone.clone());
-        let start = self.start.find_previous_occurrence(&now, true).ok()?;
-        let end = match &self.end {
-            End::After(period) => start.timestamp().checked_add(*period).ok()?,
-            // A period that begins where another ends goes on until the next end.
-            End::At(end) => end.find_next_occurrence(&start, false).ok()?.timestamp(),
+        let failed = |error: CronError| CalendarError::Search {
+            reason: error.to_string(),
         };
-        (now.timestamp() < end).then_some(end)
+        let now = now.to_zoned(self.zone.clone());
+        let start = self.start.find_previous_occurrence(&now, true);
+        let start = start.map_err(failed)?;
+        let end = match &self.end {
+            // One that is longer than time is never over.
+            End::After(period) => start
+                .timestamp()
+                .checked_add(*period)
+                .unwrap_or(Timestamp::MAX),
+            // A period that begins where another ends goes on until the next end.
+            End::At(end) => {
+                let end = end.find_next_occurrence(&start, false);
+                end.map_err(failed)?.timestamp()
+            }
+        };
+        Ok((now.timestamp() < end).then_some(end))
     }
 }
 
@@ -209,7 +233,11 @@ mod tests {
             ("2026-03-29T12:00:00Z", Some("2026-03-30T07:00:00Z")),
         ];
         for (now, until) in table {
-            assert_eq!(window.until("production", at(now)), until.map(at), "{now}");
+            assert_eq!(
+                window.until("production", at(now)),
+                Ok(until.map(at)),
+                "{now}"
+            );
         }
     }
 
@@ -219,8 +247,17 @@ mod tests {
         freeze.environments = vec!["production".to_owned()];
         let window = Window::of(&freeze).unwrap();
         let now = at("2026-01-01T12:00:00Z");
-        assert!(window.until("production", now).is_some());
-        assert!(window.until("staging", now).is_none());
+        assert!(window.until("production", now).unwrap().is_some());
+        assert!(window.until("staging", now).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_freeze_that_is_longer_than_time_is_on() {
+        for hours in [24 * 365 * 20_000, u64::MAX / 3_600] {
+            let window = Window::of(&freeze("0 0 * * *", hours, "UTC")).unwrap();
+            let until = window.until("production", at("2026-01-01T12:00:00Z"));
+            assert_eq!(until, Ok(Some(Timestamp::MAX)), "{hours}");
+        }
     }
 
     #[test]
@@ -234,7 +271,7 @@ mod tests {
             ("2026-07-15T07:00:00Z", None),
         ];
         for (now, until) in table {
-            assert_eq!(window.until("any", at(now)), until.map(at), "{now}");
+            assert_eq!(window.until("any", at(now)), Ok(until.map(at)), "{now}");
         }
         assert!(Window::between("0 0 * * *", "0 1 * * *", "Berlin").is_ok());
     }

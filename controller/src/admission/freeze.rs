@@ -71,13 +71,17 @@ impl Freezes {
                 // Saved by a version that knew more zones: what was a freeze is not silently none.
                 Err(error) => return Frozen::Unknown(format!("freeze[{index}]: {error}")),
             };
-            if let Some(until) = window.until(environment, now) {
-                return Frozen::Yes(format!(
-                    "by friday.yml (freeze[{index}], {:?} {}) until {}",
-                    freeze.cron,
-                    freeze.zone,
-                    shown(until)
-                ));
+            match window.until(environment, now) {
+                Ok(None) => {}
+                Ok(Some(until)) => {
+                    return Frozen::Yes(format!(
+                        "by friday.yml (freeze[{index}], {:?} {}) until {}",
+                        freeze.cron,
+                        freeze.zone,
+                        shown(until)
+                    ));
+                }
+                Err(error) => return Frozen::Unknown(format!("freeze[{index}]: {error}")),
             }
         }
         let Some(gitlab) = &self.gitlab else {
@@ -92,11 +96,16 @@ impl Freezes {
                 ))
             }
             Periods::Read { windows, .. } => {
-                let until = windows
-                    .iter()
-                    .filter_map(|window| window.until(environment, now))
-                    .max();
-                until.map_or(Frozen::No, |until| {
+                let mut last = None;
+                for window in windows {
+                    match window.until(environment, now) {
+                        Ok(until) => last = last.max(until),
+                        Err(error) => {
+                            return Frozen::Unknown(format!("a freeze period of GitLab: {error}"));
+                        }
+                    }
+                }
+                last.map_or(Frozen::No, |until| {
                     Frozen::Yes(format!(
                         "by a freeze period of GitLab until {}",
                         shown(until)

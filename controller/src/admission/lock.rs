@@ -9,9 +9,13 @@ use rollout::{Duration, ServiceName, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::Refused;
+use crate::auth::PERSON;
 
 /// Most services and environments that ever had a lock. A controller serves some tens.
 pub const LOCKS_MAX: usize = 1_000;
+
+/// Most of one service: a service has some environments. So nobody who names environments fills all of the places.
+pub const LOCKS_OF_SERVICE_MAX: usize = 50;
 
 /// What can be locked: a service everywhere (`""`), or in one environment.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,7 +105,7 @@ impl Locks {
         let mut held = Vec::new();
         for key in [key(environment), key("")] {
             if let Some((number, lock)) = self.held(&key, now) {
-                if lock.owner != author {
+                if !is_same_owner(&lock.owner, author) {
                     return Err(refused(&key, number, lock, now));
                 }
                 held.push(number);
@@ -123,7 +127,7 @@ impl Locks {
     /// The key's slot after `owner` took its lock, or renewed it.
     ///
     /// # Errors
-    /// Somebody else holds it, or there are too many.
+    /// Somebody else holds it, or there are too many, there or everywhere.
     pub fn take(
         &self,
         key: &LockKey,
@@ -132,11 +136,23 @@ impl Locks {
         period: Option<Duration>,
         now: Timestamp,
     ) -> Result<Slot, Refused> {
-        if !self.0.contains_key(key) && self.0.len() >= LOCKS_MAX {
-            return Err(Refused::TooManyLocks { max: LOCKS_MAX });
+        if !self.0.contains_key(key) {
+            let here = self.0.keys().filter(|other| other.service == key.service);
+            if here.count() >= LOCKS_OF_SERVICE_MAX {
+                return Err(Refused::TooManyLocks {
+                    of: key.service.to_string(),
+                    max: LOCKS_OF_SERVICE_MAX,
+                });
+            }
+            if self.0.len() >= LOCKS_MAX {
+                return Err(Refused::TooManyLocks {
+                    of: "all services".to_owned(),
+                    max: LOCKS_MAX,
+                });
+            }
         }
         let (fence, taken) = match self.held(key, now) {
-            Some((number, lock)) if lock.owner != owner => {
+            Some((number, lock)) if !is_same_owner(&lock.owner, owner) => {
                 return Err(refused(key, number, lock, now));
             }
             Some((number, lock)) => (number, lock.taken),
@@ -183,7 +199,7 @@ impl Locks {
                 newer: format!("the newest is {number}"),
             });
         }
-        if !breaks && lock.owner != by {
+        if !breaks && !is_same_owner(&lock.owner, by) {
             return Err(refused(key, number, lock, now));
         }
         let slot = Slot {
@@ -193,6 +209,18 @@ impl Locks {
         };
         Ok((slot, lock.clone()))
     }
+}
+
+/// Whether a lock of `owner` is that of `author`. A person whom GitLab vouches for is known by number, whatever their login is
+/// now; of all others the whole name counts.
+pub(crate) fn is_same_owner(owner: &str, author: &str) -> bool {
+    fn certain(name: &str) -> &str {
+        match name.split_once(" (for ") {
+            Some((certain, _)) if certain.starts_with(PERSON) => certain,
+            Some(_) | None => name,
+        }
+    }
+    certain(owner) == certain(author)
 }
 
 /// How long ago something was, in words.

@@ -236,16 +236,66 @@ fn there_is_a_most_of_locks() {
         fence: 1,
         lock: None,
     };
-    let locks = Locks::of((0..lock::LOCKS_MAX).map(slot).collect());
-    let take = |environment: &str| {
-        code(
-            locks
-                .take(&key(environment), "ada", "why", None, at(NOON))
-                .map(drop),
-        )
+    let take = |locks: &Locks, key: &LockKey| {
+        code(locks.take(key, "ada", "why", None, at(NOON)).map(drop))
     };
-    assert_eq!(take("e0"), "yes");
-    assert_eq!(take("new"), "too_many_locks");
+    let here = Locks::of((0..lock::LOCKS_OF_SERVICE_MAX).map(slot).collect());
+    assert_eq!(take(&here, &key("e0")), "yes");
+    assert_eq!(take(&here, &key("new")), "too_many_locks");
+    // Those of another service have places of their own, until there are none at all.
+    let of = |service: &str| LockKey {
+        service: service.parse().unwrap(),
+        environment: "production".to_owned(),
+    };
+    assert_eq!(take(&here, &of("shop")), "yes");
+    let many = (0..lock::LOCKS_MAX).map(|number| lock::Slot {
+        key: of(&format!("s{number}")),
+        fence: 1,
+        lock: None,
+    });
+    let everywhere = Locks::of(many.collect());
+    assert_eq!(take(&everywhere, &of("s0")), "yes");
+    assert_eq!(take(&everywhere, &of("shop")), "too_many_locks");
+}
+
+#[test]
+fn a_lock_is_of_a_person_whatever_their_login_is_now() {
+    let table = [
+        ("ada", "ada", true),
+        ("ada", "bob", false),
+        (
+            "gitlab user 42 (for dana)",
+            "gitlab user 42 (for dan)",
+            true,
+        ),
+        (
+            "gitlab user 42 (for dana)",
+            "gitlab user 43 (for dana)",
+            false,
+        ),
+        ("gitlab user 42 (for dana)", "dana", false),
+        ("ops (for dana)", "ops (for dana)", true),
+        ("ops (for dana)", "ops (for eve)", false),
+        (
+            "ops (for gitlab user 42 (for dana))",
+            "gitlab user 42 (for dana)",
+            false,
+        ),
+    ];
+    for (owner, author, same) in table {
+        assert_eq!(lock::is_same_owner(owner, author), same, "{owner} {author}");
+        let locks = Locks::of(vec![
+            Locks::default()
+                .take(&key(""), owner, "why", None, at(NOON))
+                .unwrap(),
+        ]);
+        let taken = locks.take(&key(""), author, "again", None, at(NOON));
+        assert_eq!(taken.is_ok(), same, "{owner} {author}");
+        let back = locks.give_back(&key(""), author, None, false, at(NOON));
+        assert_eq!(back.is_ok(), same, "{owner} {author}");
+        let begun = locks.admit(&service(), "production", author, None, at(NOON));
+        assert_eq!(begun.is_ok(), same, "{owner} {author}");
+    }
 }
 
 fn rollout(phase: Phase, admission: Admission) -> Rollout {

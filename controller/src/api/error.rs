@@ -121,6 +121,7 @@ impl From<RequestError> for ApiError {
                 (StatusCode::UNPROCESSABLE_ENTITY, "no_metrics_source")
             }
             RequestError::NoSuchRelease { .. } => (StatusCode::NOT_FOUND, "no_such_release"),
+            RequestError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             RequestError::NotAdmitted(refused) => (StatusCode::CONFLICT, refused.code()),
             RequestError::Store(error) => return error.into(),
             RequestError::Orchestrator(error) => return error.into(),

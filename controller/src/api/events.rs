@@ -21,6 +21,10 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How often a line goes out though nothing changed, so that no one in between takes the stream for dead.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
+/// After so long a stream ends, and whoever watches comes again: then it is asked anew who they are. A token may have been
+/// taken from the file since, a session may be over.
+const WATCH_MAX: Duration = Duration::from_secs(15 * 60);
+
 /// What is watched.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct StreamQuery {
@@ -28,7 +32,7 @@ pub struct StreamQuery {
     rollout: String,
 }
 
-/// Events named `rollout`, each with the whole rollout as JSON: one at once, then one at each change.
+/// Events named `rollout`, each with the whole rollout as JSON: one at once, then one at each change. Ends after 15 minutes.
 #[utoipa::path(get, path = "/api/v1/stream", params(StreamQuery), responses((status = 200, content_type = "text/event-stream", body = String)))]
 pub async fn stream(
     State(api): State<Api>,
@@ -38,13 +42,17 @@ pub async fn stream(
     find(&api, &query.rollout).await?;
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let until = api.clock.elapsed() + WATCH_MAX;
     let state = (api, query.rollout, look, String::new());
-    let events = stream::unfold(state, |(api, name, mut look, before)| async move {
+    let events = stream::unfold(state, move |(api, name, mut look, before)| async move {
         let mut stopping = api.stopping.clone();
         loop {
             tokio::select! {
                 _ = stopping.wait_for(|stopping| *stopping) => return None,
                 _ = look.tick() => {}
+            }
+            if api.clock.elapsed() >= until {
+                return None;
             }
             let Ok(saved) = find(&api, &name).await else {
                 continue;

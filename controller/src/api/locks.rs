@@ -4,18 +4,18 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use rollout::Duration;
+use rollout::{Duration, ServiceName};
 use tokio::sync::oneshot;
 
 use super::Api;
 use super::error::ApiError;
-use super::rollouts::{author, check_text, service_name};
+use super::rollouts::{author, check_label, check_text, service_name};
 use super::types::Problem;
 use super::types::locks::{LockRequest, LockView, UnlockRequest};
 use crate::admission::lock::Slot;
 use crate::admission::{Lock, LockKey, Locks};
 use crate::auth::{Caller, Rule, Target};
-use crate::reconciler::{LockAct, LockOrder, Request};
+use crate::reconciler::{LockAct, LockOrder, Request, RequestError};
 
 /// Longest time of a lock: a freeze of a month is one for `friday.yml`.
 const LOCK_FOR_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -48,9 +48,7 @@ async fn ask(api: &Api, order: LockOrder) -> Result<Json<LockView>, ApiError> {
 }
 
 fn key(service: &str, environment: Option<String>) -> Result<LockKey, ApiError> {
-    if let Some(environment) = &environment {
-        check_text("environment", environment)?;
-    }
+    check_label("environment", environment.as_deref())?;
     Ok(LockKey {
         service: service_name(service)?,
         environment: environment.unwrap_or_default(),
@@ -69,6 +67,20 @@ fn may(caller: Option<&Extension<Caller>>, rule: Rule, key: &LockKey) -> Result<
         project: None,
     };
     caller.require_for(rule, &target)
+}
+
+/// Whether there is such a service: known here, or about to be released for the first time.
+async fn check_service(api: &Api, service: &ServiceName) -> Result<(), ApiError> {
+    let snapshot = api.handle.snapshot.borrow().clone();
+    if snapshot.services.contains_key(service) || api.handle.registry.has(service).await? {
+        return Ok(());
+    }
+    let known: Vec<&str> = snapshot.services.keys().map(ServiceName::as_str).collect();
+    Err(RequestError::UnknownService {
+        name: service.to_string(),
+        known: known.join(", "),
+    }
+    .into())
 }
 
 /// The locks of a service that are in force: the one for everywhere, and those of environments.
@@ -115,6 +127,7 @@ pub async fn take(
     }
     let key = key(&name, body.environment)?;
     may(caller.as_ref(), Rule::Operate, &key)?;
+    check_service(&api, &key.service).await?;
     let order = LockOrder {
         key,
         by: author(caller.as_ref(), body.by),

@@ -69,6 +69,22 @@ pub(super) fn check_text(name: &str, text: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Whether a label is one that may be kept for ever and shown on one line: as long as GitLab's names of environments.
+pub(super) fn check_label(name: &str, label: Option<&str>) -> Result<(), ApiError> {
+    if label.is_none_or(spec::is_environment) {
+        return Ok(());
+    }
+    let detail = format!(
+        "{name} must have 1 to {} bytes, and no line breaks or other control characters",
+        spec::ENVIRONMENT_BYTES_MAX
+    );
+    Err(ApiError::new(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "invalid_body",
+        detail,
+    ))
+}
+
 fn check_words(by: &str, reason: Option<&str>) -> Result<(), ApiError> {
     check_text("by", by)?;
     reason.map_or(Ok(()), |reason| check_text("reason", reason))
@@ -198,6 +214,10 @@ pub async fn deploy(
     let Json(body) = body?;
     check_text("author", &body.author)?;
     check_text("image", &body.image)?;
+    check_text("spec_name", &body.spec_name)?;
+    check_label("environment", body.environment.as_deref())?;
+    check_label("commit", body.commit.as_deref())?;
+    check_label("plan", body.plan.as_deref())?;
     leases::check(body.origin.as_ref(), body.lease.as_ref())?;
     if body.spec.len() > SPEC_BYTES_MAX {
         let detail = format!(
@@ -254,7 +274,8 @@ pub async fn deploy(
         origin,
         lease: body.lease,
     };
-    let made = ask(&api, |reply| Request::Deploy(Box::new(deploy), reply)).await?;
+    let resolved = api.handle.registry.resolve(deploy).await?;
+    let made = ask(&api, |reply| Request::Deploy(Box::new(resolved), reply)).await?;
     leases::keep_token(&api, &headers, &made.id);
     Ok((StatusCode::CREATED, made))
 }

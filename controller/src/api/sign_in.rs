@@ -68,6 +68,7 @@ impl From<SignInError> for ApiError {
             SignInError::Declined(_) => (StatusCode::FORBIDDEN, "declined"),
             SignInError::Pending => (StatusCode::BAD_REQUEST, "authorization_pending"),
             SignInError::TooSoon => (StatusCode::BAD_REQUEST, "slow_down"),
+            SignInError::TooMany => (StatusCode::TOO_MANY_REQUESTS, "too_many_sign_ins"),
             SignInError::Provider(_) | SignInError::Lacks(_) => {
                 (StatusCode::BAD_GATEWAY, "provider_failed")
             }
@@ -80,6 +81,7 @@ impl From<SignInError> for ApiError {
                 tracing::warn!(rule = refusal.rule(), error = %chain(&error), "a sign-in is refused");
             }
             SignInError::Unknown
+            | SignInError::TooMany
             | SignInError::Declined(_)
             | SignInError::Provider(_)
             | SignInError::Lacks(_) => {
@@ -137,10 +139,10 @@ async fn login(
     let door = Door::of(&api)?;
     let (identities, sign_in) = door.both();
     let Query(query) = query?;
-    let (url, state) = identities.begin(sign_in, query.next()?).await?;
+    let (url, begun) = identities.begin(sign_in, query.next()?).await?;
     let cookie = format!(
         "{BROWSER_COOKIE}={}; Path=/auth; Max-Age=600; HttpOnly; SameSite=Lax{}",
-        state.0,
+        begun.0,
         secure(sign_in)
     );
     Ok(redirect(url.as_str(), &[cookie]))
@@ -193,12 +195,10 @@ async fn come_back(
     let (identities, sign_in) = door.both();
     let Query(query) = query?;
     let state = query.state.unwrap_or_default();
-    if cookie(headers, BROWSER_COOKIE) != Some(&state) {
-        return Err(SignInError::Unknown.into());
-    }
+    let begun = cookie(headers, BROWSER_COOKIE).ok_or(SignInError::Unknown)?;
     let said = query.error_description.or(query.error).unwrap_or_default();
     let code = query.code.as_deref().ok_or(said.as_str());
-    let back = identities.finish(sign_in, &state, code).await?;
+    let back = identities.finish(sign_in, (begun, &state), code).await?;
     let done = format!(
         "{BROWSER_COOKIE}=; Path=/auth; Max-Age=0; HttpOnly; SameSite=Lax{}",
         secure(sign_in)

@@ -94,7 +94,9 @@ pub(super) struct People {
 pub(super) enum Whom {
     /// The members of a group, by its path.
     Group(String),
-    /// One person, by login.
+    /// One person, by number.
+    User(u64),
+    /// One person, by login. GitLab's logins change hands: who takes a name that was given up is meant then.
     Login(String),
     /// Whoever has an account.
     Everybody,
@@ -102,9 +104,10 @@ pub(super) enum Whom {
 
 impl People {
     /// The grants of a person.
-    pub(super) fn of(&self, login: &str, groups: &[String]) -> Vec<Grant> {
+    pub(super) fn of(&self, user: u64, login: &str, groups: &[String]) -> Vec<Grant> {
         let is_meant = |whom: &Whom| match whom {
             Whom::Group(path) => groups.contains(path),
+            Whom::User(number) => *number == user,
             Whom::Login(name) => name == login,
             Whom::Everybody => true,
         };
@@ -253,18 +256,27 @@ fn whom(fields: &mut Fields<'_>, findings: &mut Findings) -> Option<Whom> {
     let group = fields
         .take("group")
         .and_then(|value| value.text("the path of a group, such as acme/ops", findings, name));
+    let user = fields.take("user").and_then(|value| {
+        value.scalar(
+            "the person's number, as their page at GitLab shows it",
+            findings,
+            digits,
+        )
+    });
     let login = fields
         .take("login")
         .and_then(|value| value.text("a login", findings, name));
     let everybody = fields
         .take("everybody")
         .and_then(|value| value.scalar("true", findings, |text| (text == "true").then_some(())));
-    match (group, login, everybody) {
-        (Some(path), None, None) => Some(Whom::Group(path)),
-        (None, Some(login), None) => Some(Whom::Login(login)),
-        (None, None, Some(())) => Some(Whom::Everybody),
+    match (group, user, login, everybody) {
+        (Some(path), None, None, None) => Some(Whom::Group(path)),
+        (None, Some(number), None, None) => Some(Whom::User(number)),
+        (None, None, Some(login), None) => Some(Whom::Login(login)),
+        (None, None, None, Some(())) => Some(Whom::Everybody),
         _ => {
-            let expected = "expected one of `group`, `login` and `everybody: true`".to_owned();
+            let expected =
+                "expected one of `group`, `user`, `login` and `everybody: true`".to_owned();
             findings.at(fields.at(), "", None, expected);
             None
         }
@@ -432,7 +444,8 @@ people:
   url: https://friday.example.com
   grants:
     - { group: acme/ops, role: approver, environments: [production] }
-    - { login: dana, role: admin }
+    - { user: 42, role: admin }
+    - { login: carol, role: operator }
     - { everybody: true, role: viewer }
 ";
 
@@ -451,14 +464,20 @@ people:
         assert_eq!(terms.ref_types, ["branch"]);
         assert!(!grants[1].terms.clone().unwrap().protected);
         let people = read.people.unwrap();
-        let roles = |login: &str, groups: &[&str]| {
+        let roles = |user: u64, login: &str, groups: &[&str]| {
             let groups: Vec<String> = groups.iter().map(|group| (*group).to_owned()).collect();
-            let grants = people.of(login, &groups);
+            let grants = people.of(user, login, &groups);
             grants.iter().map(|grant| grant.role).collect::<Vec<_>>()
         };
-        assert_eq!(roles("eve", &[]), [Role::Viewer]);
-        assert_eq!(roles("eve", &["acme/ops"]), [Role::Approver, Role::Viewer]);
-        assert_eq!(roles("dana", &["acme/ops-x"]), [Role::Admin, Role::Viewer]);
+        let ops = ["acme/ops"];
+        assert_eq!(roles(7, "eve", &[]), [Role::Viewer]);
+        assert_eq!(roles(7, "eve", &ops), [Role::Approver, Role::Viewer]);
+        assert_eq!(roles(8, "carol", &[]), [Role::Operator, Role::Viewer]);
+        // Whoever has the name now, it is the number that counts.
+        let admin = [Role::Admin, Role::Viewer];
+        assert_eq!(roles(42, "dana", &["acme/ops-x"]), admin);
+        assert_eq!(roles(42, "renamed", &[]), admin);
+        assert_eq!(roles(43, "dana", &[]), [Role::Viewer]);
     }
 
     /// What a component has for an input that nobody gives.
@@ -536,10 +555,11 @@ people:
                 "jobs.grants[0].sources[0]: ",
             ),
             (
-                "{ login: dana,",
-                "{ login: dana, group: x,",
+                "{ login: carol,",
+                "{ login: carol, group: x,",
                 "expected one of `group`",
             ),
+            ("{ user: 42,", "{ user: dana,", "people.grants[1].user: "),
             ("{ everybody: true,", "{", "expected one of `group`"),
             ("  client: 4c1b0e6c\n", "", "people.client: missing"),
         ] {

@@ -168,12 +168,10 @@ impl Identities {
     pub(crate) async fn finish(
         &self,
         sign_in: &SignIn,
-        state: &str,
+        back: (&str, &str),
         code: Result<&str, &str>,
     ) -> Result<Back, SignInError> {
-        sign_in
-            .finish(&self.provider, &self.keys, state, code)
-            .await
+        sign_in.finish(&self.provider, &self.keys, back, code).await
     }
 
     /// See [`SignIn::begin_on_device`].

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// How the name of a person begins whose number is certain; no token's name has blanks.
+pub(crate) const PERSON: &str = "gitlab user ";
+
 /// A person that an identity provider vouches for, alone or by a CI job of theirs. The event log keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Identity {
@@ -44,7 +47,7 @@ impl Identity {
     #[must_use]
     pub fn name(&self) -> String {
         match self.user_id {
-            Some(id) => format!("gitlab user {id} (for {})", self.login),
+            Some(id) => format!("{PERSON}{id} (for {})", self.login),
             None => self.login.clone(),
         }
     }

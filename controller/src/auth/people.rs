@@ -16,6 +16,8 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use super::Caller;
+use super::away::Departures;
+use super::bucket::Bucket;
 use super::directory::People;
 use super::id_token::{check_audience, check_issuer, check_times};
 use super::identity::{Identity, is_login};
@@ -36,6 +38,13 @@ const CODE_MAX: Duration = Duration::from_secs(60);
 /// Longest lifetime of a sign-in token. GitLab's have two minutes; it is looked at once, on the spot.
 const SIGN_IN_TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Sign-ins on other devices, begun or asked about: so many at once, and so many a second. Nobody needs an account for them,
+/// each is a request of ours to the provider, and the provider's limit is for keys and browsers too.
+const DEVICES: (u32, u32) = (50, 5);
+
+/// The same for browsers that come back: each has a code to be redeemed there, or says so.
+const BROWSERS: (u32, u32) = (50, 10);
+
 /// What is asked for: who it is, with login and groups.
 const SCOPE: &str = "openid profile";
 
@@ -51,7 +60,10 @@ pub(crate) enum SignInError {
     /// The person has not confirmed yet.
     #[error("nobody has confirmed yet")]
     Pending,
-    /// The provider wants to be asked less often.
+    /// More than the provider shall be asked for.
+    #[error("too many sign in at this moment; begin again in some seconds")]
+    TooMany,
+    /// The provider wants to be asked less often, or shall be.
     #[error("the provider is asked too often")]
     TooSoon,
     /// The provider cannot be asked.
@@ -88,14 +100,6 @@ pub(crate) enum Next {
         /// What it wants to see again.
         state: String,
     },
-}
-
-/// A person at the provider's page.
-#[derive(Debug, Clone)]
-struct Away {
-    verifier: Secret,
-    nonce: Secret,
-    next: Next,
 }
 
 /// What happens when a person comes back.
@@ -145,11 +149,13 @@ pub(crate) struct SignIn {
     secret: Option<Secret>,
     clock: Arc<dyn Clock>,
     sessions: Sessions,
-    away: Waiting<Away>,
+    away: Departures,
+    browsers: Bucket,
     /// Codes for the command line: the challenge, and who it will be.
     codes: Waiting<(String, Session)>,
     /// Codes of the provider for other devices.
     devices: Waiting<Secret>,
+    asked_by_devices: Bucket,
 }
 
 impl SignIn {
@@ -159,9 +165,11 @@ impl SignIn {
             secret,
             clock,
             sessions: Sessions::default(),
-            away: Waiting::new(AT_PROVIDER_MAX),
+            away: Departures::new(AT_PROVIDER_MAX),
+            browsers: Bucket::new(BROWSERS.0, BROWSERS.1),
             codes: Waiting::new(CODE_MAX),
             devices: Waiting::new(AT_PROVIDER_MAX),
+            asked_by_devices: Bucket::new(DEVICES.0, DEVICES.1),
         }
     }
 
@@ -191,45 +199,44 @@ impl SignIn {
         self.sessions.end(token);
     }
 
-    /// The provider's page to send a browser to, and the name under which it comes back.
+    /// The provider's page to send a browser to, and the cookie by which it is known when it comes back.
     pub(super) async fn begin(
         &self,
         provider: &Provider,
         next: Next,
     ) -> Result<(Url, Secret), SignInError> {
         let mut url = provider.endpoints().await?.authorize.clone();
-        let away = Away {
-            verifier: Secret::random(),
-            nonce: Secret::random(),
-            next,
-        };
-        let state = self.away.put(away.clone(), self.clock.elapsed());
+        let (away, cookie) = self.away.leave(next, self.clock.elapsed());
         url.query_pairs_mut()
             .append_pair("response_type", "code")
             .append_pair("client_id", &self.people.client)
             .append_pair("redirect_uri", &self.callback())
             .append_pair("scope", SCOPE)
-            .append_pair("state", &state.0)
+            .append_pair("state", &away.state.0)
             .append_pair("nonce", &away.nonce.0)
             .append_pair("code_challenge", &challenge(&away.verifier.0))
             .append_pair("code_challenge_method", "S256");
-        Ok((url, state))
+        Ok((url, cookie))
     }
 
     fn callback(&self) -> String {
         format!("{}/auth/callback", self.url())
     }
 
-    /// A browser comes back from the provider with a code, or with a refusal.
+    /// A browser comes back from the provider, with its cookie and a code, or with a refusal.
     pub(super) async fn finish(
         &self,
         provider: &Provider,
         keys: &Keys,
-        state: &str,
+        (cookie, state): (&str, &str),
         code: Result<&str, &str>,
     ) -> Result<Back, SignInError> {
         let now = self.clock.elapsed();
-        let away = self.away.take(state, now).ok_or(SignInError::Unknown)?;
+        let away = self.away.come_back(cookie, state, now);
+        let away = away.ok_or(SignInError::Unknown)?;
+        if !self.browsers.take(now) {
+            return Err(SignInError::TooMany);
+        }
         let code = code.map_err(|said| SignInError::Declined(said.chars().take(200).collect()))?;
         let callback = self.callback();
         let form = [
@@ -294,6 +301,9 @@ impl SignIn {
     ) -> Result<OnDevice, SignInError> {
         /// Wait between two looks where the provider says nothing (RFC 8628, 3.2).
         const EVERY: u64 = 5;
+        if !self.asked_by_devices.take(self.clock.elapsed()) {
+            return Err(SignInError::TooMany);
+        }
         let url = provider.endpoints().await?.device.clone();
         let form = [("client_id", self.people.client.as_str()), ("scope", SCOPE)];
         let answer = provider.post(&url, &form).await?;
@@ -320,6 +330,9 @@ impl SignIn {
     ) -> Result<SignedIn, SignInError> {
         let now = self.clock.elapsed();
         let device = self.devices.look(name, now).ok_or(SignInError::Unknown)?;
+        if !self.asked_by_devices.take(now) {
+            return Err(SignInError::TooSoon);
+        }
         let form = [
             ("grant_type", "urn:ietf:params:oauth:grant-type:device_code"),
             ("device_code", device.0.as_str()),
@@ -435,7 +448,7 @@ impl SignIn {
         // Four eyes are counted by number.
         let id = digits(found).ok_or(Refusal::Claim("sub"))?;
         let identity = Identity::of_person(provider.issuer(), Some(id), login);
-        let grants = self.people.of(login, &groups);
+        let grants = self.people.of(id, login, &groups);
         let Some(caller) = Caller::of_identity(identity, grants, None) else {
             return Err(Refusal::NotGranted {
                 who: login.to_owned(),

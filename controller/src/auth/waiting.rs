@@ -1,5 +1,5 @@
-//! Sign-ins that have begun and wait: for the browser to come back, for a code to be collected, for a person to confirm on
-//! another device. Each is good once, for a short time.
+//! Sign-ins that wait: for a code to be collected, for a person to confirm on another device. Each is good once, for a short
+//! time.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,8 +8,9 @@ use rollout::Duration;
 
 use super::sessions::Secret;
 
-/// Most that wait at a time; beginning one needs no account, so the oldest makes room.
-const WAITING_MAX: usize = 1_000;
+/// Most that wait at a time; the oldest makes room. To begin one on another device needs no account, and as many as may
+/// begin while one is good fit: 50 at once and 5 a second for 10 minutes.
+const WAITING_MAX: usize = 4_000;
 
 /// What waits, by a random name.
 #[derive(Debug)]

@@ -189,7 +189,10 @@ mod tests {
         let windows = windows(&serde_json::from_str(sample).unwrap()).unwrap();
         let until = |now: &str| {
             let now: Timestamp = now.parse().unwrap();
-            windows[0].until("any", now).map(|until| until.to_string())
+            windows[0]
+                .until("any", now)
+                .unwrap()
+                .map(|until| until.to_string())
         };
         assert_eq!(until("2026-01-09T16:59:00Z"), None);
         assert_eq!(

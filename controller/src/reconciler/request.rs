@@ -7,10 +7,10 @@ use rollout::{
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::Reconciler;
 use super::lease::LeaseRequest;
 use super::ledger::{Ledger, describe};
 use super::policy::{LockOrder, LockReply, Wanted, grows};
+use super::{Reconciler, Resolved};
 use crate::admission::{self, Refused};
 use crate::api::types::alerts::AlertsView;
 use crate::incidents::Alert;
@@ -23,7 +23,7 @@ use crate::store::{Change, NewEvent, Saved, StoreError};
 #[derive(Debug)]
 pub enum Request {
     /// Start a rollout.
-    Deploy(Box<Deploy>, Reply),
+    Deploy(Box<Resolved>, Reply),
     /// Move a running one.
     Order {
         /// Which; a name that was resolved before, so that an order never hits a newer one (F32).
@@ -215,6 +215,14 @@ pub enum RequestError {
         /// Their names.
         checks: String,
     },
+    /// Too many releases of the service, or of all, wait for their registries.
+    #[error(
+        "too many releases wait for their registry: {service}'s has to wait; try again in a moment"
+    )]
+    Busy {
+        /// The service.
+        service: ServiceName,
+    },
     /// A freeze, a lock, the chain of environments, or the author's own eyes.
     #[error(transparent)]
     NotAdmitted(#[from] Refused),
@@ -247,7 +255,7 @@ impl Reconciler {
                 drop(reply.send(outcome));
                 return fenced;
             }
-            Request::Deploy(deploy, reply) => (reply, self.deploy(*deploy).await),
+            Request::Deploy(resolved, reply) => (reply, self.deploy(*resolved).await),
             Request::Order {
                 id,
                 command,
@@ -290,15 +298,16 @@ impl Reconciler {
         }
     }
 
-    async fn deploy(&mut self, deploy: Deploy) -> Result<RolloutId, RequestError> {
+    async fn deploy(&mut self, resolved: Resolved) -> Result<RolloutId, RequestError> {
+        let Resolved {
+            deploy,
+            canary,
+            turn: _turn,
+        } = resolved;
         let name = deploy.spec.service.clone();
         if !self.services.contains_key(&name) {
             self.orchestrator.know(&deploy.spec);
         }
-        let canary = self
-            .orchestrator
-            .resolve(&name, &deploy.image, deploy.commit.clone())
-            .await?;
         let state = self.orchestrator.observe(&name).await?;
         let running = self
             .services

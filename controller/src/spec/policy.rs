@@ -12,7 +12,7 @@ use crate::yaml::{Fields, Findings, Value, units};
 const ZONE: &str = "UTC";
 
 /// Longest name of an environment, in bytes: as long as GitLab takes.
-const ENVIRONMENT_BYTES_MAX: usize = 255;
+pub(crate) const ENVIRONMENT_BYTES_MAX: usize = 255;
 
 /// Reads `freeze`. `environments` are those that the file has, if it says which there are.
 pub(super) fn freezes(
@@ -119,7 +119,8 @@ fn only_in(
     read.into_iter().collect()
 }
 
-fn is_environment(text: &str) -> bool {
+/// Whether a text may name an environment.
+pub(crate) fn is_environment(text: &str) -> bool {
     !text.trim().is_empty()
         && text.len() <= ENVIRONMENT_BYTES_MAX
         && !text.contains(char::is_control)

@@ -11,6 +11,9 @@ use friday::orchestrator::{
 };
 use proxy_api::Arm;
 use rollout::{Duration, Release, ServiceName};
+use tokio::sync::watch;
+
+use crate::FakeClock;
 
 /// When something happens that takes a real orchestrator some time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +46,8 @@ pub enum Call {
 pub struct FakeOrchestrator {
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
+    /// Whether registries say nothing at present.
+    registry_hangs: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -53,6 +58,7 @@ struct State {
     ready: Pace,
     stop: Pace,
     failures: BTreeMap<Call, u32>,
+    slow: BTreeMap<Call, (Arc<FakeClock>, Duration)>,
     calls: BTreeMap<Call, u32>,
     tasks_made: u32,
 }
@@ -83,12 +89,14 @@ impl FakeOrchestrator {
             ready: Pace::AtOnce,
             stop: Pace::AtOnce,
             failures: BTreeMap::new(),
+            slow: BTreeMap::new(),
             calls: BTreeMap::new(),
             tasks_made: 0,
         };
         Arc::new(Self {
             clock,
             state: Mutex::new(state),
+            registry_hangs: watch::Sender::new(false),
         })
     }
 
@@ -202,6 +210,17 @@ impl FakeOrchestrator {
         self.state().failures.insert(call, times);
     }
 
+    /// Makes each call of this kind take so long, by this clock.
+    pub fn slow_down(&self, call: Call, clock: &Arc<FakeClock>, time: Duration) {
+        let slow = (Arc::clone(clock), time);
+        self.state().slow.insert(call, slow);
+    }
+
+    /// Whether [`Orchestrator::resolve`] hangs, calls that wait already included, until told otherwise.
+    pub fn hang_registry(&self, hangs: bool) {
+        self.registry_hangs.send_replace(hangs);
+    }
+
     /// How many calls of this kind there were, failed ones too.
     #[must_use]
     pub fn calls(&self, call: Call) -> u32 {
@@ -230,6 +249,9 @@ impl FakeOrchestrator {
     fn call(&self, call: Call) -> Result<MutexGuard<'_, State>, OrchestratorError> {
         let mut state = self.state();
         *state.calls.entry(call).or_default() += 1;
+        if let Some((clock, time)) = state.slow.get(&call) {
+            clock.pass(*time);
+        }
         let left = state.failures.entry(call).or_default();
         if *left == 0 {
             return Ok(state);
@@ -393,6 +415,9 @@ impl Orchestrator for FakeOrchestrator {
         image: &str,
         commit: Option<String>,
     ) -> Result<Release, OrchestratorError> {
+        let mut hangs = self.registry_hangs.subscribe();
+        let is_back = hangs.wait_for(|hangs| !hangs).await;
+        is_back.expect("the sender is ours");
         let mut state = self.call(Call::Resolve)?;
         state.service(service)?;
         let Some(digest) = state.images.get(image).cloned() else {
@@ -493,7 +518,6 @@ fn digest(meaning: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::FakeClock;
     use crate::contract::{Harness, IMAGE, NEXT_IMAGE, REPLICAS, service};
     use rollout::Timestamp;
 

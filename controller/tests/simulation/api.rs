@@ -220,6 +220,60 @@ async fn refuses_what_cannot_be_and_says_what_can() {
 }
 
 #[tokio::test]
+async fn who_watches_is_asked_again_after_a_while() {
+    let mut world = World::new().await;
+    world.deploy("web:v2").await.unwrap();
+    let watch = Request::get("/api/v1/stream?rollout=web").body(Body::empty());
+    let answer = world.api().oneshot(watch.unwrap()).await.unwrap();
+    let mut body = answer.into_body();
+    let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(first.starts_with(b"event: rollout"));
+    world.clock.pass(Duration::from_secs(15 * 60));
+    let ends = async { while body.frame().await.is_some() {} };
+    let ends = tokio::time::timeout(Duration::from_secs(5), ends).await;
+    ends.expect("the stream ends, before another heartbeat");
+}
+
+#[tokio::test]
+async fn keeps_no_label_that_is_long_or_has_lines() {
+    let mut world = World::new().await;
+    let long = "x".repeat(256);
+    for field in ["environment", "commit", "plan"] {
+        for label in ["", "two\nlines", long.as_str()] {
+            let mut body = deploy("web:v2", FRIDAY_YML);
+            body[field] = json!(label);
+            let (status, problem) =
+                call(&mut world, Method::POST, "/api/v1/rollouts", Some(body)).await;
+            assert_eq!(status.as_u16(), 422, "{field} {label:?}");
+            assert_eq!(problem["code"], "invalid_body", "{field} {label:?}");
+        }
+    }
+    let mut body = deploy("web:v2", FRIDAY_YML);
+    body["spec_name"] = json!("x".repeat(1_001));
+    let (_, problem) = call(&mut world, Method::POST, "/api/v1/rollouts", Some(body)).await;
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.starts_with("spec_name must have 1 to"), "{problem}");
+    let lock = json!({ "by": "ada", "reason": "migration", "environment": long });
+    let path = "/api/v1/services/web/lock";
+    let (status, _) = call(&mut world, Method::PUT, path, Some(lock)).await;
+    assert_eq!(status.as_u16(), 422);
+}
+
+#[tokio::test]
+async fn a_lock_is_of_a_service_that_there_is() {
+    let mut world = World::new().await;
+    let other = "web-b".parse().unwrap();
+    // Known to the orchestrator, and about to be released for the first time.
+    world.orchestrator.add_service(&other, "web:v1", 1);
+    for (service, expected) in [("web", 200), ("web-b", 200), ("nope", 404)] {
+        let path = format!("/api/v1/services/{service}/lock");
+        let lock = json!({ "by": "ada", "reason": "migration" });
+        let (status, answer) = call(&mut world, Method::PUT, &path, Some(lock)).await;
+        assert_eq!(status.as_u16(), expected, "{service}: {answer}");
+    }
+}
+
+#[tokio::test]
 async fn the_document_names_every_path_that_is_served() {
     let mut world = World::new().await;
     let (_, document) = call(&mut world, Method::GET, "/api/v1/openapi.json", None).await;

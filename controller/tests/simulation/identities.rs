@@ -336,6 +336,35 @@ async fn a_person_signs_in_on_the_board_and_gives_orders_with_a_header() {
 }
 
 #[tokio::test]
+async fn many_who_begin_keep_nobody_from_signing_in_nor_the_provider_busy() {
+    let (world, provider, _) = guarded().await;
+    let (head, _) = ask(&world, "GET", "/auth/login", &[], Value::Null).await;
+    let (cookie, away) = (cookies(&head), location(&head));
+    for _ in 0..1_500 {
+        let (head, _) = ask(&world, "GET", "/auth/login", &[], Value::Null).await;
+        assert_eq!(head.status, StatusCode::SEE_OTHER);
+    }
+    let back = path_of(&provider.agree(&away), BOARD);
+    let (head, problem) = ask(&world, "GET", &back, &[("cookie", &cookie)], Value::Null).await;
+    assert_eq!(head.status, StatusCode::SEE_OTHER, "{problem}");
+    // Each of these is a request to the provider.
+    let mut refused = None;
+    for n in 0..60 {
+        let (head, problem) = ask(&world, "POST", "/auth/device", &[], Value::Null).await;
+        if head.status != StatusCode::OK {
+            refused = Some((n, head.status, problem));
+            break;
+        }
+    }
+    let (begun, status, problem) = refused.expect("there is a limit");
+    assert_eq!((begun, status), (50, StatusCode::TOO_MANY_REQUESTS));
+    assert_eq!(problem["code"], "too_many_sign_ins");
+    world.clock.pass(Duration::from_secs(1));
+    let (head, _) = ask(&world, "POST", "/auth/device", &[], Value::Null).await;
+    assert_eq!(head.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn nobody_is_signed_in_whom_nothing_is_granted() {
     let (world, provider, _) = guarded().await;
     provider.become_person(Person {

@@ -11,6 +11,7 @@ mod agents;
 mod answers;
 mod api;
 mod board;
+mod busy;
 mod checks;
 mod crashes;
 mod first_step;

@@ -50,9 +50,7 @@ async fn deploy(
         origin: None,
         lease: None,
     };
-    world
-        .ask(|reply| Request::Deploy(Box::new(deploy), reply))
-        .await
+    world.start(deploy).await
 }
 
 async fn order(

@@ -543,7 +543,13 @@ impl World {
             origin: self.origin.clone(),
             lease: self.lease.clone(),
         };
-        self.ask(|reply| Request::Deploy(Box::new(deploy), reply))
+        self.start(deploy).await
+    }
+
+    /// Has a release looked up, and then started, as the API does.
+    pub(crate) async fn start(&mut self, deploy: Deploy) -> Result<RolloutId, RequestError> {
+        let resolved = self.handle.registry.resolve(deploy).await?;
+        self.ask(|reply| Request::Deploy(Box::new(resolved), reply))
             .await
     }
 

@@ -13,4 +13,5 @@ mod cancelled;
 mod files;
 mod policy;
 mod releases;
+mod scripts;
 mod site;

@@ -31,7 +31,7 @@ const RATE: u32 = 100;
 pub(crate) const PIPELINE_MAX: Duration = Duration::from_secs(150);
 
 /// Where the sources of this repository are.
-fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().expect("tests/ is in it").to_owned()
 }

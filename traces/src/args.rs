@@ -19,7 +19,12 @@ pub struct Args {
     )]
     pub otlp_endpoint: Option<String>,
     /// The share of new traces that are recorded, in steps of 0.01 %. A request whose trace is recorded already stays in it
-    #[arg(long, value_name = "PERCENT", default_value = "1")]
+    #[arg(
+        long,
+        env = "FRIDAY_TRACE_PERCENT",
+        value_name = "PERCENT",
+        default_value = "1"
+    )]
     pub trace_percent: Share,
 }
 

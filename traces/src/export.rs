@@ -164,13 +164,14 @@ impl Waiting {
 
     /// So many have gone, or are lost.
     fn leave(&self, spans: usize, lost: Option<&str>) {
-        self.spans.fetch_sub(spans, Ordering::AcqRel);
+        let left = self.spans.fetch_sub(spans, Ordering::AcqRel) - spans;
         match lost {
             Some(error) => {
                 self.lost.fetch_add(spans, Ordering::AcqRel);
                 self.say(error);
             }
-            None if self.is_said.swap(false, Ordering::AcqRel) => {
+            // Not while it hardly keeps up: two lines for each batch would help nobody.
+            None if left < WAITING_MAX / 2 && self.is_said.swap(false, Ordering::AcqRel) => {
                 let lost = self.lost.load(Ordering::Acquire);
                 info!(lost, "traces: the collector takes spans again");
             }

@@ -8,6 +8,8 @@ use http::uri::Scheme;
 
 /// Where traces go, for any program that takes part.
 #[derive(Debug, Clone, Default, clap::Args)]
+// Those of the program have a group of this name.
+#[group(skip)]
 pub struct Args {
     /// Send traces to this collector by OTLP over HTTP: http://HOST:PORT, such as http://127.0.0.1:4318. Without it none are
     /// recorded

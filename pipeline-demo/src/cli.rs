@@ -215,6 +215,8 @@ struct Feed {
     served: Served,
     #[command(flatten)]
     labels: Labels,
+    #[command(flatten)]
+    traces: friday_traces::Args,
 }
 
 #[derive(Debug, Args)]
@@ -235,6 +237,8 @@ struct Work {
     /// How long requests in flight may take once told to stop
     #[arg(long, value_name = "N", default_value = "10", value_parser = seconds)]
     drain_seconds: Duration,
+    #[command(flatten)]
+    traces: friday_traces::Args,
 }
 
 #[derive(Debug, Args)]
@@ -405,6 +409,7 @@ async fn feed(args: Feed, shutdown: CancellationToken) -> anyhow::Result<Value> 
         pin: args.pin,
         server: args.served.or_any_port(),
         identity: args.labels.into(),
+        traces: args.traces.try_into()?,
     };
     Ok(json!(feeder::run(config, shutdown).await?))
 }
@@ -419,6 +424,7 @@ async fn work(args: Work, shutdown: CancellationToken) -> anyhow::Result<Value> 
         identity,
         fault: args.fault,
         drain_wait_max: args.drain_seconds,
+        traces: args.traces.try_into()?,
     };
     worker::run(config, shutdown).await?;
     Ok(Value::Null)

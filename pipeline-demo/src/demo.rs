@@ -84,6 +84,8 @@ pub struct DemoArgs {
     /// Kafka brokers to use instead of the local log
     #[arg(long, value_name = "HOST:PORT")]
     kafka: Option<String>,
+    #[command(flatten)]
+    traces: friday_traces::Args,
     /// Folder of all state, kept at the end; without it a temporary one is used and removed
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -145,7 +147,8 @@ struct Addresses {
 impl Demo {
     /// Everything up to the last answer; ending is [`Demo::end`]'s.
     async fn play(&mut self) -> anyhow::Result<ExitCode> {
-        scenario::write_files(&self.dir, self.args.scenario)
+        let traces = self.traces();
+        scenario::write_files(&self.dir, self.args.scenario, &traces)
             .context("the demo's files cannot be written")?;
         let at = self.start().await?;
         let board = format!("http://{}/", at.controller);
@@ -177,6 +180,23 @@ impl Demo {
             eprintln!("{record}");
         }
         Ok(ExitCode::from(outcome.exit_code()))
+    }
+
+    /// What each part that takes part in traces is told of them.
+    fn traces(&self) -> Vec<String> {
+        let traces = &self.args.traces;
+        let Some(endpoint) = traces.otlp_endpoint.as_ref().filter(|url| !url.is_empty()) else {
+            return Vec::new();
+        };
+        let percent = traces.trace_percent.to_string();
+        [
+            "--otlp-endpoint",
+            endpoint.as_str(),
+            "--trace-percent",
+            &percent,
+        ]
+        .map(str::to_owned)
+        .to_vec()
     }
 
     fn explain_itself(&self, board: &str) {
@@ -238,6 +258,9 @@ impl Demo {
             "--drain-seconds",
             "5",
         ];
+        let traces = self.traces();
+        let traces: Vec<&str> = traces.iter().map(String::as_str).collect();
+        let proxy = [&proxy[..], &traces].concat();
         let proxy = self.child("proxy", &proxy).await?;
         let (listen, proxy_admin) = (proxy.address("listen")?, proxy.address("admin")?);
         self.ready("proxy", &proxy_admin).await?;
@@ -262,7 +285,7 @@ impl Demo {
         let feeder = self
             .child(
                 "feeder",
-                &[&["feed", "--proxy", &url], &bus[..], pin].concat(),
+                &[&["feed", "--proxy", &url], &bus[..], pin, &traces].concat(),
             )
             .await?
             .address("listen")?;

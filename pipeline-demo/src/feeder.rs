@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use friday_traces::{StartError, Tracer, Traces};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +32,7 @@ use tracing::info;
 use crate::backoff::Hush;
 use crate::bus::{Bus, BusConfig, BusError, Position, TWEETS};
 use crate::server::{self, Health, Server, ServerConfig, ServerError};
-use crate::telemetry::{Identity, Telemetry};
+use crate::telemetry::{self, Identity, Telemetry};
 use feeding::Feeding;
 
 pub(crate) use counts::Counts;
@@ -68,6 +69,8 @@ pub struct FeederConfig {
     pub server: ServerConfig,
     /// Labels of the metrics.
     pub identity: Identity,
+    /// Where traces go, and how many; without it none are recorded.
+    pub traces: Option<friday_traces::Config>,
 }
 
 /// What the feeder did since it started.
@@ -96,6 +99,9 @@ pub enum FeederError {
     /// No client could be made for the proxy.
     #[error("the proxy cannot be used")]
     Upstream(#[from] UpstreamError),
+    /// Traces cannot be sent.
+    #[error("the feeder's traces cannot be recorded")]
+    Traces(#[from] StartError),
     /// The process cannot be reached.
     #[error("the feeder's server failed")]
     Server(#[from] ServerError),
@@ -114,10 +120,16 @@ pub async fn run(config: FeederConfig, shutdown: CancellationToken) -> Result<Fe
         () = shutdown.cancelled() => return Ok(Fed::default()),
     };
     let server = Server::bind(&config.server).await?;
-    let feeder = Feeder::new(bus, &config)?;
+    let traces = telemetry::traces(config.traces.as_ref(), "feeder", &config.identity)?;
+    let tracer = traces.as_ref().map(Traces::tracer);
+    let feeder = Feeder::traced(bus, &config, tracer)?;
     info!(listen = %server.address(), proxy = config.proxy, "feed: started");
     let routes = server::routes(feeder.health());
-    let fed = server::beside(server, routes, feeder.run(shutdown)).await?;
+    let fed = server::beside(server, routes, feeder.run(shutdown)).await;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
+    let fed = fed?;
     info!(?fed, "feed: ended");
     Ok(fed)
 }
@@ -165,6 +177,15 @@ impl Feeder {
     /// # Errors
     /// When the proxy's address is none.
     pub fn new(bus: Arc<dyn Bus>, config: &FeederConfig) -> Result<Self, UpstreamError> {
+        Self::traced(bus, config, None)
+    }
+
+    /// The same, with what records traces.
+    fn traced(
+        bus: Arc<dyn Bus>,
+        config: &FeederConfig,
+        tracer: Option<Tracer>,
+    ) -> Result<Self, UpstreamError> {
         let telemetry = Telemetry::new(&config.identity);
         let upstream = Upstream::new(&config.proxy, config.attempt_wait_max, config.pin)?;
         let counts = Arc::new(Counts::new(&telemetry, bus.clone()));
@@ -175,6 +196,7 @@ impl Feeder {
             attempts_max: None,
             counts: counts.clone(),
             hush: Hush::default(),
+            tracer,
         };
         Ok(Self {
             bus,

@@ -185,6 +185,7 @@ pub async fn replay(
         attempts_max: Some(config.attempts_max.max(1)),
         counts: counts.clone(),
         hush: Hush::default(),
+        tracer: None,
     };
     let mut sending = Sending {
         reader: bus.reader(topic, &spans).await?,

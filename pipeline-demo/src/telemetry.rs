@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 
+use friday_traces::{Service, StartError, Traces};
 use prometheus::core::Collector;
 use prometheus::{
     Counter, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -39,6 +40,30 @@ impl Identity {
         .map(|(name, value)| (name.to_owned(), value.clone()))
         .collect()
     }
+}
+
+/// What sends the spans of a process to a collector, if there is one; the process is known there as the service that its
+/// labels name, else as `part`.
+///
+/// # Errors
+/// See [`Traces::start`].
+pub(crate) fn traces(
+    config: Option<&friday_traces::Config>,
+    part: &str,
+    identity: &Identity,
+) -> Result<Option<Traces>, StartError> {
+    let or = |label: &str, default: &str| match label {
+        "" => default.to_owned(),
+        label => label.to_owned(),
+    };
+    let service = Service {
+        name: or(&identity.service, part),
+        version: or(&identity.release, env!("CARGO_PKG_VERSION")),
+        instance: String::new(),
+    };
+    config
+        .map(|config| Traces::start(config, &service))
+        .transpose()
 }
 
 /// The metrics of one process.

@@ -20,6 +20,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::{Router, routing};
 use bytes::BytesMut;
+use friday_traces::{Kind, StartError, Tracer, Traces};
 use futures::StreamExt;
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Opts};
 use serde::{Deserialize, Serialize};
@@ -32,7 +33,7 @@ use tracing::{debug, info};
 use crate::features;
 use crate::feeder::WORKER_RELEASE_HEADER;
 use crate::server::{self, Counted, Health, Server, ServerConfig, ServerError, problem};
-use crate::telemetry::{Identity, Telemetry};
+use crate::telemetry::{self, Identity, Telemetry};
 use crate::tweet::{Malformed, RECORD_BYTES_MAX, Tweet};
 use crate::workflow::Workflow;
 use fault::Symptoms;
@@ -71,6 +72,8 @@ pub struct WorkerConfig {
     pub fault: Fault,
     /// How long requests in flight may take once it is told to stop.
     pub drain_wait_max: Duration,
+    /// Where traces go, and how many; without it none are recorded.
+    pub traces: Option<friday_traces::Config>,
 }
 
 /// Where a worker listens if nobody says: on loopback, at the port that an orchestrator gives in `PORT`, or any free one.
@@ -100,6 +103,9 @@ pub enum WorkerError {
     /// It cannot listen.
     #[error("the worker cannot serve")]
     Server(#[from] ServerError),
+    /// Traces cannot be sent.
+    #[error("the worker's traces cannot be recorded")]
+    Traces(#[from] StartError),
 }
 
 /// Works until `shutdown`; then `/ready` says no, requests in flight finish within the drain time, and it returns.
@@ -107,9 +113,11 @@ pub enum WorkerError {
 /// With [`Fault::Crash`] the process ends abruptly, so only a process of its own should run that.
 ///
 /// # Errors
-/// When it cannot listen.
+/// When it cannot listen, or traces are wanted and cannot be sent.
 pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<(), WorkerError> {
-    let worker = Arc::new(Worker::new(&config));
+    let traces = telemetry::traces(config.traces.as_ref(), "worker", &config.identity)?;
+    let tracer = traces.as_ref().map(Traces::tracer);
+    let worker = Arc::new(Worker::new(&config, tracer));
     // The lexicon is parsed now, not in the first task.
     worker.warm_up();
     let server = Server::bind(&config.server).await?;
@@ -132,6 +140,9 @@ pub async fn run(config: WorkerConfig, shutdown: CancellationToken) -> Result<()
         () = draining => Ok(()),
     };
     sick.abort();
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
     info!(abandoned = worker.metrics.in_flight.get(), "work: ended");
     Ok(served?)
 }
@@ -144,6 +155,8 @@ struct Worker {
     in_flight: Semaphore,
     telemetry: Arc<Telemetry>,
     metrics: Metrics,
+    /// What records traces, if they are.
+    tracer: Option<Tracer>,
 }
 
 struct Metrics {
@@ -154,7 +167,7 @@ struct Metrics {
 }
 
 impl Worker {
-    fn new(config: &WorkerConfig) -> Self {
+    fn new(config: &WorkerConfig, tracer: Option<Tracer>) -> Self {
         let telemetry = Telemetry::new(&config.identity);
         let metrics = Metrics {
             duration: telemetry.histogram(
@@ -184,6 +197,7 @@ impl Worker {
             in_flight: Semaphore::new(config.workflow.parallel()),
             telemetry: Arc::new(telemetry),
             metrics,
+            tracer,
         }
     }
 
@@ -323,9 +337,20 @@ fn router(worker: Arc<Worker>) -> Router {
         .layer(middleware::from_fn_with_state(worker, leave))
 }
 
-async fn task(State(worker): State<Arc<Worker>>, request: Request) -> Response {
+async fn task(State(worker): State<Arc<Worker>>, mut request: Request) -> Response {
     let in_flight = InFlight::one_more(&worker.metrics.in_flight);
+    let tracer = worker.tracer.as_ref();
+    let span = tracer.and_then(|tracer| tracer.begin(request.headers_mut(), Kind::Server, "work"));
     let (outcome, response) = worker.task(request).await;
+    if let Some(mut span) = span {
+        let status = response.status();
+        span.set("pipeline.outcome", outcome.label());
+        span.set("friday.release", worker.release.clone());
+        span.set("http.response.status_code", i64::from(status.as_u16()));
+        if status.is_server_error() {
+            span.fail(outcome.label());
+        }
+    }
     worker
         .metrics
         .tasks

@@ -23,7 +23,7 @@ use crate::refusal::Refusal;
 const LINES_WAITING_MAX: usize = 16_384;
 
 /// Longest path that is written whole; the rest of a longer one is not needed to find the request.
-const PATH_BYTES_MAX: usize = 1_024;
+pub(crate) const PATH_BYTES_MAX: usize = 1_024;
 
 /// Where lines go.
 #[derive(Debug)]
@@ -182,6 +182,17 @@ pub(crate) enum End {
     ClientGone,
 }
 
+impl End {
+    /// The word for it, in logs and traces.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::BrokenOff => "broken_off",
+            Self::ClientGone => "client_gone",
+        }
+    }
+}
+
 impl Entry {
     fn new(head: &Parts, client: &str) -> Self {
         let authority = head.uri.authority().map(|authority| authority.as_str());
@@ -221,11 +232,7 @@ impl Entry {
     pub(crate) fn answered(&mut self, status: StatusCode, end: End, place: Whereabouts) {
         self.ended(status);
         self.place = Some(place);
-        self.end = match end {
-            End::Ok => "ok",
-            End::BrokenOff => "broken_off",
-            End::ClientGone => "client_gone",
-        };
+        self.end = end.as_str();
     }
 
     /// It was answered by the proxy.

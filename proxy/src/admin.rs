@@ -6,14 +6,15 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{ACCEPT, CONTENT_TYPE, VARY};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::chain;
+use crate::openmetrics;
 use crate::routes::{self, ApplyError, Routes, Save};
 use crate::telemetry::Telemetry;
 
@@ -55,13 +56,26 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
     }
 }
 
-async fn metrics(State(admin): State<Admin>) -> Response {
+async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
     let table = admin.routes.current();
-    match admin
-        .telemetry
-        .render((*table).as_deref(), admin.routes.peers())
-    {
-        Ok(text) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+    let (table, peers) = ((*table).as_deref(), admin.routes.peers());
+    let accept = headers.get_all(ACCEPT).iter();
+    let accept: Vec<&str> = accept.filter_map(|field| field.to_str().ok()).collect();
+    let (kind, text) = if openmetrics::is_wanted(&accept.join(",")) {
+        let text = admin.telemetry.render_openmetrics(table, peers);
+        (
+            openmetrics::CONTENT_TYPE,
+            text.map_err(|error| error.to_string()),
+        )
+    } else {
+        let text = admin.telemetry.render(table, peers);
+        (
+            prometheus::TEXT_FORMAT,
+            text.map_err(|error| error.to_string()),
+        )
+    };
+    match text {
+        Ok(text) => ([(CONTENT_TYPE, kind), (VARY, "accept")], text).into_response(),
         Err(error) => {
             error!(%error, "metrics cannot be written as text");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use friday_traces::{Service, StartError, Traces};
 use proxy_api::{BootId, RouteTable};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
@@ -76,6 +77,12 @@ pub enum AppError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// Traces cannot be sent.
+    #[error("traces cannot be recorded")]
+    Traces {
+        /// Why not.
+        source: StartError,
     },
     /// The certificate for clients cannot be used.
     #[error("the certificate of --tls-cert and --tls-key is refused")]
@@ -159,6 +166,7 @@ impl AppError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Routes { .. }
+            | Self::Traces { .. }
             | Self::Certificate { .. }
             | Self::Authorities { .. }
             | Self::Token { .. }
@@ -190,6 +198,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), AppE
 pub struct App {
     config: Config,
     access_log: Option<(AccessLog, access_log::Writer)>,
+    traces: Option<Traces>,
     certificate: Option<Arc<Certificate>>,
     /// How the controller is connected to.
     dial: Dial,
@@ -286,6 +295,19 @@ impl App {
             option: "--listen",
             source,
         })?;
+        let traces = config.traces.as_ref().map(|traces| {
+            let instance = match &config.source {
+                Source::Controller { name, .. } => name.clone(),
+                Source::File(_) => boot.to_string(),
+            };
+            let service = Service {
+                name: "friday-proxy".to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                instance,
+            };
+            Traces::start(traces, &service).map_err(|source| AppError::Traces { source })
+        });
+        let traces = traces.transpose()?;
         info!(listen = %listen_address, admin = %admin_address, %boot, "listening");
         if let Some(path) = &config.addresses_file {
             let addresses = serde_json::json!({
@@ -302,6 +324,7 @@ impl App {
         Ok(Self {
             config,
             access_log,
+            traces,
             certificate,
             dial,
             token,
@@ -386,6 +409,7 @@ impl App {
         }
         let (log, writer) = self.access_log.unzip();
         let log = log.map(Arc::new);
+        let tracer = self.traces.as_ref().map(Traces::tracer);
         let workers = self.listeners.into_iter().enumerate();
         let workers = workers.map(|(worker, listeners)| {
             let forward = Arc::new(Forward {
@@ -395,6 +419,7 @@ impl App {
                 telemetry: Arc::clone(&self.telemetry),
                 mirrored: Arc::new(Semaphore::new(MIRRORED_MAX)),
                 log: log.clone(),
+                tracer: tracer.clone(),
             });
             (listeners, forward)
         });
@@ -420,6 +445,9 @@ impl App {
         if let Some(writer) = writer {
             // The workers have ended, and with them everybody who writes.
             drop(timeout(END_MAX, tokio::task::spawn_blocking(|| writer.finish())).await);
+        }
+        if let Some(traces) = self.traces {
+            traces.end().await;
         }
         ended
     }

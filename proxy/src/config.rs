@@ -94,6 +94,9 @@ pub struct Args {
     /// The share of requests in --access-log, in steps of 0.01 %
     #[arg(long, value_name = "PERCENT", default_value = "100", requires = "access_log", value_parser = percent)]
     pub access_log_percent: BasisPoints,
+    /// Where traces go
+    #[command(flatten)]
+    pub traces: friday_traces::Args,
     /// Threads that serve clients [default: as many as there are processors]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -150,6 +153,8 @@ pub struct Config {
     pub certificate: Option<CertificateFiles>,
     /// Where a line for each request is written, and for which share of them.
     pub access_log: Option<(PathBuf, BasisPoints)>,
+    /// Where traces go, and how many; without it none are recorded.
+    pub traces: Option<friday_traces::Config>,
     /// How many threads serve clients.
     pub threads: NonZeroUsize,
     /// Whether another proxy may be listening at the same address.
@@ -218,6 +223,9 @@ pub enum ConfigError {
     /// Too long a drain.
     #[error("--drain-seconds {0}: expected at most 3600")]
     Drain(u64),
+    /// Not the address of a collector.
+    #[error(transparent)]
+    Traces(#[from] friday_traces::ConfigError),
     /// No source of tables, or half of one.
     #[error("expected --routes FILE, or --controller URL with --state-dir DIR")]
     Source,
@@ -294,6 +302,7 @@ impl TryFrom<Args> for Config {
                 .zip(args.tls_key)
                 .map(|(certificate, key)| CertificateFiles { certificate, key }),
             access_log: args.access_log.map(|path| (path, args.access_log_percent)),
+            traces: args.traces.try_into()?,
             threads: args.threads.unwrap_or_else(processors),
             takeover: args.takeover,
             drain_max: Duration::from_secs(args.drain_seconds),
@@ -446,6 +455,17 @@ mod tests {
         led("http://c:7070", "").unwrap();
         let refused = led("http://c:7070", "ca.pem").unwrap_err();
         assert!(refused.contains("--controller-ca"), "{refused}");
+    }
+
+    #[test]
+    fn traces_go_to_a_collector_in_the_clear() {
+        let with = |more: &[&str]| config(&[&["--routes", "r.json"], more].concat());
+        assert_eq!(with(&[]).unwrap().traces, None);
+        let given = with(&["--otlp-endpoint", "http://c:4318", "--trace-percent", "5"]);
+        assert!(given.unwrap().traces.is_some());
+        let refused = with(&["--otlp-endpoint", "https://c:4318"]).unwrap_err();
+        assert!(refused.contains("run a collector beside"), "{refused}");
+        assert!(with(&["--trace-percent", "0"]).is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use friday_traces::Tracer;
 use http::header::{
     CONTENT_LENGTH, HeaderMap, HeaderValue, SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
 };
@@ -20,6 +21,7 @@ use crate::access_log::{AccessLog, End, Entry, Whereabouts};
 use crate::body::{self, Answer, ClientFault, Download, Outgoing, UploadWatch};
 use crate::headers::{self, Present};
 use crate::lock;
+use crate::passage::Passage;
 use crate::pick::{self, Wish};
 use crate::refusal::Refusal;
 use crate::retry::{self, Attempts, IDEMPOTENCY_KEY, Next};
@@ -42,6 +44,8 @@ pub(crate) struct Forward {
     pub(crate) mirrored: Arc<Semaphore>,
     /// Where requests are written down, if they are.
     pub(crate) log: Option<Arc<AccessLog>>,
+    /// What records traces, if they are.
+    pub(crate) tracer: Option<Tracer>,
 }
 
 /// Most copies in flight at the same time on one worker.
@@ -110,13 +114,24 @@ impl Forward {
     ) -> Response<Answer> {
         let mut named = None;
         let mut entry = None;
+        let mut passage = None;
         match self
-            .forward(client, request, tunnel, &mut named, &mut entry)
+            .forward(
+                client,
+                request,
+                tunnel,
+                &mut named,
+                &mut entry,
+                &mut passage,
+            )
             .await
         {
             Ok(response) => response,
             Err(refusal) => {
                 self.telemetry.refused(refusal);
+                if let Some(mut passage) = passage {
+                    passage.refused(refusal);
+                }
                 if let (Some(log), Some(mut entry)) = (&self.log, entry) {
                     entry.refused(refusal);
                     log.write(&entry);
@@ -139,8 +154,13 @@ impl Forward {
         tunnel: &Mutex<Option<Tunnel>>,
         named: &mut Option<Arc<ActiveRoute>>,
         entry: &mut Option<Box<Entry>>,
+        passage: &mut Option<Box<Passage>>,
     ) -> Result<Response<Answer>, Refusal> {
         let (mut head, incoming) = request.into_parts();
+        if let Some(tracer) = &self.tracer {
+            let scheme = client.proto.to_str().unwrap_or_default();
+            *passage = Passage::begin(tracer, &mut head, scheme);
+        }
         if let Some(log) = &self.log {
             *entry = log.sample(&head, client.address.to_str().unwrap_or_default());
         }
@@ -209,6 +229,10 @@ impl Forward {
             admitted = admitted.by(&route);
         };
         *named = Some(route);
+        if let Some(passage) = passage {
+            passage.routed(&head.method, flight.ticket.place());
+            flight.ticket.traced(passage.at());
+        }
 
         let upgrade = headers::upgrade(&head, present);
         headers::for_upstream(&mut head, present, &client.address, &client.proto);
@@ -231,6 +255,9 @@ impl Forward {
             let (failure, refusal) = match &flight.lease {
                 None => (Failure::Connect(request), Refusal::NoEndpoint),
                 Some(lease) => {
+                    if let Some(passage) = passage {
+                        passage.sent(lease.peer().address().as_str(), attempts.is_shielded());
+                    }
                     let connect = flight.route().connect_wait_max();
                     let response = flight.route().response_wait_max();
                     let upload = request.body().watch();
@@ -276,7 +303,11 @@ impl Forward {
                                 return if is_upgrade {
                                     let upgraded =
                                         self.upgrade(flight, connection, response, tunnel);
-                                    Box::pin(upgraded).await
+                                    let answer = Box::pin(upgraded).await?;
+                                    if let Some(mut passage) = passage.take() {
+                                        passage.answered(answer.status(), End::Ok);
+                                    }
+                                    Ok(answer)
                                 } else {
                                     Err(Refusal::Reset)
                                 };
@@ -289,6 +320,7 @@ impl Forward {
                                 attempts.is_shielded(),
                                 response.status(),
                                 logged,
+                                passage.take(),
                             );
                             return Ok(relayed(response, relay, cookie.as_ref()));
                         }
@@ -571,6 +603,8 @@ pub(crate) struct Relay {
     status: StatusCode,
     /// The request's line, and where it goes.
     logged: Option<(Arc<AccessLog>, Box<Entry>)>,
+    /// The request's span, if its trace is recorded.
+    passage: Option<Box<Passage>>,
 }
 
 impl Relay {
@@ -581,6 +615,7 @@ impl Relay {
         shielded: bool,
         status: StatusCode,
         logged: Option<(Arc<AccessLog>, Box<Entry>)>,
+        passage: Option<Box<Passage>>,
     ) -> impl FnOnce(Incoming) -> Self {
         if status.is_server_error() {
             flight.ticket.failed_to_user();
@@ -591,10 +626,14 @@ impl Relay {
             shielded,
             status,
             logged,
+            passage,
         }
     }
 
-    fn log(&mut self, flight: &Flight, end: End) {
+    fn tell(&mut self, flight: &Flight, end: End) {
+        if let Some(mut passage) = self.passage.take() {
+            passage.answered(self.status, end);
+        }
         let Some((log, mut entry)) = self.logged.take() else {
             return;
         };
@@ -623,7 +662,7 @@ impl Relay {
 
     fn ended(&mut self) {
         if let Some(flight) = self.flight.take() {
-            self.log(&flight, End::Ok);
+            self.tell(&flight, End::Ok);
             let to_user = ToUser::Answered(self.status);
             flight.route().metrics.answered(to_user);
         }
@@ -633,7 +672,7 @@ impl Relay {
         let Some(mut flight) = self.flight.take() else {
             return;
         };
-        self.log(&flight, End::BrokenOff);
+        self.tell(&flight, End::BrokenOff);
         if !self.shielded {
             flight.ticket.failed(Outcome::Reset);
         }
@@ -647,7 +686,7 @@ impl Drop for Relay {
         if self.download.is_end_stream() {
             self.ended();
         } else if let Some(flight) = self.flight.take() {
-            self.log(&flight, End::ClientGone);
+            self.tell(&flight, End::ClientGone);
             // The client went away, or we cut it off: no fault of the upstream.
             flight
                 .route()

@@ -6,7 +6,8 @@
 //! request to an upstream, with `retry` saying what may be tried again; `signals` counts what became of it, in epochs, and
 //! `kinds` of what kinds answers are;
 //! `link` talks with the controller, `admin` with people and Prometheus; `drain` accepts and lets go of clients, `session`
-//! serves one of them, and `stream` and [`tls`] are its bytes.
+//! serves one of them, and `stream` and [`tls`] are its bytes. `passage` is a request's span in a trace, `exemplars` lead from
+//! `/metrics` to it.
 //!
 //! What it leaves to others: which weights are right, and whether a release is good.
 
@@ -25,11 +26,14 @@ mod admin;
 mod body;
 mod drain;
 mod durable;
+mod exemplars;
 mod forward;
 mod handover;
 mod headers;
 mod kinds;
 mod link;
+mod openmetrics;
+mod passage;
 mod refusal;
 mod retry;
 mod routes;

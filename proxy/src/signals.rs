@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use friday_traces::TraceParent;
 use proxy_api::{BasisPoints, BootId, Chosen, Generation, InFlight, Outcome, Report, ReportAck};
 use tokio::time::Instant;
 
@@ -253,6 +254,7 @@ impl Shard {
             failed: None,
             failed_to_user: false,
             kind: None,
+            traced: None,
         };
         Ok((ticket, lease))
     }
@@ -290,6 +292,8 @@ pub(crate) struct Ticket {
     failed_to_user: bool,
     /// Of what kind the answer is, once its head has come, where the route asks.
     kind: Option<Kind>,
+    /// Where it is to be found, if its trace is recorded. Boxed: hardly a request has any.
+    traced: Option<Box<TraceParent>>,
 }
 
 impl Ticket {
@@ -306,6 +310,11 @@ impl Ticket {
     /// The answer from the side it was routed to is of this kind.
     pub(crate) fn of_kind(&mut self, kind: Kind) {
         self.kind = Some(kind);
+    }
+
+    /// It is recorded there.
+    pub(crate) fn traced(&mut self, at: TraceParent) {
+        self.traced = Some(Box::new(at));
     }
 
     /// An attempt at the side it was routed to failed. The first failure counts.
@@ -337,7 +346,11 @@ impl Drop for Ticket {
         let now = Instant::now();
         let outcome = self.failed.unwrap_or(Outcome::Ok);
         let lasted = now.saturating_duration_since(self.routed);
-        self.place.metrics.ended(outcome, lasted.as_secs_f64());
+        let seconds = lasted.as_secs_f64();
+        self.place.metrics.ended(outcome, seconds);
+        if let Some(at) = self.traced.take() {
+            self.place.metrics.exemplify(*at, seconds);
+        }
         self.shard.with_epoch(self.epoch, |epoch| {
             epoch.end(self.request, outcome, self.failed_to_user, self.kind, now);
         });

@@ -2,16 +2,20 @@
 //!
 //! Handles are resolved once for each table, not for each request.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
+use friday_traces::TraceParent;
+use prometheus::proto::{LabelPair, MetricFamily};
 use prometheus::{
     GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
     Registry, TextEncoder, exponential_buckets,
 };
 use proxy_api::{Arm, Endpoint, Outcome};
 
+use crate::exemplars::{Exemplar, Exemplars};
 use crate::lock;
+use crate::openmetrics;
 use crate::refusal::Refusal;
 use crate::routes::Table;
 use crate::upstream::Peers;
@@ -19,6 +23,12 @@ use crate::upstream::Peers;
 /// Label sets of endpoints that left the table and whose counters are still shown. With releases of ten tasks that is a
 /// hundred releases back; beyond it the oldest go, else a crash loop on ever new ports grows the memory.
 const RETIRED_SERIES_MAX: usize = 1_000;
+
+/// The histogram that has exemplars.
+const DURATION: &str = "friday_proxy_request_duration_seconds";
+
+/// Its labels.
+const DURATION_LABELS: [&str; 3] = ["service", "arm", "release"];
 
 /// The service label of answers to requests that no route takes.
 const NO_SERVICE: &str = "none";
@@ -43,6 +53,8 @@ pub(crate) struct Telemetry {
     healthy: IntGaugeVec,
     /// Lines of the access log that were left out because it could not be written as fast.
     pub(crate) access_log_dropped: IntCounter,
+    /// Of the histogram, by the values of [`DURATION_LABELS`]. As many as it has label sets.
+    exemplars: Mutex<HashMap<[String; 3], Arc<Exemplars>>>,
     /// Every label set that is shown, oldest first.
     shown: Mutex<VecDeque<PlaceLabels>>,
     /// Gauges are filled when they are asked for; two who ask must not mix.
@@ -60,6 +72,7 @@ impl std::fmt::Debug for Telemetry {
 pub(crate) struct PlaceMetrics {
     outcomes: [IntCounter; 5],
     duration: Histogram,
+    exemplars: Arc<Exemplars>,
 }
 
 impl PlaceMetrics {
@@ -67,6 +80,11 @@ impl PlaceMetrics {
     pub(crate) fn ended(&self, outcome: Outcome, seconds: f64) {
         self.outcomes[outcome as usize].inc();
         self.duration.observe(seconds);
+    }
+
+    /// Takes note of where such a request is to be found, if its trace is recorded.
+    pub(crate) fn exemplify(&self, at: TraceParent, seconds: f64) {
+        self.exemplars.note(at, seconds);
     }
 }
 
@@ -165,14 +183,10 @@ impl Telemetry {
             registry.register(Box::new(vec.clone()))?;
             Ok::<_, prometheus::Error>(vec)
         };
-        // 1 ms to 33 s, each twice the last: enough for a board. The judge reads the finer buckets of reports.
         let duration = HistogramVec::new(
-            HistogramOpts::new(
-                "friday_proxy_request_duration_seconds",
-                "Time from routing to the end of the answer.",
-            )
-            .buckets(exponential_buckets(0.001, 2.0, 16)?),
-            &["service", "arm", "release"],
+            HistogramOpts::new(DURATION, "Time from routing to the end of the answer.")
+                .buckets(duration_buckets()?),
+            &DURATION_LABELS,
         )?;
         registry.register(Box::new(duration.clone()))?;
         let weight = GaugeVec::new(
@@ -248,6 +262,7 @@ impl Telemetry {
             )?,
             refusals,
             registry,
+            exemplars: Mutex::default(),
             shown: Mutex::default(),
             render: Mutex::default(),
         })
@@ -275,7 +290,31 @@ impl Telemetry {
             duration: self
                 .duration
                 .with_label_values(&[service, arm.as_str(), release]),
+            exemplars: self.exemplars(service, arm, release),
         }
+    }
+
+    fn exemplars(&self, service: &str, arm: Arm, release: &str) -> Arc<Exemplars> {
+        let key = [service, arm.as_str(), release].map(str::to_owned);
+        let mut all = lock(&self.exemplars);
+        let of_these = all.entry(key).or_insert_with(|| {
+            // They were good for the histogram.
+            Arc::new(Exemplars::new(&duration_buckets().unwrap_or_default()))
+        });
+        Arc::clone(of_these)
+    }
+
+    /// The exemplars of a histogram's label set, by bucket.
+    fn exemplars_of(&self, name: &str, labels: &[LabelPair]) -> Vec<Option<Exemplar>> {
+        if name != DURATION {
+            return Vec::new();
+        }
+        let key = DURATION_LABELS.map(|name| {
+            let pair = labels.iter().find(|pair| pair.name() == name);
+            pair.map_or_else(String::new, |pair| pair.value().to_owned())
+        });
+        let exemplars = lock(&self.exemplars).get(&key).map(Arc::clone);
+        exemplars.map_or_else(Vec::new, |exemplars| exemplars.all())
     }
 
     /// The counters of one route.
@@ -344,6 +383,25 @@ impl Telemetry {
         table: Option<&Table>,
         peers: &Peers,
     ) -> Result<String, prometheus::Error> {
+        TextEncoder::new().encode_to_string(&self.gather(table, peers))
+    }
+
+    /// All metrics as OpenMetrics, with exemplars.
+    ///
+    /// # Errors
+    /// As of [`Self::render`].
+    pub(crate) fn render_openmetrics(
+        &self,
+        table: Option<&Table>,
+        peers: &Peers,
+    ) -> Result<String, std::fmt::Error> {
+        openmetrics::encode(&self.gather(table, peers), |name, labels| {
+            self.exemplars_of(name, labels)
+        })
+    }
+
+    /// All metrics, as they are now.
+    fn gather(&self, table: Option<&Table>, peers: &Peers) -> Vec<MetricFamily> {
         let _one_at_a_time = lock(&self.render);
         self.in_flight.reset();
         self.healthy.reset();
@@ -392,8 +450,13 @@ impl Telemetry {
                 ])
                 .set(i64::from(requests));
         }
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        self.registry.gather()
     }
+}
+
+/// 1 ms to 33 s, each twice the last: enough for a board. The judge reads the finer buckets of reports.
+fn duration_buckets() -> Result<Vec<f64>, prometheus::Error> {
+    exponential_buckets(0.001, 2.0, 16)
 }
 
 #[cfg(test)]
@@ -427,5 +490,31 @@ mod tests {
             })
             .count();
         assert_eq!(series, RETIRED_SERIES_MAX + 1);
+    }
+
+    #[test]
+    fn a_recorded_request_is_the_exemplar_of_its_bucket() {
+        let telemetry = Telemetry::new().unwrap();
+        let [stable, canary] =
+            [Arm::Stable, Arm::Canary].map(|arm| telemetry.place("web", arm, "v2", None));
+        stable.ended(Outcome::Ok, 0.003);
+        canary.ended(Outcome::Ok, 0.003);
+        let field = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        canary.exemplify(TraceParent::parse(field).unwrap(), 0.003);
+        let text = telemetry.render_openmetrics(None, &Peers::new(1)).unwrap();
+        let with_one: Vec<&str> = text.lines().filter(|line| line.contains(" # {")).collect();
+        let [line] = with_one[..] else {
+            panic!("expected one exemplar: {with_one:#?}");
+        };
+        let labels = "{arm=\"canary\",release=\"v2\",service=\"web\",le=\"0.004\"}";
+        let (sample, exemplar) = line.split_once(" # ").unwrap();
+        assert_eq!(sample, format!("{DURATION}_bucket{labels} 1"));
+        assert!(
+            exemplar.starts_with("{trace_id=\"0af7651916cd43dd8448eb211c80319c\","),
+            "{line}"
+        );
+        // The older text has no room for it.
+        let older = telemetry.render(None, &Peers::new(1)).unwrap();
+        assert!(!older.contains("trace_id"), "{older}");
     }
 }

@@ -21,17 +21,27 @@ const FAILURES_TESTED: [u32; 28] = [
 ];
 
 /// What each package of ours may depend on, of ours; tests have `controller-testing` beside.
-const MAY_DEPEND_ON: [(&str, &[&str]); 8] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
     ("friday-tls", &[]),
+    ("friday-traces", &[]),
     ("rollout", &[]),
     ("proxy-api", &[]),
     ("friday", &["rollout", "proxy-api", "friday-tls"]),
-    ("friday-proxy", &["proxy-api", "friday-tls"]),
+    (
+        "friday-proxy",
+        &["proxy-api", "friday-tls", "friday-traces"],
+    ),
     ("controller-testing", &["friday", "rollout", "proxy-api"]),
     // `cargo demo` starts itself as every program, so that one build is enough.
     (
         "pipeline-demo",
-        &["friday", "friday-proxy", "rollout", "proxy-api"],
+        &[
+            "friday",
+            "friday-proxy",
+            "friday-traces",
+            "rollout",
+            "proxy-api",
+        ],
     ),
     (
         "system-tests",
@@ -40,6 +50,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 8] = [
             "friday",
             "friday-proxy",
             "friday-tls",
+            "friday-traces",
             "pipeline-demo",
             "rollout",
             "proxy-api",

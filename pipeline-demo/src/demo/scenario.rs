@@ -36,13 +36,20 @@ fn stable_of(scenario: Option<Fault>) -> Fault {
     }
 }
 
-/// Writes `friday.yml` and the catalog of what runs.
-pub(super) fn write_files(dir: &Path, scenario: Option<Fault>) -> std::io::Result<()> {
+/// Writes `friday.yml` and the catalog of what runs; `traces`: what each task is told of traces.
+pub(super) fn write_files(
+    dir: &Path,
+    scenario: Option<Fault>,
+    traces: &[String],
+) -> std::io::Result<()> {
     std::fs::write(dir.join("friday.yml"), FRIDAY_YML)?;
     let program = std::env::current_exe()?.display().to_string();
     let definition = |release: &str, fault: Fault| {
         // The release's own name is part of the definition: two releases that behave alike are still two.
-        json!({ "command": [program, "work", "--fault", word(fault)], "env": { "WORKER_VERSION": release } })
+        let (fault, mut command) = (word(fault), vec![program.as_str(), "work", "--fault"]);
+        command.push(&fault);
+        command.extend(traces.iter().map(String::as_str));
+        json!({ "command": command, "env": { "WORKER_VERSION": release } })
     };
     let mut images = serde_json::Map::new();
     images.insert(

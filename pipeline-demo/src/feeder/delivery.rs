@@ -5,6 +5,8 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use friday_traces::{Kind, Span, Tracer};
+use reqwest::header::HeaderMap;
 use serde_json::json;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +33,8 @@ pub(crate) struct Delivery {
     pub(crate) attempts_max: Option<u32>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) hush: Hush,
+    /// What records traces, if they are.
+    pub(crate) tracer: Option<Tracer>,
 }
 
 /// What became of a record.
@@ -112,13 +116,20 @@ impl Delivery {
                 release: None,
             });
         }
+        let (trace, mut span) = self.trace(key, record);
         let mut failures = 0;
         loop {
-            let sent = self.upstream.send(key, record.value.clone()).await;
+            let sent = self.upstream.send(key, &trace, record.value.clone()).await;
             let outcome = sent.as_ref().map_or_else(|e| e.outcome(), Answer::outcome);
             self.counts.attempts.with_label_values(&[outcome]).inc();
             match sent {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    if let Some(span) = &mut span {
+                        span.set("pipeline.outcome", outcome);
+                        span.set("pipeline.attempts", i64::from(failures) + 1);
+                    }
+                    return Ok(answer);
+                }
                 Err(error) => {
                     failures += 1;
                     if self.hush.may_speak() {
@@ -126,15 +137,36 @@ impl Delivery {
                         warn!(task = key, position = %record.position, failures, error, "feed: a task failed, trying again");
                     }
                     if self.attempts_max.is_some_and(|max| failures >= max) {
+                        failed(span, outcome, failures);
                         return Err(Delivered::GivenUp);
                     }
                     tokio::select! {
-                        () = stop.cancelled() => return Err(Delivered::Left),
+                        () = stop.cancelled() => {
+                            failed(span, outcome, failures);
+                            return Err(Delivered::Left);
+                        }
                         () = sleep(wait_after(failures, key)) => {}
                     }
                 }
             }
         }
+    }
+
+    /// Begins a trace with the record, over all attempts: the fields that say so, and the span, if it is recorded.
+    fn trace(&self, key: &str, record: &Record) -> (HeaderMap, Option<Span>) {
+        let mut fields = HeaderMap::new();
+        let Some(tracer) = &self.tracer else {
+            return (fields, None);
+        };
+        let mut span = tracer.begin(&mut fields, Kind::Client, "feed");
+        if let Some(span) = &mut span {
+            span.set("messaging.destination.name", self.topic.clone());
+            let partition = record.position.partition.to_string();
+            span.set("messaging.destination.partition.id", partition);
+            span.set("messaging.message.id", key.to_owned());
+            span.set("messaging.kafka.offset", record.position.offset);
+        }
+        (fields, span)
     }
 
     async fn append(&self, topic: &str, key: &str, value: Bytes) -> Result<(), BusError> {
@@ -165,6 +197,14 @@ impl Delivery {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// Ends the span of a record that was not answered.
+fn failed(span: Option<Span>, outcome: &'static str, attempts: u32) {
+    if let Some(mut span) = span {
+        span.set("pipeline.attempts", i64::from(attempts));
+        span.fail(outcome);
     }
 }
 

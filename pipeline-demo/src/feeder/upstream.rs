@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{CONTENT_TYPE, HeaderValue};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, StatusCode, Url};
 use serde::Deserialize;
 
@@ -144,11 +144,17 @@ impl Upstream {
         })
     }
 
-    /// Makes one attempt. `key` is the same in every attempt of a record.
-    pub(super) async fn send(&self, key: &str, body: Bytes) -> Result<Answer, AttemptError> {
+    /// Makes one attempt. `key` is the same in every attempt of a record, and so is `trace`: the fields of its trace.
+    pub(super) async fn send(
+        &self,
+        key: &str,
+        trace: &HeaderMap,
+        body: Bytes,
+    ) -> Result<Answer, AttemptError> {
         let mut request = self
             .client
             .post(self.tasks.clone())
+            .headers(trace.clone())
             .header(CONTENT_TYPE, "application/json")
             .header(IDEMPOTENCY_HEADER, key)
             .body(body);

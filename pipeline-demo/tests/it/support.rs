@@ -100,6 +100,7 @@ pub(crate) fn feeder_config(proxy: SocketAddr) -> FeederConfig {
         pin: None,
         server: any_port(),
         identity: Identity::default(),
+        traces: None,
     }
 }
 

@@ -23,5 +23,6 @@ mod share;
 mod streaming;
 mod tables;
 mod takeover;
+mod traces;
 mod transport;
 mod world;

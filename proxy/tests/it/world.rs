@@ -253,6 +253,7 @@ impl Proxy {
             clients: Clients::default(),
             certificate: None,
             access_log: None,
+            traces: None,
             threads: WORKERS,
             takeover: false,
             drain_max,

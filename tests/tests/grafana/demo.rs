@@ -23,6 +23,9 @@ use crate::monitoring::Alertmanager;
 /// Tweets a second: the canary's tenth is 40 requests a second, so that every step is proven in seconds.
 const RATE: &str = "400";
 
+/// Traces: 20 a second, so that each step has some.
+const TRACE_PERCENT: &str = "5";
+
 /// Tweets of the file, which is looped.
 const TWEETS: u32 = 20_000;
 
@@ -52,7 +55,8 @@ impl Drop for Frozen {
 }
 
 impl Demo {
-    pub(crate) async fn start() -> Self {
+    /// Starts one whose traces go to that collector.
+    pub(crate) async fn start(collector: &str) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("friday-grafana-")
             .tempdir()
@@ -69,6 +73,10 @@ impl Demo {
                 "0",
                 "--port",
                 "0",
+                "--otlp-endpoint",
+                collector,
+                "--trace-percent",
+                TRACE_PERCENT,
                 "--input",
             ])
             .arg(&tweets)

@@ -1,5 +1,5 @@
 //! What people look at, asked of a real Prometheus that scraped real releases: every query of every board and rule has data, an
-//! alert fires where its cause is, and one that asks for it holds a rollout by way of a real Alertmanager.
+//! alert fires where its cause is, exemplars lead to traces, and an alert that asks for it holds a rollout by way of a real Alertmanager.
 
 #![expect(
     clippy::unwrap_used,
@@ -16,6 +16,7 @@ use std::time::Duration;
 use boards::Question;
 use controller_testing::eventually;
 use demo::Demo;
+use friday_traces::testing::{Mood, Receiver};
 use monitoring::{Alertmanager, Prometheus, Seen};
 use rollout::{Ending, Phase};
 use system_tests::PATIENCE;
@@ -37,7 +38,8 @@ fn is_alert(question: &Question) -> bool {
 
 #[tokio::test]
 async fn every_query_has_data_and_alerts_fire_and_hold() {
-    let demo = Demo::start().await;
+    let collector = Receiver::start(Mood::Well).await;
+    let demo = Demo::start(&collector.url()).await;
     let alertmanager = Alertmanager::start(demo.dir(), demo.url()).await;
     let prometheus =
         Prometheus::start(demo.dir(), &demo.targets(&alertmanager), alertmanager.url()).await;
@@ -121,6 +123,24 @@ async fn every_query_has_data_and_alerts_fire_and_hold() {
         without.join("\n  "),
         prometheus.targets().await
     );
+
+    // From a bucket to what was recorded of a request in it.
+    let buckets = r#"friday_proxy_request_duration_seconds_bucket{service="tweets-worker"}"#;
+    let look = async || prometheus.traces_of(buckets, from).await;
+    let what = "exemplars are stored, and lead to traces that the collector has";
+    let leads = |found: &Result<Vec<String>, String>| {
+        let recorded = collector.spans();
+        let is_there = |trace: &String| {
+            let proxy = "POST tweets-worker";
+            recorded
+                .iter()
+                .any(|span| span.trace == *trace && span.name == proxy)
+        };
+        found
+            .as_ref()
+            .is_ok_and(|traces| traces.iter().any(is_there))
+    };
+    drop(eventually(what, PATIENCE, look, leads).await);
 
     // What the bad release set off.
     for alert in ["FridayCanaryWorse", "FridayRolledBack"] {

@@ -113,6 +113,8 @@ impl Prometheus {
             format!("--config.file={}", config.display()),
             format!("--storage.tsdb.path={}", dir.join("prometheus").display()),
             "--web.listen-address=127.0.0.1:0".to_owned(),
+            // As in swarm/stack.yml.
+            "--enable-feature=exemplar-storage".to_owned(),
         ];
         let (address, child) = start("/usr/bin/prometheus", "prometheus", &args).await;
         let prometheus = Self {
@@ -174,6 +176,21 @@ impl Prometheus {
             }
         }
         Ok(seen)
+    }
+
+    /// The traces that the exemplars of these series lead to, since `from`.
+    pub(crate) async fn traces_of(&self, selector: &str, from: f64) -> Result<Vec<String>, String> {
+        let query = [
+            ("query", selector.to_owned()),
+            ("start", from.to_string()),
+            ("end", self.now().to_string()),
+        ];
+        let data = self.ask("query_exemplars", &query).await?;
+        let series = data.as_array().into_iter().flatten();
+        let exemplars =
+            series.flat_map(|series| series["exemplars"].as_array().into_iter().flatten());
+        let traces = exemplars.filter_map(|exemplar| exemplar["labels"]["trace_id"].as_str());
+        Ok(traces.map(str::to_owned).collect())
     }
 
     /// Waits until a query has something now.

@@ -14,3 +14,4 @@ mod pipeline;
 mod restarts;
 mod tls;
 mod tokens;
+mod traces;

@@ -163,6 +163,16 @@ impl Caller {
         }
     }
 
+    /// Whether it may; nothing is said of it in the log.
+    #[must_use]
+    pub fn may(&self, rule: Rule, target: &Target<'_>) -> bool {
+        let Some(granted) = &self.granted else {
+            return rule.takes(self.role);
+        };
+        let claims = granted.claims.as_ref();
+        allows(&granted.grants, claims, &self.name, rule, target).is_ok()
+    }
+
     /// The commit that a job works on: what it starts is of this one.
     #[must_use]
     pub fn commit(&self) -> Option<&str> {

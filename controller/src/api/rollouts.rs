@@ -96,18 +96,38 @@ pub(super) async fn require_for(
         return Ok(());
     };
     let saved = find(api, name).await?;
-    let rollout = &saved.rollout;
-    let target = Target {
-        service: rollout.service.as_str(),
-        environment: &rollout.environment,
-        commit: rollout.canary.commit.as_deref().filter(|_| grows),
-        project: saved.origin.as_ref().map(|origin| origin.project_id),
-    };
-    caller.require_for(rule, &target)?;
+    caller.require_for(rule, &target(&saved, grows))?;
     match &api.tokens {
         Some(tokens) if grows => tokens.check_running(caller).await,
         Some(_) | None => Ok(()),
     }
+}
+
+/// What a request about a rollout is about. `grows` says whether its release goes further by it.
+fn target(saved: &Saved, grows: bool) -> Target<'_> {
+    let rollout = &saved.rollout;
+    Target {
+        service: rollout.service.as_str(),
+        environment: &rollout.environment,
+        commit: rollout.canary.commit.as_deref().filter(|_| grows),
+        project: saved.origin.as_ref().map(|origin| origin.project_id),
+    }
+}
+
+/// Whether a caller may approve what an order would take further.
+async fn may_approve(
+    api: &Api,
+    caller: Option<&Extension<Caller>>,
+    name: &str,
+) -> Result<bool, ApiError> {
+    let Some(Extension(caller)) = caller else {
+        return Ok(true);
+    };
+    if caller.identity.is_none() {
+        return Ok(Rule::Approve.takes(caller.role));
+    }
+    let saved = find(api, name).await?;
+    Ok(caller.may(Rule::Approve, &target(&saved, true)))
 }
 
 /// Sends a request to the loop and waits for the rollout it made or moved.
@@ -335,6 +355,12 @@ pub async fn order(
         who.require(rule)?;
     }
     require_for(&api, caller.as_ref(), rule, &name, grows).await?;
+    // Where the rollout is when the loop comes to it decides whether this order opens a gate.
+    let may_approve = match order {
+        Order::Promote | Order::PromoteFull => may_approve(&api, caller.as_ref(), &name).await?,
+        Order::Approve => true,
+        Order::Reject | Order::Resume | Order::Pause | Order::Abort => false,
+    };
     let by = author(caller.as_ref(), by);
     let command = match order {
         Order::Promote => Command::Promote,
@@ -358,6 +384,7 @@ pub async fn order(
         by,
         reason,
         emergency,
+        may_approve,
         reply,
     })
     .await

@@ -200,18 +200,45 @@ impl Caller {
 
     /// The role that counts for a rule. What is about no service, and so about every one, takes a role that holds everywhere.
     fn role_for(&self, rule: Rule) -> Option<Role> {
+        match rule {
+            Rule::Read | Rule::Operate | Rule::Approve => Some(self.role),
+            Rule::Proxies | Rule::Agents | Rule::Administer => self.role_everywhere(),
+        }
+    }
+
+    /// Whether it may do this for everything there is: by a role that holds for every service, everywhere and on no terms.
+    ///
+    /// # Errors
+    /// It may not; the problem names the rule.
+    pub fn require_everywhere(&self, rule: Rule) -> Result<(), ApiError> {
+        let everywhere = self.role_everywhere();
+        if everywhere.is_some_and(|role| rule.takes(role)) {
+            return Ok(());
+        }
+        tracing::warn!(caller = %self.name, rule = rule.name(), "refused: it is about everything");
+        let roles: Vec<&str> = rule.roles().iter().map(|role| role.as_str()).collect();
+        let detail = format!(
+            "rule {:?} takes the role {} for every service and environment here; that of {:?} is {}",
+            rule.name(),
+            roles.join(" or "),
+            self.name,
+            match everywhere {
+                Some(role) => role.to_string(),
+                None => format!("{} for some, or on terms", self.role),
+            }
+        );
+        Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail))
+    }
+
+    /// The role that holds for everything, if there is one.
+    fn role_everywhere(&self) -> Option<Role> {
         let Some(granted) = &self.granted else {
             return Some(self.role);
         };
-        match rule {
-            Rule::Read | Rule::Operate | Rule::Approve => Some(self.role),
-            Rule::Proxies | Rule::Agents | Rule::Administer => {
-                let everywhere = granted.grants.iter().filter(|grant| grant.is_everywhere());
-                everywhere
-                    .map(|grant| grant.role)
-                    .max_by_key(|role| role.reach())
-            }
-        }
+        let everywhere = granted.grants.iter().filter(|grant| grant.is_everywhere());
+        everywhere
+            .map(|grant| grant.role)
+            .max_by_key(|role| role.reach())
     }
 
     /// Whether the role is one that the rule takes.

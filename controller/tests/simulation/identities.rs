@@ -221,6 +221,32 @@ async fn a_job_releases_its_own_commit_where_it_was_let_in() {
 }
 
 #[tokio::test]
+async fn alerts_are_heard_of_who_may_move_every_service() {
+    let (mut world, provider, machine) = guarded().await;
+    let alert = json!({
+        "version": "4",
+        "alerts": [{ "status": "firing", "labels": { "alertname": "Down", "friday_hold": "true" } }],
+    });
+    let unprotected = claims(json!({ "ref_protected": "false", "ref": "mine" }));
+    let job = bearer(&provider.job_token(&unprotected));
+    let head = sign_in(&world, &provider, "/auth/login").await;
+    let (cookie, alerts) = (cookies(&head), "/api/v1/alerts");
+    for headers in [
+        [("authorization", job.as_str()), ("x-friday-order", "1")],
+        [("cookie", cookie.as_str()), ("x-friday-order", "1")],
+    ] {
+        let (head, problem) = ask(&world, "POST", alerts, &headers, alert.clone()).await;
+        assert_eq!(head.status, StatusCode::FORBIDDEN, "{problem}");
+        let words = problem["detail"].as_str().unwrap();
+        assert!(words.contains("every service"), "{words}");
+    }
+    let machine = bearer(&machine);
+    let headers = [("authorization", machine.as_str())];
+    let (head, heard) = answer(&mut world, request("POST", alerts, &headers, &alert)).await;
+    assert_eq!(head.status, StatusCode::OK, "{heard}");
+}
+
+#[tokio::test]
 async fn keys_are_asked_for_once_and_outlive_the_provider() {
     let (world, provider, _) = guarded().await;
     let good = bearer(&provider.job_token(&claims(json!({}))));

@@ -254,6 +254,10 @@ pub async fn deploy(
             project: None,
         };
         caller.require_for(Rule::Operate, &target)?;
+        // A token outlives its job.
+        if let Some(tokens) = &api.tokens {
+            tokens.check_running(caller).await?;
+        }
     }
     let identity = caller
         .as_ref()

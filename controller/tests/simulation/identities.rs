@@ -173,6 +173,12 @@ async fn a_job_releases_its_own_commit_where_it_was_let_in() {
     }
 
     let job = [("authorization", good.as_str())];
+    // A token outlives its job, and starts nothing then.
+    provider.set_job_state("success");
+    let late = deploy("production", SHA);
+    let (_, problem) = ask(&world, "POST", rollouts, &job, late).await;
+    assert_eq!(rule(&problem), "job-running");
+    provider.set_job_state("running");
     let mut body = deploy("production", SHA);
     body["origin"] = json!({ "project_id": 4711, "pipeline_id": 1, "job_id": 500_123, "sha": SHA });
     let (_, problem) = ask(&world, "POST", rollouts, &job, body.clone()).await;

@@ -259,13 +259,12 @@ pub async fn deploy(
             tokens.check_running(caller).await?;
         }
     }
-    let identity = caller
-        .as_ref()
-        .and_then(|Extension(caller)| caller.identity.as_ref());
-    let origin = origins::of(body.origin, identity)?;
-    let of_job = caller
-        .as_ref()
-        .and_then(|Extension(caller)| caller.commit());
+    let who = caller.as_ref().map(|Extension(caller)| caller);
+    let identities = api.tokens.as_ref().and_then(|tokens| tokens.identities());
+    let origin = origins::of(body.origin, who, |project| {
+        identities.is_none_or(|identities| identities.knows(project))
+    })?;
+    let of_job = who.and_then(Caller::commit);
     let deploy = Deploy {
         spec,
         image: body.image,

@@ -8,7 +8,7 @@
 //!
 //! `rules` says which role a request takes, `file` how tokens are read and read again. `identities` holds what an identity
 //! provider brings: `directory` says whom it may vouch for, `jws` and `id_token` verify a job's token, `terms` what the job
-//! may do, `people` signs people in. Every [`Refusal`] names its rule, and is in the log.
+//! may do, `people` signs people in. `near` keeps pages of other sites from a controller without accounts. Every [`Refusal`] names its rule, and is in the log.
 
 mod directory;
 mod file;
@@ -17,6 +17,7 @@ mod identities;
 mod identity;
 mod jws;
 mod keys;
+mod near;
 pub(crate) mod people;
 mod provider;
 mod refusal;
@@ -490,14 +491,16 @@ pub(crate) fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> 
 }
 
 /// Lets requests through whose token's role is one that their rule takes, and tells handlers whose it is. Without tokens
-/// everybody may do everything: `friday serve` listens on loopback alone then.
+/// everybody on this machine may do everything, but no page of another site: `friday serve` listens on loopback alone then.
 pub(crate) async fn check(
     State(tokens): State<Option<Arc<Tokens>>>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let rule = Rule::of(request.method(), request.uri().path());
-    if let (Some(tokens), Some(rule)) = (tokens, rule) {
+    let Some(rule) = Rule::of(request.method(), request.uri().path()) else {
+        return next.run(request).await;
+    };
+    if let Some(tokens) = tokens {
         let caller = tokens.identify(request.method(), request.headers()).await;
         if let Err(refusal) = &caller {
             tracing::warn!(rule = rule.name(), code = refusal.code(), "refused");
@@ -515,6 +518,8 @@ pub(crate) async fn check(
                 return response;
             }
         }
+    } else if let Err(refusal) = near::check(request.uri(), request.headers()) {
+        return refusal.into_response();
     }
     next.run(request).await
 }

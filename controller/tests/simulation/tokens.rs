@@ -6,6 +6,7 @@ use friday::audit::Audit;
 use friday::auth::{NewToken, Role, Tokens};
 use rollout::{Duration, RolloutId, Weight};
 use serde_json::{Value, json};
+use tower::ServiceExt as _;
 
 use crate::api::answer;
 use crate::world::{FRIDAY_YML, World};
@@ -254,4 +255,37 @@ async fn who_may_not_approve_arms_no_full_release_before_the_approvals() {
     assert_eq!(status, StatusCode::FORBIDDEN, "{words}");
     assert!(words.contains("approvals that are missing"), "{words}");
     assert!(!world.rollout().await.full);
+}
+
+#[tokio::test]
+async fn without_accounts_no_page_of_another_site_commands_it_by_a_name_of_its_own() {
+    let (guarded, token_of) = guarded().await;
+    let token = format!("Bearer {}", token_of(Role::Viewer));
+    let open = World::new().await;
+    for (world, path, host, expected) in [
+        (&open, "/api/v1/services", "127.0.0.1:7070", StatusCode::OK),
+        (
+            &open,
+            "/api/v1/services",
+            "evil.example:7070",
+            StatusCode::FORBIDDEN,
+        ),
+        (&open, "/live", "evil.example:7070", StatusCode::OK),
+        // A token is proof enough, by whatever name.
+        (
+            &guarded,
+            "/api/v1/services",
+            "friday.example.com",
+            StatusCode::OK,
+        ),
+    ] {
+        let request = Request::builder()
+            .uri(path)
+            .header(header::HOST, host)
+            .header(header::AUTHORIZATION, &token)
+            .body(Body::empty())
+            .unwrap();
+        let answer = world.api().oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), expected, "{path} {host}");
+    }
 }

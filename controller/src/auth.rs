@@ -50,7 +50,7 @@ pub use terms::Target;
 
 use crate::api::error::ApiError;
 use crate::store::hex;
-use terms::{Denied, Grant, allows};
+use terms::{Denied, Grant, allows, somewhere};
 
 /// How a token of ours begins: programs that look for leaked secrets know it by that.
 const PREFIX: &str = "friday_";
@@ -174,6 +174,15 @@ impl Caller {
         allows(&granted.grants, claims, &self.name, rule, target).is_ok()
     }
 
+    /// Whether it may do this for a service in one environment at least: for a job its own.
+    #[must_use]
+    pub fn may_somewhere(&self, rule: Rule, service: &str) -> bool {
+        let Some(granted) = &self.granted else {
+            return rule.takes(self.role);
+        };
+        somewhere(&granted.grants, granted.claims.as_ref(), rule, service)
+    }
+
     /// The commit that a job works on: what it starts is of this one.
     #[must_use]
     pub fn commit(&self) -> Option<&str> {
@@ -199,36 +208,26 @@ impl Caller {
         identity.map_or(&self.name, |identity| &identity.login)
     }
 
-    /// The role that counts for a rule. What is about no service, and so about every one, takes a role that holds everywhere.
-    fn role_for(&self, rule: Rule) -> Option<Role> {
-        match rule {
-            Rule::Read | Rule::Operate | Rule::Approve => Some(self.role),
-            Rule::Proxies | Rule::Agents | Rule::Administer => self.role_everywhere(),
-        }
+    /// Whether it may do this for everything there is: by a role that holds for every service, everywhere and on no terms.
+    #[must_use]
+    pub fn may_everywhere(&self, rule: Rule) -> bool {
+        self.role_everywhere().is_some_and(|role| rule.takes(role))
     }
 
-    /// Whether it may do this for everything there is: by a role that holds for every service, everywhere and on no terms.
+    /// The same.
     ///
     /// # Errors
     /// It may not; the problem names the rule.
     pub fn require_everywhere(&self, rule: Rule) -> Result<(), ApiError> {
-        let everywhere = self.role_everywhere();
-        if everywhere.is_some_and(|role| rule.takes(role)) {
+        if self.may_everywhere(rule) {
             return Ok(());
         }
-        tracing::warn!(caller = %self.name, rule = rule.name(), "refused: it is about everything");
-        let roles: Vec<&str> = rule.roles().iter().map(|role| role.as_str()).collect();
-        let detail = format!(
-            "rule {:?} takes the role {} for every service and environment here; that of {:?} is {}",
-            rule.name(),
-            roles.join(" or "),
-            self.name,
-            match everywhere {
-                Some(role) => role.to_string(),
-                None => format!("{} for some, or on terms", self.role),
-            }
-        );
-        Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail))
+        let which = match (&self.granted, self.role_everywhere()) {
+            (None, _) => return Err(self.refused(rule, "", &self.role.to_string())),
+            (Some(_), Some(role)) => role.to_string(),
+            (Some(_), None) => format!("{} for some of them, or on terms", self.role),
+        };
+        Err(self.refused(rule, " for every service and environment", &which))
     }
 
     /// The role that holds for everything, if there is one.
@@ -242,28 +241,31 @@ impl Caller {
             .max_by_key(|role| role.reach())
     }
 
-    /// Whether the role is one that the rule takes.
+    /// Whether the role is one that the rule takes. What is about no service, and so about every one, takes a role that holds
+    /// everywhere.
     ///
     /// # Errors
     /// It is not; the problem names the rule.
     pub fn require(&self, rule: Rule) -> Result<(), ApiError> {
-        let role = self.role_for(rule);
-        if role.is_some_and(|role| rule.takes(role)) {
+        if rule.is_about_all() {
+            return self.require_everywhere(rule);
+        }
+        if rule.takes(self.role) {
             return Ok(());
         }
+        Err(self.refused(rule, "", &self.role.to_string()))
+    }
+
+    fn refused(&self, rule: Rule, reach: &str, which: &str) -> ApiError {
         tracing::warn!(token = %self.name, role = %self.role, rule = rule.name(), "refused");
         let roles: Vec<&str> = rule.roles().iter().map(|role| role.as_str()).collect();
-        Err(ApiError::new(
-            StatusCode::FORBIDDEN,
-            "forbidden",
-            format!(
-                "rule {:?} takes a token with the role {}; the role of {:?} is {}",
-                rule.name(),
-                roles.join(" or "),
-                self.name,
-                self.role
-            ),
-        ))
+        let detail = format!(
+            "rule {:?} takes the role {}{reach}; that of {:?} is {which}",
+            rule.name(),
+            roles.join(" or "),
+            self.name
+        );
+        ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail)
     }
 }
 

@@ -252,6 +252,96 @@ async fn alerts_are_heard_of_who_may_move_every_service() {
     assert_eq!(head.status, StatusCode::OK, "{heard}");
 }
 
+/// What a caller reads of everything that there is, as the paths that do not answer; and how much is in the lists.
+async fn reads(world: &World, headers: &[(&str, &str)]) -> (Vec<&'static str>, usize) {
+    let paths = [
+        "/api/v1/rollouts/web-1",
+        "/api/v1/rollouts/web",
+        "/api/v1/rollouts/web/events",
+        "/api/v1/rollouts/web-1/series",
+        "/api/v1/rollouts/web/card.svg",
+        "/metrics",
+        "/api/v1/events",
+        "/api/v1/proxies",
+        "/api/v1/agents",
+        "/api/v1/health",
+    ];
+    let mut refused = Vec::new();
+    for path in paths {
+        let (head, problem) = ask(world, "GET", path, headers, Value::Null).await;
+        if head.status != StatusCode::OK {
+            assert_eq!(head.status, StatusCode::FORBIDDEN, "{path} {problem}");
+            refused.push(path);
+        }
+    }
+    let mut listed = 0;
+    for path in [
+        "/api/v1/rollouts",
+        "/api/v1/services",
+        "/api/v1/services/web/lock",
+    ] {
+        let (head, list) = ask(world, "GET", path, headers, Value::Null).await;
+        assert_eq!(head.status, StatusCode::OK, "{path} {list}");
+        listed += list.as_array().unwrap().len();
+    }
+    (refused, listed)
+}
+
+#[tokio::test]
+async fn who_is_granted_something_somewhere_reads_of_that_and_of_nothing_else() {
+    for (environment, is_theirs) in [("production", true), ("staging", false)] {
+        let (mut world, provider, machine) = guarded().await;
+        let machine = bearer(&machine);
+        let of_machine = [("authorization", machine.as_str())];
+        let body = deploy(environment, SHA);
+        let rollouts = "/api/v1/rollouts";
+        let begin = request("POST", rollouts, &of_machine, &body);
+        assert_eq!(
+            answer(&mut world, begin).await.0.status,
+            StatusCode::CREATED
+        );
+        let lock = json!({ "by": "ada", "reason": "secret", "environment": environment });
+        let path = "/api/v1/services/web/lock";
+        let lock = request("PUT", path, &of_machine, &lock);
+        assert_eq!(answer(&mut world, lock).await.0.status, StatusCode::OK);
+        assert_eq!(reads(&world, &of_machine).await, (Vec::new(), 3));
+
+        let head = sign_in(&world, &provider, "/auth/login").await;
+        let cookie = cookies(&head);
+        let job = bearer(&provider.job_token(&claims(json!({}))));
+        let unprotected = json!({ "ref_protected": "false", "job_id": "8", "jti": "u" });
+        let unprotected = bearer(&provider.job_token(&claims(unprotected)));
+        for (headers, is_let_in) in [
+            ([("cookie", cookie.as_str())], is_theirs),
+            ([("authorization", job.as_str())], is_theirs),
+            // A grant whose terms it does not meet lets a job read nothing.
+            ([("authorization", unprotected.as_str())], false),
+        ] {
+            let (refused, listed) = reads(&world, &headers).await;
+            let all = [
+                "/metrics",
+                "/api/v1/events",
+                "/api/v1/proxies",
+                "/api/v1/agents",
+                "/api/v1/health",
+            ];
+            assert!(refused.ends_with(&all), "{refused:?}");
+            let of_rollouts = refused.len() - all.len();
+            let expected = if is_let_in { (0, 3) } else { (5, 0) };
+            assert_eq!((of_rollouts, listed), expected, "{environment} {refused:?}");
+            let stream = "/api/v1/stream?rollout=web";
+            let stream = request("GET", stream, &headers, &Value::Null);
+            let stream = world.api().oneshot(stream).await.unwrap();
+            assert_eq!(stream.status() == StatusCode::OK, is_let_in);
+            let path = "/api/v1/rollouts/nope";
+            let (head, problem) = ask(&world, "GET", path, &headers, Value::Null).await;
+            assert_eq!(head.status, StatusCode::NOT_FOUND);
+            let words = problem["detail"].as_str().unwrap();
+            assert!(!words.contains("web"), "{words}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn keys_are_asked_for_once_and_outlive_the_provider() {
     let (world, provider, _) = guarded().await;

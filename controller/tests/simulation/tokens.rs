@@ -85,7 +85,7 @@ async fn each_role_may_do_what_its_name_says_and_no_more() {
             "operate",
         ),
         (Role::Agent, "GET", "/api/v1/services", Value::Null, "read"),
-        (Role::Proxy, "GET", "/metrics", Value::Null, "read"),
+        (Role::Proxy, "GET", "/metrics", Value::Null, "read-all"),
         (
             Role::Agent,
             "GET",

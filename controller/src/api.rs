@@ -34,6 +34,7 @@ pub mod me;
 mod metrics;
 mod origins;
 pub mod proxies;
+mod reads;
 pub mod rollouts;
 pub mod series;
 pub mod sign_in;

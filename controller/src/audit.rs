@@ -250,7 +250,9 @@ impl Audit {
             }
             "order" => {
                 let given = given(event);
-                if given.order == "approve" {
+                let is_approval =
+                    given.order == "approve" || event.data["approves"] == Value::Bool(true);
+                if is_approval {
                     record.approved_by.push(given.by.clone());
                 }
                 if record.orders.len() < ORDERS_MAX {

@@ -8,7 +8,7 @@
 //!
 //! `rules` says which role a request takes, `file` how tokens are read and read again. `identities` holds what an identity
 //! provider brings: `directory` says whom it may vouch for, `jws` and `id_token` verify a job's token, `terms` what the job
-//! may do, `people` signs people in. Every [`Refusal`] names its rule, and is in the log.
+//! may do, `people` signs people in. `near` keeps pages of other sites from a controller without accounts. Every [`Refusal`] names its rule, and is in the log.
 
 mod away;
 mod bucket;
@@ -19,6 +19,7 @@ mod identities;
 mod identity;
 mod jws;
 mod keys;
+mod near;
 pub(crate) mod people;
 mod provider;
 mod refusal;
@@ -52,7 +53,7 @@ pub use terms::Target;
 
 use crate::api::error::ApiError;
 use crate::store::hex;
-use terms::{Denied, Grant, allows};
+use terms::{Denied, Grant, allows, somewhere};
 
 /// How a token of ours begins: programs that look for leaked secrets know it by that.
 const PREFIX: &str = "friday_";
@@ -166,6 +167,25 @@ impl Caller {
         }
     }
 
+    /// Whether it may; nothing is said of it in the log.
+    #[must_use]
+    pub fn may(&self, rule: Rule, target: &Target<'_>) -> bool {
+        let Some(granted) = &self.granted else {
+            return rule.takes(self.role);
+        };
+        let claims = granted.claims.as_ref();
+        allows(&granted.grants, claims, &self.name, rule, target).is_ok()
+    }
+
+    /// Whether it may do this for a service in one environment at least: for a job its own.
+    #[must_use]
+    pub fn may_somewhere(&self, rule: Rule, service: &str) -> bool {
+        let Some(granted) = &self.granted else {
+            return rule.takes(self.role);
+        };
+        somewhere(&granted.grants, granted.claims.as_ref(), rule, service)
+    }
+
     /// The commit that a job works on: what it starts is of this one.
     #[must_use]
     pub fn commit(&self) -> Option<&str> {
@@ -191,44 +211,64 @@ impl Caller {
         identity.map_or(&self.name, |identity| &identity.login)
     }
 
-    /// The role that counts for a rule. What is about no service, and so about every one, takes a role that holds everywhere.
-    fn role_for(&self, rule: Rule) -> Option<Role> {
+    /// Whether it may do this for everything there is: by a role that holds for every service, everywhere and on no terms.
+    #[must_use]
+    pub fn may_everywhere(&self, rule: Rule) -> bool {
+        self.role_everywhere().is_some_and(|role| rule.takes(role))
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// It may not; the problem names the rule.
+    pub fn require_everywhere(&self, rule: Rule) -> Result<(), ApiError> {
+        if self.may_everywhere(rule) {
+            return Ok(());
+        }
+        let which = match (&self.granted, self.role_everywhere()) {
+            (None, _) => return Err(self.refused(rule, "", &self.role.to_string())),
+            (Some(_), Some(role)) => role.to_string(),
+            (Some(_), None) => format!("{} for some of them, or on terms", self.role),
+        };
+        Err(self.refused(rule, " for every service and environment", &which))
+    }
+
+    /// The role that holds for everything, if there is one.
+    fn role_everywhere(&self) -> Option<Role> {
         let Some(granted) = &self.granted else {
             return Some(self.role);
         };
-        match rule {
-            Rule::Read | Rule::Operate | Rule::Approve => Some(self.role),
-            Rule::Proxies | Rule::Agents | Rule::Administer => {
-                let everywhere = granted.grants.iter().filter(|grant| grant.is_everywhere());
-                everywhere
-                    .map(|grant| grant.role)
-                    .max_by_key(|role| role.reach())
-            }
-        }
+        let everywhere = granted.grants.iter().filter(|grant| grant.is_everywhere());
+        everywhere
+            .map(|grant| grant.role)
+            .max_by_key(|role| role.reach())
     }
 
-    /// Whether the role is one that the rule takes.
+    /// Whether the role is one that the rule takes. What is about no service, and so about every one, takes a role that holds
+    /// everywhere.
     ///
     /// # Errors
     /// It is not; the problem names the rule.
     pub fn require(&self, rule: Rule) -> Result<(), ApiError> {
-        let role = self.role_for(rule);
-        if role.is_some_and(|role| rule.takes(role)) {
+        if rule.is_about_all() {
+            return self.require_everywhere(rule);
+        }
+        if rule.takes(self.role) {
             return Ok(());
         }
+        Err(self.refused(rule, "", &self.role.to_string()))
+    }
+
+    fn refused(&self, rule: Rule, reach: &str, which: &str) -> ApiError {
         tracing::warn!(token = %self.name, role = %self.role, rule = rule.name(), "refused");
         let roles: Vec<&str> = rule.roles().iter().map(|role| role.as_str()).collect();
-        Err(ApiError::new(
-            StatusCode::FORBIDDEN,
-            "forbidden",
-            format!(
-                "rule {:?} takes a token with the role {}; the role of {:?} is {}",
-                rule.name(),
-                roles.join(" or "),
-                self.name,
-                self.role
-            ),
-        ))
+        let detail = format!(
+            "rule {:?} takes the role {}{reach}; that of {:?} is {which}",
+            rule.name(),
+            roles.join(" or "),
+            self.name
+        );
+        ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail)
     }
 }
 
@@ -467,14 +507,16 @@ pub(crate) fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> 
 }
 
 /// Lets requests through whose token's role is one that their rule takes, and tells handlers whose it is. Without tokens
-/// everybody may do everything: `friday serve` listens on loopback alone then.
+/// everybody on this machine may do everything, but no page of another site: `friday serve` listens on loopback alone then.
 pub(crate) async fn check(
     State(tokens): State<Option<Arc<Tokens>>>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let rule = Rule::of(request.method(), request.uri().path());
-    if let (Some(tokens), Some(rule)) = (tokens, rule) {
+    let Some(rule) = Rule::of(request.method(), request.uri().path()) else {
+        return next.run(request).await;
+    };
+    if let Some(tokens) = tokens {
         let caller = tokens.identify(request.method(), request.headers()).await;
         if let Err(refusal) = &caller {
             tracing::warn!(rule = rule.name(), code = refusal.code(), "refused");
@@ -492,6 +534,8 @@ pub(crate) async fn check(
                 return response;
             }
         }
+    } else if let Err(refusal) = near::check(request.uri(), request.headers()) {
+        return refusal.into_response();
     }
     next.run(request).await
 }

@@ -1,9 +1,9 @@
 //! Where an Alertmanager sends its messages: an open incident holds rollouts.
 
-use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
@@ -11,6 +11,7 @@ use super::Api;
 use super::error::ApiError;
 use super::types::Problem;
 use super::types::alerts::{AlertBody, AlertStatus, AlertsRequest, AlertsView, IncidentView};
+use crate::auth::{Caller, Rule};
 use crate::incidents::{Alert, HOLD_LABEL, Incident};
 use crate::reconciler::{Request, Snapshot};
 use crate::store::hex;
@@ -22,13 +23,19 @@ const VERSION: &str = "4";
 const FINGERPRINT_BYTES_MAX: usize = 64;
 
 /// Holds rollouts while an alert fires that bears `friday_hold="true"`, and lets them go on when it is resolved, or was not
-/// told of for five minutes. A message that is not saved is answered with 5xx, and an Alertmanager sends it again.
+/// told of for five minutes. Who tells needs a role for every service: a machine's token has one, a CI job never. A message
+/// that is not saved is answered with 5xx, and an Alertmanager sends it again.
 #[utoipa::path(post, path = "/api/v1/alerts", request_body = AlertsRequest,
     responses((status = 200, body = AlertsView), (status = 422, body = Problem), (status = 503, body = Problem)))]
 pub async fn receive(
     State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
     body: Result<Json<AlertsRequest>, JsonRejection>,
 ) -> Result<Json<AlertsView>, ApiError> {
+    // One that names no service holds them all, and what is resolved lets go whatever it held.
+    if let Some(Extension(caller)) = &caller {
+        caller.require_everywhere(Rule::Operate)?;
+    }
     let Json(message) = body?;
     if message.version != VERSION {
         let detail = format!(

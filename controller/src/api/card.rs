@@ -1,6 +1,7 @@
 //! A rollout as a picture that can be shared: in a merge request, a chat, a report. SVG in our own hand: a chart library
 //! would bring fonts and rasters for two lines and a table.
 
+use axum::Extension;
 use axum::extract::{Path, State};
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
@@ -9,10 +10,12 @@ use rollout::{Ending, Timestamp};
 
 use super::Api;
 use super::error::ApiError;
-use super::rollouts::{find, view};
+use super::reads::find_for;
+use super::rollouts::view;
 use super::series;
 use super::types::series::SeriesView;
 use super::types::{Problem, RolloutView};
+use crate::auth::Caller;
 use crate::words;
 
 /// Size of the picture, in its own units: the proportions that pages show previews in.
@@ -39,8 +42,12 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ances
 /// A rollout as a picture: its releases, how it ended or where it is, weight and evidence over time, the last verdict.
 #[utoipa::path(get, path = "/api/v1/rollouts/{name}/card.svg", params(("name" = String, Path, description = "a rollout or a service")),
     responses((status = 200, content_type = "image/svg+xml", body = String), (status = 404, body = Problem)))]
-pub async fn card(State(api): State<Api>, Path(name): Path<String>) -> Result<Response, ApiError> {
-    let saved = find(&api, &name).await?;
+pub async fn card(
+    State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    let saved = find_for(&api, caller.as_ref(), &name).await?;
     let series = series::read(&*api.store, &saved.rollout.id, 0, ENTRIES_MAX).await?;
     let headers: [(HeaderName, &str); 4] = [
         (header::CONTENT_TYPE, "image/svg+xml"),

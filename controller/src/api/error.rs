@@ -116,6 +116,7 @@ impl From<RequestError> for ApiError {
             RequestError::RolledBackBefore { .. } => (StatusCode::CONFLICT, "rolled_back_before"),
             RequestError::LeaseHeld { .. } => (StatusCode::CONFLICT, "lease_held"),
             RequestError::NotNow { .. } => (StatusCode::CONFLICT, "not_now"),
+            RequestError::NeedsApprover { .. } => (StatusCode::FORBIDDEN, "forbidden"),
             RequestError::Held { .. } => (StatusCode::CONFLICT, "held"),
             RequestError::NoMetricsSource { .. } => {
                 (StatusCode::UNPROCESSABLE_ENTITY, "no_metrics_source")

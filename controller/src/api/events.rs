@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 
+use axum::Extension;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::Sse;
@@ -12,8 +13,10 @@ use serde::Deserialize;
 
 use super::Api;
 use super::error::ApiError;
+use super::reads::{find_for, may_read};
 use super::rollouts::find;
 use super::views;
+use crate::auth::Caller;
 
 /// How often a watched rollout is looked at. People see no more than a few changes in a second.
 const LOOK: Duration = Duration::from_millis(250);
@@ -36,15 +39,16 @@ pub struct StreamQuery {
 #[utoipa::path(get, path = "/api/v1/stream", params(StreamQuery), responses((status = 200, content_type = "text/event-stream", body = String)))]
 pub async fn stream(
     State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
     query: Result<Query<StreamQuery>, QueryRejection>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     let Query(query) = query?;
-    find(&api, &query.rollout).await?;
+    find_for(&api, caller.as_ref(), &query.rollout).await?;
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let until = api.clock.elapsed() + WATCH_MAX;
-    let state = (api, query.rollout, look, String::new());
-    let events = stream::unfold(state, move |(api, name, mut look, before)| async move {
+    let state = (api, caller, query.rollout, look, String::new());
+    let events = stream::unfold(state, move |(api, caller, name, mut look, before)| async move {
         let mut stopping = api.stopping.clone();
         loop {
             tokio::select! {
@@ -57,6 +61,10 @@ pub async fn stream(
             let Ok(saved) = find(&api, &name).await else {
                 continue;
             };
+            // The newest of a service may be one for elsewhere.
+            if !may_read(caller.as_ref(), &saved) {
+                continue;
+            }
             let snapshot = api.handle.snapshot.borrow().clone();
             let view = views::rollout(&api, &saved, snapshot.services.get(&saved.rollout.service));
             let Ok(text) = serde_json::to_string(&view) else {
@@ -64,7 +72,7 @@ pub async fn stream(
             };
             if text != before {
                 let event = Event::default().event("rollout").data(&text);
-                return Some((Ok(event), (api, name, look, text)));
+                return Some((Ok(event), (api, caller, name, look, text)));
             }
         }
     });

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::Api;
 use super::error::ApiError;
+use super::reads::may_read_service;
 use super::rollouts::{author, check_label, check_text, service_name};
 use super::types::Problem;
 use super::types::locks::{LockRequest, LockView, UnlockRequest};
@@ -83,11 +84,26 @@ async fn check_service(api: &Api, service: &ServiceName) -> Result<(), ApiError>
     .into())
 }
 
+/// Whether the caller may read of a lock. One of every environment is read by whoever may read of the service in one.
+fn may_read(caller: Option<&Extension<Caller>>, key: &LockKey) -> bool {
+    if key.environment.is_empty() {
+        return may_read_service(caller, &key.service);
+    }
+    let target = Target {
+        service: key.service.as_str(),
+        environment: &key.environment,
+        commit: None,
+        project: None,
+    };
+    caller.is_none_or(|Extension(caller)| caller.may(Rule::Read, &target))
+}
+
 /// The locks of a service that are in force: the one for everywhere, and those of environments.
 #[utoipa::path(get, path = "/api/v1/services/{name}/lock", params(("name" = String, Path, description = "a service")),
     responses((status = 200, body = Vec<LockView>), (status = 404, body = Problem)))]
 pub async fn list(
     State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
     Path(name): Path<String>,
 ) -> Result<Json<Vec<LockView>>, ApiError> {
     let service = service_name(&name)?;
@@ -96,7 +112,7 @@ pub async fn list(
     let keys: Vec<LockKey> = slots
         .iter()
         .map(|slot: &Slot| slot.key.clone())
-        .filter(|key| key.service == service)
+        .filter(|key| key.service == service && may_read(caller.as_ref(), key))
         .collect();
     let locks = Locks::of(slots);
     let held = keys.iter().filter_map(|key| {

@@ -1,31 +1,44 @@
 //! Where a release comes from, when a token says so too: the token's word counts.
+//!
+//! What is told to GitLab is told to the project of the origin, with the controller's own token: so nobody names a project
+//! whose pipelines they are no part of.
 
 use axum::http::StatusCode;
 
 use super::error::ApiError;
-use crate::auth::Identity;
+use crate::auth::Caller;
 use crate::origin::Origin;
 
-/// The origin of a release that `identity` asks for, with what is certain of it in place of what was said.
+/// The origin of a release that `caller` asks for, with what is certain of it in place of what was said. `is_known` says of
+/// a project whether a machine's token may name it.
 ///
 /// # Errors
 /// The request says to be of another job than its token is.
 pub(super) fn of(
     said: Option<Origin>,
-    identity: Option<&Identity>,
+    caller: Option<&Caller>,
+    is_known: impl Fn(u64) -> bool,
 ) -> Result<Option<Origin>, ApiError> {
-    let Some(identity) = identity else {
+    let Some(caller) = caller else {
         return Ok(said);
+    };
+    let Some(identity) = &caller.identity else {
+        return Ok(said.filter(|said| {
+            let is_known = is_known(said.project_id);
+            if !is_known {
+                tracing::warn!(
+                    caller = %caller.name, project_id = said.project_id,
+                    "no grant of --identities is for this project: nothing is told to it"
+                );
+            }
+            is_known
+        }));
     };
     let (Some(project_id), Some(pipeline_id), Some(job_id)) =
         (identity.project_id, identity.pipeline_id, identity.job_id)
     else {
-        // A person without a job: what a job's variables say decides nothing but where to report.
-        return Ok(said.map(|said| Origin {
-            user_id: identity.user_id,
-            user_login: identity.login.clone(),
-            ..said
-        }));
+        // A person is in no pipeline, whatever is said.
+        return Ok(None);
     };
     let sha = identity.sha.clone().unwrap_or_default();
     let certain = Origin {
@@ -39,6 +52,7 @@ pub(super) fn of(
         ref_is_tag: identity.ref_is_tag,
         user_login: identity.login.clone(),
         user_id: identity.user_id,
+        // No token says which: those of its commit are asked for.
         merge_request_iid: None,
         pipeline_url: None,
         job_url: None,
@@ -58,7 +72,6 @@ pub(super) fn of(
     }
     Ok(Some(Origin {
         job_name: said.job_name,
-        merge_request_iid: said.merge_request_iid,
         pipeline_url: said.pipeline_url,
         job_url: said.job_url,
         server_url: said.server_url,
@@ -69,6 +82,13 @@ pub(super) fn of(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::{Identity, Role};
+
+    fn granted(identity: Identity) -> Caller {
+        let mut caller = Caller::of_token("granted", Role::Operator);
+        caller.identity = Some(identity);
+        caller
+    }
 
     #[test]
     fn what_a_token_says_counts_and_another_job_is_refused() {
@@ -82,20 +102,31 @@ mod tests {
             ref_name: Some("main".to_owned()),
             ..person.clone()
         };
+        let (job, person) = (granted(job), granted(person));
+        let machine = Caller::of_token("ci", Role::Operator);
+        let of = |said: Option<Origin>, caller: Option<&Caller>| of(said, caller, |id| id == 4711);
         let alone = of(None, Some(&job)).unwrap().unwrap();
         assert_eq!((alone.user_id, alone.ref_name.as_str()), (Some(42), "main"));
-        assert_eq!(of(None, Some(&person)).unwrap(), None);
         let said = Origin {
             user_id: Some(1),
             user_login: "root".to_owned(),
             job_name: "canary".to_owned(),
+            merge_request_iid: Some(7),
             ..alone.clone()
         };
         let made = of(Some(said.clone()), Some(&job)).unwrap().unwrap();
         assert_eq!((made.user_id, made.job_name.as_str()), (Some(42), "canary"));
+        assert_eq!(made.merge_request_iid, None, "no token says so");
+        // Where nobody has to sign in everybody may do everything.
         assert_eq!(of(Some(said.clone()), None).unwrap(), Some(said.clone()));
-        let made = of(Some(said.clone()), Some(&person)).unwrap().unwrap();
-        assert_eq!(made.user_login, "dana");
+        assert_eq!(of(Some(said.clone()), Some(&person)).unwrap(), None);
+        let made = of(Some(said.clone()), Some(&machine)).unwrap();
+        assert_eq!(made, Some(said.clone()));
+        let elsewhere = Origin {
+            project_id: 4712,
+            ..said.clone()
+        };
+        assert_eq!(of(Some(elsewhere), Some(&machine)).unwrap(), None);
         for other in [
             Origin {
                 project_id: 1,

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::Api;
 use super::error::ApiError;
+use super::reads::{find_as, find_for, may_read, may_read_service, newest};
 use super::types::{
     DeployRequest, EventView, Order, OrderRequest, Problem, RolloutSummary, RolloutView,
     SPEC_BYTES_MAX, ServiceView, UndoRequest,
@@ -103,27 +104,47 @@ pub(super) fn author(caller: Option<&Extension<Caller>>, claimed: String) -> Str
 /// asked for its role before.
 pub(super) async fn require_for(
     api: &Api,
-    caller: Option<&Extension<Caller>>,
+    who: Option<&Extension<Caller>>,
     rule: Rule,
     name: &str,
     grows: bool,
 ) -> Result<(), ApiError> {
-    let Some(Extension(caller)) = caller.filter(|caller| caller.identity.is_some()) else {
+    let Some(Extension(caller)) = who.filter(|caller| caller.identity.is_some()) else {
         return Ok(());
     };
-    let saved = find(api, name).await?;
-    let rollout = &saved.rollout;
-    let target = Target {
-        service: rollout.service.as_str(),
-        environment: &rollout.environment,
-        commit: rollout.canary.commit.as_deref().filter(|_| grows),
-        project: saved.origin.as_ref().map(|origin| origin.project_id),
-    };
-    caller.require_for(rule, &target)?;
+    let saved = find_as(api, who, name).await?;
+    caller.require_for(rule, &target(&saved, grows))?;
     match &api.tokens {
         Some(tokens) if grows => tokens.check_running(caller).await,
         Some(_) | None => Ok(()),
     }
+}
+
+/// What a request about a rollout is about. `grows` says whether its release goes further by it.
+fn target(saved: &Saved, grows: bool) -> Target<'_> {
+    let rollout = &saved.rollout;
+    Target {
+        service: rollout.service.as_str(),
+        environment: &rollout.environment,
+        commit: rollout.canary.commit.as_deref().filter(|_| grows),
+        project: saved.origin.as_ref().map(|origin| origin.project_id),
+    }
+}
+
+/// Whether a caller may approve what an order would take further.
+async fn may_approve(
+    api: &Api,
+    who: Option<&Extension<Caller>>,
+    name: &str,
+) -> Result<bool, ApiError> {
+    let Some(Extension(caller)) = who else {
+        return Ok(true);
+    };
+    if caller.identity.is_none() {
+        return Ok(Rule::Approve.takes(caller.role));
+    }
+    let saved = find_as(api, who, name).await?;
+    Ok(caller.may(Rule::Approve, &target(&saved, true)))
 }
 
 /// Sends a request to the loop and waits for the rollout it made or moved.
@@ -254,14 +275,17 @@ pub async fn deploy(
             project: None,
         };
         caller.require_for(Rule::Operate, &target)?;
+        // A token outlives its job.
+        if let Some(tokens) = &api.tokens {
+            tokens.check_running(caller).await?;
+        }
     }
-    let identity = caller
-        .as_ref()
-        .and_then(|Extension(caller)| caller.identity.as_ref());
-    let origin = origins::of(body.origin, identity)?;
-    let of_job = caller
-        .as_ref()
-        .and_then(|Extension(caller)| caller.commit());
+    let who = caller.as_ref().map(|Extension(caller)| caller);
+    let identities = api.tokens.as_ref().and_then(|tokens| tokens.identities());
+    let origin = origins::of(body.origin, who, |project| {
+        identities.is_none_or(|identities| identities.knows(project))
+    })?;
+    let of_job = who.and_then(Caller::commit);
     let deploy = Deploy {
         spec,
         image: body.image,
@@ -284,6 +308,7 @@ pub async fn deploy(
 #[utoipa::path(get, path = "/api/v1/rollouts", params(ListQuery), responses((status = 200, body = Vec<RolloutSummary>), (status = 404, body = Problem)))]
 pub async fn list(
     State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Vec<RolloutSummary>>, ApiError> {
     let Query(query) = query?;
@@ -294,21 +319,18 @@ pub async fn list(
         })?),
     };
     let most = limit(query.limit);
-    let saved = match query.before.as_deref().map(RolloutId::from_text) {
-        None => api.store.history(service.as_ref(), most).await?,
-        Some(before) => {
-            let older = api.store.older(service.as_ref(), &before, most);
-            older.await?.ok_or_else(|| {
-                let detail = format!("before={before}: there is no such rollout");
-                ApiError::new(StatusCode::NOT_FOUND, "unknown_rollout", detail)
-            })?
-        }
-    };
+    let before = query.before.as_deref().map(RolloutId::from_text);
+    let who = caller.as_ref();
+    let saved = newest(&api, who, service.as_ref(), before, most).await?;
     // A service without a rollout has an empty list; a misspelt one has none.
     if let Some(service) = service.filter(|_| saved.is_empty() && query.before.is_none()) {
         let known = api.handle.snapshot.borrow().clone();
         if !known.services.contains_key(&service) {
-            let known: Vec<&str> = known.services.keys().map(ServiceName::as_str).collect();
+            let known = known.services.keys();
+            let known: Vec<&str> = known
+                .filter(|name| may_read_service(who, name))
+                .map(ServiceName::as_str)
+                .collect();
             return Err(RequestError::UnknownService {
                 name: service.to_string(),
                 known: known.join(", "),
@@ -324,9 +346,10 @@ pub async fn list(
     responses((status = 200, body = RolloutView), (status = 404, body = Problem)))]
 pub async fn get_one(
     State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
     Path(name): Path<String>,
 ) -> Result<Json<RolloutView>, ApiError> {
-    let saved = find(&api, &name).await?;
+    let saved = find_for(&api, caller.as_ref(), &name).await?;
     Ok(Json(view(&api, &saved)))
 }
 
@@ -356,6 +379,12 @@ pub async fn order(
         who.require(rule)?;
     }
     require_for(&api, caller.as_ref(), rule, &name, grows).await?;
+    // Where the rollout is when the loop comes to it decides whether this order opens a gate.
+    let may_approve = match order {
+        Order::Promote | Order::PromoteFull => may_approve(&api, caller.as_ref(), &name).await?,
+        Order::Approve => true,
+        Order::Reject | Order::Resume | Order::Pause | Order::Abort => false,
+    };
     let by = author(caller.as_ref(), by);
     let command = match order {
         Order::Promote => Command::Promote,
@@ -379,6 +408,7 @@ pub async fn order(
         by,
         reason,
         emergency,
+        may_approve,
         reply,
     })
     .await
@@ -389,11 +419,12 @@ pub async fn order(
     responses((status = 200, body = Vec<EventView>), (status = 404, body = Problem)))]
 pub async fn events(
     State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
     Path(name): Path<String>,
     query: Result<Query<EventsQuery>, QueryRejection>,
 ) -> Result<Json<Vec<EventView>>, ApiError> {
     let Query(query) = query?;
-    let id = find(&api, &name).await?.rollout.id;
+    let id = find_for(&api, caller.as_ref(), &name).await?.rollout.id;
     let events = api
         .store
         .events(Some(&id), query.after, limit(query.limit))
@@ -415,12 +446,20 @@ pub async fn log(
 
 /// The services and their newest rollouts.
 #[utoipa::path(get, path = "/api/v1/services", responses((status = 200, body = Vec<ServiceView>)))]
-pub async fn services(State(api): State<Api>) -> Json<Vec<ServiceView>> {
+pub async fn services(
+    State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
+) -> Json<Vec<ServiceView>> {
     let snapshot = api.handle.snapshot.borrow().clone();
+    let who = caller.as_ref();
     Json(
         snapshot
             .services
             .iter()
+            .filter(|(name, service)| {
+                let newest = service.open.last().or(service.last.as_ref());
+                newest.map_or_else(|| may_read_service(who, name), |saved| may_read(who, saved))
+            })
             .filter_map(|(name, service)| views::service(&api, name, service))
             .collect(),
     )

@@ -1,8 +1,8 @@
 //! How a rollout went, over time: read from its event log, and thinned to what a chart can show.
 
-use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
+use axum::{Extension, Json};
 use rollout::judge::Decision;
 use rollout::signals::{Cell, LatencyHistogram};
 use rollout::{Duration, RolloutId};
@@ -10,12 +10,13 @@ use serde::Deserialize;
 
 use super::Api;
 use super::error::ApiError;
-use super::rollouts::find;
+use super::reads::find_for;
 use super::types::Problem;
 use super::types::series::{
     BlockView, LINES_MAX, LineView, POINTS_MAX, PointView, SeriesView, WeightChange,
 };
 use super::views::{as_f64, quantile};
+use crate::auth::Caller;
 use crate::replay::JudgedEntry;
 use crate::store::{Event, Store, StoreError};
 use crate::story::{self, Entry};
@@ -41,11 +42,12 @@ pub struct SeriesQuery {
     responses((status = 200, body = SeriesView), (status = 404, body = Problem)))]
 pub async fn series(
     State(api): State<Api>,
+    caller: Option<Extension<Caller>>,
     Path(name): Path<String>,
     query: Result<Query<SeriesQuery>, QueryRejection>,
 ) -> Result<Json<SeriesView>, ApiError> {
     let Query(query) = query?;
-    let id = find(&api, &name).await?.rollout.id;
+    let id = find_for(&api, caller.as_ref(), &name).await?.rollout.id;
     let series = read(&*api.store, &id, query.after, ENTRIES_MAX).await?;
     Ok(Json(series))
 }

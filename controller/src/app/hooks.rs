@@ -217,6 +217,7 @@ impl Worker {
                 by,
                 reason,
                 emergency: None,
+                may_approve: false,
                 reply,
             };
             if self.handle.requests.send(request).await.is_err() {

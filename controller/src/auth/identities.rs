@@ -150,6 +150,12 @@ impl Identities {
         }
     }
 
+    /// Whether jobs of this project are let in, or nobody says of which.
+    pub(crate) fn knows(&self, project: u64) -> bool {
+        let jobs = self.directory.jobs.as_ref();
+        jobs.is_none_or(|jobs| jobs.policy.projects.contains(&project))
+    }
+
     /// Signing in, if people are let in.
     pub(crate) fn sign_in(&self) -> Option<&SignIn> {
         self.sign_in.as_ref()

@@ -76,8 +76,10 @@ pub enum Rule {
     Proxies,
     /// The reports of nodes' agents.
     Agents,
-    /// To read.
+    /// To read: whatever the grants of who asks are for. Handlers look at that.
     Read,
+    /// To read what is about every service at once.
+    ReadAll,
     /// To start and to move rollouts.
     Operate,
     /// To open a gate, or to keep it shut.
@@ -104,6 +106,9 @@ impl Rule {
             ["auth", "token" | "device" | "refresh" | "logout"] if method == Method::POST => None,
             ["api", "v1", "proxies", _, "table" | "reports"] => Some(Self::Proxies),
             ["api", "v1", "agents", _, "reports"] => Some(Self::Agents),
+            ["metrics"] | ["api", "v1", "events" | "proxies" | "agents" | "health"] if is_read => {
+                Some(Self::ReadAll)
+            }
             _ if is_read => Some(Self::Read),
             // Of orders, approvals need more: their handler asks for it.
             ["api", "v1", "rollouts" | "services", ..] | ["api", "v1", "alerts"]
@@ -128,9 +133,18 @@ impl Rule {
             Self::Proxies => "proxies",
             Self::Agents => "agents",
             Self::Read => "read",
+            Self::ReadAll => "read-all",
             Self::Operate => "operate",
             Self::Approve => "approve",
             Self::Administer => "administer",
+        }
+    }
+
+    /// Whether it is about everything there is, and so takes a role that holds everywhere.
+    pub(super) fn is_about_all(self) -> bool {
+        match self {
+            Self::Proxies | Self::Agents | Self::ReadAll | Self::Administer => true,
+            Self::Read | Self::Operate | Self::Approve => false,
         }
     }
 
@@ -140,7 +154,9 @@ impl Rule {
         match self {
             Self::Proxies => &[Role::Proxy, Role::Admin],
             Self::Agents => &[Role::Agent, Role::Admin],
-            Self::Read => &[Role::Viewer, Role::Operator, Role::Approver, Role::Admin],
+            Self::Read | Self::ReadAll => {
+                &[Role::Viewer, Role::Operator, Role::Approver, Role::Admin]
+            }
             Self::Operate => &[Role::Operator, Role::Approver, Role::Admin],
             Self::Approve => &[Role::Approver, Role::Admin],
             Self::Administer => &[Role::Admin],
@@ -182,14 +198,14 @@ mod tests {
             ("POST", "/auth/logout", "-"),
             ("POST", "/auth/login", "administer"),
             ("GET", "/auth/token", "read"),
-            ("GET", "/metrics", "read"),
+            ("GET", "/metrics", "read-all"),
             ("GET", "/api/v1/openapi.json", "read"),
             ("GET", "/api/v1/rollouts", "read"),
             ("POST", "/api/v1/rollouts", "operate"),
             ("GET", "/api/v1/rollouts/web", "read"),
             ("POST", "/api/v1/rollouts/web-1/orders", "operate"),
             ("GET", "/api/v1/rollouts/web-1/events", "read"),
-            ("GET", "/api/v1/events", "read"),
+            ("GET", "/api/v1/events", "read-all"),
             ("GET", "/api/v1/services", "read"),
             ("POST", "/api/v1/services/web/undo", "operate"),
             ("POST", "/api/v1/services/web/retry", "operate"),
@@ -200,11 +216,11 @@ mod tests {
             ("POST", "/api/v1/alerts", "operate"),
             ("POST", "/api/v1/alerts/x", "administer"),
             ("GET", "/api/v1/stream", "read"),
-            ("GET", "/api/v1/proxies", "read"),
+            ("GET", "/api/v1/proxies", "read-all"),
             ("GET", "/api/v1/proxies/p1/table", "proxies"),
             ("POST", "/api/v1/proxies/p1/reports", "proxies"),
-            ("GET", "/api/v1/agents", "read"),
-            ("GET", "/api/v1/health", "read"),
+            ("GET", "/api/v1/agents", "read-all"),
+            ("GET", "/api/v1/health", "read-all"),
             ("POST", "/api/v1/agents/n1/reports", "agents"),
             ("POST", "/", "administer"),
             ("DELETE", "/live", "administer"),
@@ -226,6 +242,7 @@ mod tests {
             Rule::Proxies,
             Rule::Agents,
             Rule::Read,
+            Rule::ReadAll,
             Rule::Operate,
             Rule::Approve,
             Rule::Administer,
@@ -236,12 +253,12 @@ mod tests {
         };
         assert_eq!(allowed(Role::Proxy), "proxies");
         assert_eq!(allowed(Role::Agent), "agents");
-        assert_eq!(allowed(Role::Viewer), "read");
-        assert_eq!(allowed(Role::Operator), "read operate");
-        assert_eq!(allowed(Role::Approver), "read operate approve");
+        assert_eq!(allowed(Role::Viewer), "read read-all");
+        assert_eq!(allowed(Role::Operator), "read read-all operate");
+        assert_eq!(allowed(Role::Approver), "read read-all operate approve");
         assert_eq!(
             allowed(Role::Admin),
-            "proxies agents read operate approve administer"
+            "proxies agents read read-all operate approve administer"
         );
         for role in Role::ALL {
             assert_eq!(Role::named(role.as_str()), Some(role));

@@ -260,6 +260,32 @@ pub(super) fn allows(
     Err(denied)
 }
 
+/// Whether one of the grants lets its bearer do this for a service in some environment: a job in its own.
+pub(super) fn somewhere(
+    grants: &[Grant],
+    claims: Option<&Claims>,
+    rule: Rule,
+    service: &str,
+) -> bool {
+    let is_met = |grant: &Grant| match (&grant.terms, claims) {
+        (None, _) => true,
+        (Some(terms), Some(claims)) => {
+            let environment = claims.environment.as_deref().unwrap_or("default");
+            let target = Target {
+                service,
+                environment,
+                commit: None,
+                project: None,
+            };
+            grant.environments.has(environment) && terms.check(claims, &target).is_ok()
+        }
+        (Some(_), None) => false,
+    };
+    grants
+        .iter()
+        .any(|grant| rule.takes(grant.role) && grant.services.has(service) && is_met(grant))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,10 +1,11 @@
 //! What may begin and what may grow, asked of [`admission`](crate::admission) with what the loop knows; and the locks.
 
 use rollout::policy::Policy;
-use rollout::{Command, Duration, Phase, Release, Rollout, ServiceName};
+use rollout::{Command, Duration, Phase, Release, Rollout, ServiceName, Step};
 use serde_json::json;
 use tokio::sync::oneshot;
 
+use super::ledger::describe;
 use super::{Reconciler, RequestError};
 use crate::admission::lock::{Slot, is_same_owner};
 use crate::admission::{self, Asked, Freezes, Frozen, Known, Lock, LockKey};
@@ -212,5 +213,59 @@ pub(super) fn grows(command: &Command, rollout: &Rollout) -> Option<bool> {
         Command::Approve { .. } | Command::PromoteFull => Some(true),
         Command::Promote => Some(matches!(rollout.running_phase(), Phase::Gated { .. })),
         Command::Pause | Command::Resume | Command::Abort(_) => None,
+    }
+}
+
+/// Whether an order opens a gate, or leads past one that is still ahead.
+///
+/// # Errors
+/// It stands for an approval, and who gives it may not approve.
+pub(super) fn check_approver(
+    command: &Command,
+    rollout: &Rollout,
+    by: &str,
+    may_approve: bool,
+) -> Result<bool, RequestError> {
+    let opens_gate = opens_gate(command, rollout);
+    let is_short = *command == Command::PromoteFull && rollout.admission.approvals_missing() > 0;
+    if may_approve || !(opens_gate || is_short) {
+        return Ok(opens_gate);
+    }
+    let what = if opens_gate {
+        "a gate"
+    } else {
+        "approvals that are missing"
+    };
+    let (order, _) = describe(command, None);
+    tracing::warn!(rollout = %rollout.id, by, rule = "approve", "refused: {order} leads past {what}");
+    Err(RequestError::NeedsApprover {
+        order,
+        rollout: rollout.id.clone(),
+        what,
+        by: by.to_owned(),
+    })
+}
+
+fn opens_gate(command: &Command, rollout: &Rollout) -> bool {
+    let is_gated_from = |step: usize| {
+        let mut ahead = rollout.spec.plan.steps().iter().skip(step);
+        ahead.any(|step| matches!(step, Step::Gate { .. }))
+    };
+    match command {
+        Command::Approve { .. } => true,
+        Command::Promote => matches!(rollout.running_phase(), Phase::Gated { .. }),
+        Command::PromoteFull => match rollout.running_phase() {
+            Phase::Analyzing { step, .. } | Phase::Gated { step, .. } => is_gated_from(*step),
+            // What is full already has no gates.
+            Phase::Deploying { .. } => !rollout.full && is_gated_from(0),
+            Phase::Baking { .. }
+            | Phase::Warm { .. }
+            | Phase::Paused { .. }
+            | Phase::Promoting { .. }
+            | Phase::RollingBack { .. }
+            | Phase::Promoted
+            | Phase::RolledBack { .. } => false,
+        },
+        Command::Pause | Command::Resume | Command::Abort(_) => false,
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::lease::LeaseRequest;
 use super::ledger::{Ledger, describe};
-use super::policy::{LockOrder, LockReply, Wanted, grows};
+use super::policy::{LockOrder, LockReply, Wanted, check_approver, grows};
 use super::{Reconciler, Resolved};
 use crate::admission::{self, Refused};
 use crate::api::types::alerts::AlertsView;
@@ -36,6 +36,8 @@ pub enum Request {
         reason: Option<String>,
         /// Why no freeze shall hold the rollout from now on.
         emergency: Option<String>,
+        /// Whether they may approve: only then does it open a gate, or stand for an approval.
+        may_approve: bool,
         /// Where the answer goes.
         reply: Reply,
     },
@@ -185,6 +187,20 @@ pub enum RequestError {
         /// Who.
         holder: String,
     },
+    /// The order stands for an approval, and who gives it may not approve.
+    #[error(
+        "rule \"approve\" takes the role approver or admin: {order} would take {rollout} past {what}, and {by:?} may not do that; who may says `friday approve {rollout}`"
+    )]
+    NeedsApprover {
+        /// What was ordered.
+        order: &'static str,
+        /// Of which rollout.
+        rollout: RolloutId,
+        /// What it would go past.
+        what: &'static str,
+        /// Who says so.
+        by: String,
+    },
     /// An incident is open, and the order would take a further step.
     #[error(
         "{order} has to wait: {rollout} is held by the incident {incident}; it goes on when that is resolved (or silenced in Alertmanager), and `friday abort {rollout}` goes back now"
@@ -262,10 +278,11 @@ impl Reconciler {
                 by,
                 reason,
                 emergency,
+                may_approve,
                 reply,
             } => {
-                let outcome = self.order(&id, command, by, reason, emergency).await;
-                (reply, outcome)
+                let order = self.order(&id, command, by, reason, emergency, may_approve);
+                (reply, order.await)
             }
             Request::Undo {
                 service,
@@ -520,16 +537,22 @@ impl Reconciler {
         by: String,
         reason: Option<String>,
         emergency: Option<String>,
+        may_approve: bool,
     ) -> Result<RolloutId, RequestError> {
         let found = self
             .services
             .values()
             .flat_map(|service| &service.open)
             .find(|saved| saved.rollout.id == *id);
-        let (order, data) = describe(&command, reason);
+        let (order, mut data) = describe(&command, reason);
         let Some(saved) = found.cloned() else {
             return Err(self.not_running(id, order).await?);
         };
+        let opens_gate = check_approver(&command, &saved.rollout, &by, may_approve)?;
+        // An audit counts it among the approvals.
+        if opens_gate && !matches!(command, Command::Approve { .. }) {
+            data["approves"] = true.into();
+        }
         if let Some(refusal) = self.refusal(&saved.rollout, &command) {
             return Err(refusal);
         }

@@ -173,6 +173,12 @@ async fn a_job_releases_its_own_commit_where_it_was_let_in() {
     }
 
     let job = [("authorization", good.as_str())];
+    // A token outlives its job, and starts nothing then.
+    provider.set_job_state("success");
+    let late = deploy("production", SHA);
+    let (_, problem) = ask(&world, "POST", rollouts, &job, late).await;
+    assert_eq!(rule(&problem), "job-running");
+    provider.set_job_state("running");
     let mut body = deploy("production", SHA);
     body["origin"] = json!({ "project_id": 4711, "pipeline_id": 1, "job_id": 500_123, "sha": SHA });
     let (_, problem) = ask(&world, "POST", rollouts, &job, body.clone()).await;
@@ -218,6 +224,122 @@ async fn a_job_releases_its_own_commit_where_it_was_let_in() {
     )
     .await;
     assert_eq!(head.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn alerts_are_heard_of_who_may_move_every_service() {
+    let (mut world, provider, machine) = guarded().await;
+    let alert = json!({
+        "version": "4",
+        "alerts": [{ "status": "firing", "labels": { "alertname": "Down", "friday_hold": "true" } }],
+    });
+    let unprotected = claims(json!({ "ref_protected": "false", "ref": "mine" }));
+    let job = bearer(&provider.job_token(&unprotected));
+    let head = sign_in(&world, &provider, "/auth/login").await;
+    let (cookie, alerts) = (cookies(&head), "/api/v1/alerts");
+    for headers in [
+        [("authorization", job.as_str()), ("x-friday-order", "1")],
+        [("cookie", cookie.as_str()), ("x-friday-order", "1")],
+    ] {
+        let (head, problem) = ask(&world, "POST", alerts, &headers, alert.clone()).await;
+        assert_eq!(head.status, StatusCode::FORBIDDEN, "{problem}");
+        let words = problem["detail"].as_str().unwrap();
+        assert!(words.contains("every service"), "{words}");
+    }
+    let machine = bearer(&machine);
+    let headers = [("authorization", machine.as_str())];
+    let (head, heard) = answer(&mut world, request("POST", alerts, &headers, &alert)).await;
+    assert_eq!(head.status, StatusCode::OK, "{heard}");
+}
+
+/// What a caller reads of everything that there is, as the paths that do not answer; and how much is in the lists.
+async fn reads(world: &World, headers: &[(&str, &str)]) -> (Vec<&'static str>, usize) {
+    let paths = [
+        "/api/v1/rollouts/web-1",
+        "/api/v1/rollouts/web",
+        "/api/v1/rollouts/web/events",
+        "/api/v1/rollouts/web-1/series",
+        "/api/v1/rollouts/web/card.svg",
+        "/metrics",
+        "/api/v1/events",
+        "/api/v1/proxies",
+        "/api/v1/agents",
+        "/api/v1/health",
+    ];
+    let mut refused = Vec::new();
+    for path in paths {
+        let (head, problem) = ask(world, "GET", path, headers, Value::Null).await;
+        if head.status != StatusCode::OK {
+            assert_eq!(head.status, StatusCode::FORBIDDEN, "{path} {problem}");
+            refused.push(path);
+        }
+    }
+    let mut listed = 0;
+    for path in [
+        "/api/v1/rollouts",
+        "/api/v1/services",
+        "/api/v1/services/web/lock",
+    ] {
+        let (head, list) = ask(world, "GET", path, headers, Value::Null).await;
+        assert_eq!(head.status, StatusCode::OK, "{path} {list}");
+        listed += list.as_array().unwrap().len();
+    }
+    (refused, listed)
+}
+
+#[tokio::test]
+async fn who_is_granted_something_somewhere_reads_of_that_and_of_nothing_else() {
+    for (environment, is_theirs) in [("production", true), ("staging", false)] {
+        let (mut world, provider, machine) = guarded().await;
+        let machine = bearer(&machine);
+        let of_machine = [("authorization", machine.as_str())];
+        let body = deploy(environment, SHA);
+        let rollouts = "/api/v1/rollouts";
+        let begin = request("POST", rollouts, &of_machine, &body);
+        assert_eq!(
+            answer(&mut world, begin).await.0.status,
+            StatusCode::CREATED
+        );
+        let lock = json!({ "by": "ada", "reason": "secret", "environment": environment });
+        let path = "/api/v1/services/web/lock";
+        let lock = request("PUT", path, &of_machine, &lock);
+        assert_eq!(answer(&mut world, lock).await.0.status, StatusCode::OK);
+        assert_eq!(reads(&world, &of_machine).await, (Vec::new(), 3));
+
+        let head = sign_in(&world, &provider, "/auth/login").await;
+        let cookie = cookies(&head);
+        let job = bearer(&provider.job_token(&claims(json!({}))));
+        let unprotected = json!({ "ref_protected": "false", "job_id": "8", "jti": "u" });
+        let unprotected = bearer(&provider.job_token(&claims(unprotected)));
+        for (headers, is_let_in) in [
+            ([("cookie", cookie.as_str())], is_theirs),
+            ([("authorization", job.as_str())], is_theirs),
+            // A grant whose terms it does not meet lets a job read nothing.
+            ([("authorization", unprotected.as_str())], false),
+        ] {
+            let (refused, listed) = reads(&world, &headers).await;
+            let all = [
+                "/metrics",
+                "/api/v1/events",
+                "/api/v1/proxies",
+                "/api/v1/agents",
+                "/api/v1/health",
+            ];
+            assert!(refused.ends_with(&all), "{refused:?}");
+            let of_rollouts = refused.len() - all.len();
+            let expected = if is_let_in { (0, 3) } else { (5, 0) };
+            assert_eq!((of_rollouts, listed), expected, "{environment} {refused:?}");
+            let stream = "/api/v1/stream?rollout=web";
+            let stream = request("GET", stream, &headers, &Value::Null);
+            let stream = world.api().oneshot(stream).await.unwrap();
+            assert_eq!(stream.status() == StatusCode::OK, is_let_in);
+            let path = "/api/v1/rollouts/nope";
+            let (head, problem) = ask(&world, "GET", path, &headers, Value::Null).await;
+            assert_eq!(head.status, StatusCode::NOT_FOUND);
+            let words = problem["detail"].as_str().unwrap();
+            assert!(!words.contains("web"), "{words}");
+        }
+    }
 }
 
 #[tokio::test]

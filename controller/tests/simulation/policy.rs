@@ -69,6 +69,7 @@ async fn order(
             by,
             reason: None,
             emergency,
+            may_approve: true,
             reply,
         })
         .await

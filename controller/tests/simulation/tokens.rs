@@ -2,9 +2,11 @@
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
+use friday::audit::Audit;
 use friday::auth::{NewToken, Role, Tokens};
-use rollout::{Duration, Weight};
+use rollout::{Duration, RolloutId, Weight};
 use serde_json::{Value, json};
+use tower::ServiceExt as _;
 
 use crate::api::answer;
 use crate::world::{FRIDAY_YML, World};
@@ -83,7 +85,7 @@ async fn each_role_may_do_what_its_name_says_and_no_more() {
             "operate",
         ),
         (Role::Agent, "GET", "/api/v1/services", Value::Null, "read"),
-        (Role::Proxy, "GET", "/metrics", Value::Null, "read"),
+        (Role::Proxy, "GET", "/metrics", Value::Null, "read-all"),
         (
             Role::Agent,
             "GET",
@@ -170,4 +172,120 @@ async fn each_role_may_do_what_its_name_says_and_no_more() {
     assert_eq!(of_kind("started"), "the-operator (for ada)");
     assert_eq!(of_kind("order"), "the-operator (for ada)");
     assert_eq!(world.published(), Weight::ZERO);
+}
+
+/// What the loop says to an order.
+async fn order(world: &mut World, token: &str, order: &str) -> (StatusCode, String) {
+    let path = "/api/v1/rollouts/web-1/orders";
+    let body = json!({ "order": order, "by": "bob" });
+    let (status, answer) = ask(world, Some(token), "POST", path, body).await;
+    let words = answer["detail"].as_str().unwrap_or_default();
+    (status, words.to_owned())
+}
+
+#[tokio::test]
+async fn a_gate_is_opened_by_who_may_approve_whatever_the_order_is_called() {
+    let (mut world, token_of) = guarded().await;
+    let (operator, approver) = (token_of(Role::Operator), token_of(Role::Approver));
+    let gated = FRIDAY_YML.replace(
+        "  - { weight: 25%, hold: 10s..60s }\n",
+        "  - { gate: release-managers }\n",
+    );
+    let deploy = json!({ "spec": gated, "image": "web:v2", "author": "ada" });
+    let rollouts = "/api/v1/rollouts";
+    let (status, made) = ask(&mut world, Some(&operator), "POST", rollouts, deploy).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let refused = async |world: &mut World, orders: &[&str]| {
+        for name in orders {
+            let (status, words) = order(world, &operator, name).await;
+            assert_eq!(status, StatusCode::FORBIDDEN, "{name}: {words}");
+            assert!(words.starts_with("rule \"approve\" takes"), "{words}");
+        }
+    };
+    refused(&mut world, &["promote_full"]).await;
+    world
+        .until_phase("analyzing", Duration::from_secs(10))
+        .await;
+    refused(&mut world, &["promote_full"]).await;
+    // To the gate, and no further; not by a pause in between either.
+    assert_eq!(
+        order(&mut world, &operator, "promote").await.0,
+        StatusCode::OK
+    );
+    assert_eq!(world.rollout().await.phase.name(), "gated");
+    refused(&mut world, &["promote", "promote_full", "approve"]).await;
+    assert_eq!(
+        order(&mut world, &operator, "pause").await.0,
+        StatusCode::OK
+    );
+    refused(&mut world, &["promote", "promote_full"]).await;
+    assert_eq!(
+        order(&mut world, &operator, "resume").await.0,
+        StatusCode::OK
+    );
+    assert_eq!(world.rollout().await.phase.name(), "gated");
+    assert_eq!(
+        order(&mut world, &approver, "promote").await.0,
+        StatusCode::OK
+    );
+    assert_eq!(world.rollout().await.phase.name(), "analyzing");
+    // No gate is ahead.
+    assert_eq!(
+        order(&mut world, &operator, "promote").await.0,
+        StatusCode::OK
+    );
+    let mut audit = Audit::default();
+    for event in world.events(&RolloutId::from_text("web-1")).await {
+        audit.take(&event);
+    }
+    assert_eq!(audit.finish()[0].approved_by, ["the-approver (for bob)"]);
+}
+
+#[tokio::test]
+async fn who_may_not_approve_arms_no_full_release_before_the_approvals() {
+    let (mut world, token_of) = guarded().await;
+    let spec = format!("{FRIDAY_YML}environments: {{ production: {{ approvals: 1 }} }}\n");
+    let deploy =
+        json!({ "spec": spec, "image": "web:v2", "author": "ada", "environment": "production" });
+    let operator = token_of(Role::Operator);
+    let rollouts = "/api/v1/rollouts";
+    let (status, made) = ask(&mut world, Some(&operator), "POST", rollouts, deploy).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let (status, words) = order(&mut world, &operator, "promote_full").await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{words}");
+    assert!(words.contains("approvals that are missing"), "{words}");
+    assert!(!world.rollout().await.full);
+}
+
+#[tokio::test]
+async fn without_accounts_no_page_of_another_site_commands_it_by_a_name_of_its_own() {
+    let (guarded, token_of) = guarded().await;
+    let token = format!("Bearer {}", token_of(Role::Viewer));
+    let open = World::new().await;
+    for (world, path, host, expected) in [
+        (&open, "/api/v1/services", "127.0.0.1:7070", StatusCode::OK),
+        (
+            &open,
+            "/api/v1/services",
+            "evil.example:7070",
+            StatusCode::FORBIDDEN,
+        ),
+        (&open, "/live", "evil.example:7070", StatusCode::OK),
+        // A token is proof enough, by whatever name.
+        (
+            &guarded,
+            "/api/v1/services",
+            "friday.example.com",
+            StatusCode::OK,
+        ),
+    ] {
+        let request = Request::builder()
+            .uri(path)
+            .header(header::HOST, host)
+            .header(header::AUTHORIZATION, &token)
+            .body(Body::empty())
+            .unwrap();
+        let answer = world.api().oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), expected, "{path} {host}");
+    }
 }

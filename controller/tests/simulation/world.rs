@@ -565,6 +565,7 @@ impl World {
             by: "bob".into(),
             reason: None,
             emergency: None,
+            may_approve: true,
             reply,
         })
         .await

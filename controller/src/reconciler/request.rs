@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::Reconciler;
+use super::back::{self, Standing};
 use super::lease::LeaseRequest;
 use super::ledger::{Ledger, describe};
 use super::policy::{LockOrder, LockReply, Wanted, grows};
@@ -619,7 +620,8 @@ impl Reconciler {
         };
         let state = self.orchestrator.observe(name).await?;
         let stable = self.stable_release(name, &state);
-        let promoted = self.store.last_promoted(name).await?;
+        let promoted = self.store.promoted(name, back::PROMOTED_MAX).await?;
+        let standing = Standing::of(&promoted);
         let (target, from) = match to {
             Some(number) => {
                 let id = RolloutId::new(name, number);
@@ -636,11 +638,21 @@ impl Reconciler {
                 (saved.rollout.canary.clone(), saved)
             }
             None => {
-                let saved =
-                    promoted.ok_or_else(|| missing("earlier release to go back to".to_owned()))?;
-                (saved.rollout.stable.clone(), saved)
+                let saved = standing
+                    .last()
+                    .ok_or_else(|| missing("earlier release to go back to".to_owned()))?;
+                (saved.rollout.stable.clone(), saved.clone())
             }
         };
+        // Whoever asks for it again while it goes there is told so.
+        let running = self.services.get(name);
+        if let Some(running) = running.and_then(|service| service.open.last())
+            && running.rollout.admission.goes_back
+            && running.rollout.canary.id == target.id
+            && running.rollout.cause().is_none()
+        {
+            return Ok(running.rollout.id.clone());
+        }
         if target.id == stable.id {
             return Err(RequestError::AlreadyStable {
                 service: name.clone(),

@@ -1,0 +1,60 @@
+//! The way back: which releases stand, one on the other, and so where an undo may lead.
+//!
+//! An undo is no release of its own: it takes off what it undid. So pressed twice it goes back twice, and never puts what
+//! was undone up again.
+
+use rollout::{Release, ReleaseId, Rollout};
+
+use crate::store::Saved;
+
+/// How many promoted rollouts are looked at. Who goes further back than that knows the number, and has it in `--to`.
+pub(super) const PROMOTED_MAX: u32 = 100;
+
+/// The promoted releases of a service that stand.
+#[derive(Debug)]
+pub(super) struct Standing<'a> {
+    /// Oldest first; each went up over the one before it.
+    releases: Vec<&'a Saved>,
+}
+
+impl<'a> Standing<'a> {
+    /// Of the newest promoted rollouts, newest first: at most [`PROMOTED_MAX`].
+    pub(super) fn of(promoted: &'a [Saved]) -> Self {
+        let mut releases: Vec<&Saved> = Vec::new();
+        let mut went_up: Vec<&ReleaseId> = Vec::new();
+        for saved in promoted.iter().rev() {
+            let Rollout {
+                canary, admission, ..
+            } = &saved.rollout;
+            if !admission.goes_back {
+                releases.push(saved);
+                went_up.push(&canary.id);
+                continue;
+            }
+            let lies = |part: fn(&Rollout) -> &Release| {
+                releases
+                    .iter()
+                    .rposition(|other| part(&other.rollout).id == canary.id)
+            };
+            if let Some(at) = lies(|rollout| &rollout.canary) {
+                releases.truncate(at + 1);
+            } else if let Some(at) = lies(|rollout| &rollout.stable) {
+                releases.truncate(at);
+            } else if went_up.contains(&&canary.id) {
+                // It put up again what had been undone, as controllers before this one let it.
+                releases.push(saved);
+            } else {
+                releases.clear();
+            }
+        }
+        Self { releases }
+    }
+
+    /// The one that went up last: undone, the release before it is stable.
+    pub(super) fn last(&self) -> Option<&'a Saved> {
+        self.releases.last().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests;

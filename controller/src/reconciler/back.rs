@@ -15,6 +15,8 @@ pub(super) const PROMOTED_MAX: u32 = 100;
 pub(super) struct Standing<'a> {
     /// Oldest first; each went up over the one before it.
     releases: Vec<&'a Saved>,
+    /// The number of the oldest rollout that was looked at, if there may be older ones.
+    oldest: Option<u64>,
 }
 
 impl<'a> Standing<'a> {
@@ -47,12 +49,28 @@ impl<'a> Standing<'a> {
                 releases.clear();
             }
         }
-        Self { releases }
+        let is_full = promoted.len() >= PROMOTED_MAX as usize;
+        let oldest = promoted.last().filter(|_| is_full);
+        Self {
+            releases,
+            oldest: oldest.map(|saved| saved.number),
+        }
     }
 
     /// The one that went up last: undone, the release before it is stable.
     pub(super) fn last(&self) -> Option<&'a Saved> {
         self.releases.last().copied()
+    }
+
+    /// Whether it is back to the release of this promoted rollout. One that was undone, or whose release is newer than what
+    /// stands, is forward, however old it is.
+    pub(super) fn is_back_to(&self, saved: &Saved) -> bool {
+        let release = &saved.rollout.canary.id;
+        let stands = self.releases.iter().any(|other| {
+            let Rollout { stable, canary, .. } = &other.rollout;
+            stable.id == *release || canary.id == *release
+        });
+        stands || self.oldest.is_some_and(|oldest| saved.number < oldest)
     }
 }
 

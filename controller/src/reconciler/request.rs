@@ -206,6 +206,16 @@ pub enum RequestError {
         /// What was looked for.
         what: String,
     },
+    /// It would put up again what was undone, or what is newer than what is stable.
+    #[error(
+        "{image} ({rollout}) is no way back: it was undone, or is newer than what is stable; deploy it to have it again: `friday deploy --image {image}`"
+    )]
+    NotBack {
+        /// The image as it was asked for.
+        image: String,
+        /// Whose release it is.
+        rollout: RolloutId,
+    },
     /// The guard has checks, and nobody answers them: no gate would ever open.
     #[error(
         "{service} has checks ({checks}), and this controller has nobody to ask: start it with `friday serve --prometheus URL`, or remove guard.checks"
@@ -634,6 +644,12 @@ impl Reconciler {
                     return Err(missing(format!(
                         "promoted release {number}: {id} ended otherwise or still runs"
                     )));
+                }
+                if !standing.is_back_to(&saved) {
+                    return Err(RequestError::NotBack {
+                        image: saved.rollout.canary.image,
+                        rollout: id,
+                    });
                 }
                 (saved.rollout.canary.clone(), saved)
             }

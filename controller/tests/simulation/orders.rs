@@ -177,6 +177,12 @@ async fn undo_pressed_again_never_puts_up_again_what_was_undone() {
     assert_eq!(world.undo(None).await.unwrap(), back);
     world.until_phase("promoted", MINUTE).await;
     assert_eq!(world.state().await.stable.release.image, "web:v2");
+    // The release that was undone is forward, and so is a newer one from further back.
+    let forward = world.undo(Some(2)).await;
+    assert!(
+        matches!(forward, Err(RequestError::NotBack { ref rollout, .. }) if rollout.as_str() == "web-2"),
+        "{forward:?}"
+    );
     let further = world.undo(None).await.unwrap();
     world
         .until("promoted", MINUTE, |_, rollout| {
@@ -189,6 +195,10 @@ async fn undo_pressed_again_never_puts_up_again_what_was_undone() {
         matches!(last, Err(RequestError::NoSuchRelease { .. })),
         "{last:?}"
     );
+    assert!(matches!(
+        world.undo(Some(1)).await,
+        Err(RequestError::NotBack { .. })
+    ));
     world.assert_users_are_well();
 }
 

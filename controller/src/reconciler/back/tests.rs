@@ -68,3 +68,17 @@ fn an_undo_takes_off_what_it_undid() {
         assert_eq!(target, expected, "{story}");
     }
 }
+
+#[test]
+fn only_what_stood_before_is_back() {
+    let story = "v1>v2 v2>v3 v3<v2 v2>v4 v4>v5 v5<v4";
+    let promoted = promoted(story);
+    let standing = Standing::of(&promoted);
+    let back: Vec<u64> = promoted
+        .iter()
+        .filter(|saved| standing.is_back_to(saved))
+        .map(|saved| saved.number)
+        .collect();
+    // Neither the third release, which was undone, nor the fifth, which is newer than what is stable.
+    assert_eq!(back, [6, 4, 3, 1], "{story}");
+}

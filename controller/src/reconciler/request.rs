@@ -557,7 +557,12 @@ impl Reconciler {
             .on(Event::Ordered(command.clone()), self.clock.now());
         if next.rollout == saved.rollout && !matches!(command, Command::Abort(_)) && !is_handed_over
         {
-            let state = format!("is {}", saved.rollout.phase.name());
+            let state = if command == Command::PromoteFull && saved.rollout.lacks_approvals() {
+                let missing = saved.rollout.admission.approvals_missing();
+                format!("waits for {missing} more approvals first (`friday approve {id}`)")
+            } else {
+                format!("is {}", saved.rollout.phase.name())
+            };
             return Err(RequestError::NotNow {
                 order,
                 rollout: id.clone(),

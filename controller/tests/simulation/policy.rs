@@ -236,6 +236,10 @@ async fn production_takes_what_staging_promoted_and_somebody_else_approved() {
         code(order(&mut world, &id, Command::PromoteFull, "ada", None).await),
         "four_eyes"
     );
+    // Nor does anybody else arm what one approval would then let go all the way, unjudged.
+    let armed = order(&mut world, &id, Command::PromoteFull, "bob", None).await;
+    let said = armed.unwrap_err().to_string();
+    assert!(said.contains("waits for 1 more approvals first"), "{said}");
     world.crash().await;
     assert_eq!(world.published(), Weight::ZERO);
     order(&mut world, &id, approve("bob"), "bob", None)

@@ -266,13 +266,13 @@ pub trait Store: Outbox + fmt::Debug + Send + Sync {
     /// The store cannot be read.
     async fn locks(&self) -> Result<Vec<Slot>, StoreError>;
 
-    /// Whether a rollout of this release's digest was promoted under this service in this environment.
+    /// Whether a rollout of this release's digest was promoted in this environment, under this service or under any.
     ///
     /// # Errors
     /// The store cannot be read.
     async fn was_promoted(
         &self,
-        service: &ServiceName,
+        service: Option<&ServiceName>,
         environment: &str,
         release: &Release,
     ) -> Result<bool, StoreError>;

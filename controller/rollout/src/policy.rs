@@ -74,7 +74,7 @@ pub struct Demands {
 /// Where a release must have been promoted before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Needs {
-    /// Under which service; the same one where it is not named.
+    /// Under which service; under any where it is not named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceName>,
     /// In which environment.

@@ -115,6 +115,7 @@ impl From<RequestError> for ApiError {
             RequestError::AlreadyStable { .. } => (StatusCode::CONFLICT, "already_stable"),
             RequestError::RolledBackBefore { .. } => (StatusCode::CONFLICT, "rolled_back_before"),
             RequestError::LeaseHeld { .. } => (StatusCode::CONFLICT, "lease_held"),
+            RequestError::OtherEnvironment { .. } => (StatusCode::CONFLICT, "other_environment"),
             RequestError::NotBack { .. } => (StatusCode::CONFLICT, "not_back"),
             RequestError::NotNow { .. } => (StatusCode::CONFLICT, "not_now"),
             RequestError::Held { .. } => (StatusCode::CONFLICT, "held"),

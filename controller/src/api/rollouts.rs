@@ -234,6 +234,9 @@ pub async fn deploy(
             project: None,
         };
         caller.require_for(Rule::Operate, &target)?;
+        if body.change_rules {
+            caller.require(Rule::Administer)?;
+        }
     }
     let identity = caller
         .as_ref()
@@ -251,6 +254,7 @@ pub async fn deploy(
         retry: body.retry,
         emergency: body.emergency,
         fence: body.fence,
+        change_rules: body.change_rules,
         origin,
         lease: body.lease,
     };

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::{Reconciler, RequestError};
 use crate::admission::lock::Slot;
 use crate::admission::{self, Asked, Freezes, Frozen, Known, Lock, LockKey};
-use crate::store::{Change, NewEvent, StoreError};
+use crate::store::{Change, NewEvent, Saved, StoreError};
 
 /// The environment of a rollout whose author named none.
 pub const DEFAULT_ENVIRONMENT: &str = "default";
@@ -67,6 +67,40 @@ impl Reconciler {
         Self { freezes, ..self }
     }
 
+    /// A service is released in one environment: whoever may release to another one moves nothing of it, and no rule of this
+    /// one is passed by under another's name. What was released without naming one may get a name once.
+    pub(super) async fn stays(
+        &self,
+        service: &ServiceName,
+        environment: &str,
+    ) -> Result<(), RequestError> {
+        let newest = self.store.history(Some(service), 1).await?;
+        let Some(Saved { rollout, .. }) = newest.into_iter().next() else {
+            return Ok(());
+        };
+        let there = rollout.environment;
+        let was_named = there != DEFAULT_ENVIRONMENT;
+        if there == environment || (!was_named && rollout.phase.is_ended()) {
+            return Ok(());
+        }
+        let advice = if environment == DEFAULT_ENVIRONMENT {
+            format!("names no environment: give --environment {there}")
+        } else if was_named {
+            format!(
+                "is for {environment:?}: give each environment a service of its own (an admin moves one with --change-rules)"
+            )
+        } else {
+            format!("is for {environment:?}: wait until that one has ended")
+        };
+        tracing::warn!(%service, environment, there, "refused: another environment");
+        Err(RequestError::OtherEnvironment {
+            service: service.clone(),
+            there,
+            rollout: rollout.id,
+            advice,
+        })
+    }
+
     /// May it begin?
     pub(super) async fn admit(&self, wanted: Wanted<'_>) -> Result<(), RequestError> {
         let Wanted {
@@ -82,7 +116,7 @@ impl Reconciler {
         let frozen = self
             .freezes
             .ask(policy, environment, now, self.clock.elapsed());
-        let was_promoted = match admission::needs(policy, service, environment) {
+        let was_promoted = match admission::needs(policy, environment) {
             None => true,
             Some((service, environment)) => {
                 self.store

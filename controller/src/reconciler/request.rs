@@ -104,6 +104,8 @@ pub struct Deploy {
     pub emergency: Option<String>,
     /// The number of the lock that its author believes to hold.
     pub fence: Option<u64>,
+    /// Whether it may be for another environment than the release before it: an admin's word.
+    pub change_rules: bool,
     /// The job that asks for it.
     pub origin: Option<Origin>,
     /// Who waits for it; without them it needs nobody.
@@ -206,6 +208,18 @@ pub enum RequestError {
         /// What was looked for.
         what: String,
     },
+    /// The service is released in another environment.
+    #[error("{service} is released in {there:?} ({rollout}), and this release {}", .advice)]
+    OtherEnvironment {
+        /// The service.
+        service: ServiceName,
+        /// Where it is.
+        there: String,
+        /// By which rollout.
+        rollout: RolloutId,
+        /// Where the release was to go, and what to do.
+        advice: String,
+    },
     /// It would put up again what was undone, or what is newer than what is stable.
     #[error(
         "{image} ({rollout}) is no way back: it was undone, or is newer than what is stable; deploy it to have it again: `friday deploy --image {image}`"
@@ -303,6 +317,9 @@ impl Reconciler {
 
     async fn deploy(&mut self, deploy: Deploy) -> Result<RolloutId, RequestError> {
         let name = deploy.spec.service.clone();
+        if !deploy.change_rules {
+            self.stays(&name, &deploy.environment).await?;
+        }
         if !self.services.contains_key(&name) {
             self.orchestrator.know(&deploy.spec);
         }
@@ -317,6 +334,7 @@ impl Reconciler {
             .and_then(|service| service.open.last());
         if let Some(saved) = running
             && saved.rollout.canary.id == canary.id
+            && saved.rollout.environment == deploy.environment
             && !matches!(saved.rollout.phase, Phase::RollingBack { .. })
         {
             let id = saved.rollout.id.clone();
@@ -332,7 +350,11 @@ impl Reconciler {
                 .services
                 .get(&name)
                 .and_then(|service| service.last.as_ref());
-            if let Some(saved) = last.filter(|saved| saved.rollout.phase == Phase::Promoted) {
+            let is_done = |saved: &&Saved| {
+                saved.rollout.phase == Phase::Promoted
+                    && saved.rollout.environment == deploy.environment
+            };
+            if let Some(saved) = last.filter(is_done) {
                 return Ok(saved.rollout.id.clone());
             }
             return Err(RequestError::AlreadyStable {
@@ -681,9 +703,10 @@ impl Reconciler {
                 release: target.id.to_string(),
             });
         }
-        let Rollout {
-            spec, environment, ..
-        } = from.rollout;
+        // The service is where its newest rollout is, whatever the one was called whose release it gets again.
+        let newest = self.store.history(Some(name), 1).await?.into_iter().next();
+        let Rollout { environment, .. } = newest.unwrap_or_else(|| from.clone()).rollout;
+        let spec = from.rollout.spec;
         self.begin(Start {
             spec,
             environment,

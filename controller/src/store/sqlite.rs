@@ -511,7 +511,7 @@ impl Store for Sqlite {
 
     async fn was_promoted(
         &self,
-        service: &ServiceName,
+        service: Option<&ServiceName>,
         environment: &str,
         release: &Release,
     ) -> Result<bool, StoreError> {

@@ -124,6 +124,7 @@ impl From<RequestError> for ApiError {
             }
             RequestError::NoSuchRelease { .. } => (StatusCode::NOT_FOUND, "no_such_release"),
             RequestError::NotAdmitted(refused) => (StatusCode::CONFLICT, refused.code()),
+            RequestError::HeldByRules { refused, .. } => (StatusCode::CONFLICT, refused.code()),
             RequestError::Store(error) => return error.into(),
             RequestError::Orchestrator(error) => return error.into(),
         };

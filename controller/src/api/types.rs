@@ -45,7 +45,8 @@ pub struct DeployRequest {
     /// The number of the lock that its author believes to hold; refused if that is no more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fence: Option<u64>,
-    /// Whether it may be for another environment than the release before it. Takes role admin.
+    /// Whether its file's rules (`freeze`, `environments`) count alone, although the release before it asked for more, and
+    /// whether it may be for another environment than that. Takes role admin.
     #[serde(default, skip_serializing_if = "is_false")]
     pub change_rules: bool,
     /// The job that asks for it.

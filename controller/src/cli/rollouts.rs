@@ -44,7 +44,7 @@ pub(super) struct DeployArgs {
     /// The number of the lock that you believe to hold; refused if it is no more
     #[arg(long, value_name = "NUMBER")]
     fence: Option<u64>,
-    /// Let it be for another environment than the service's release before; takes role admin
+    /// Let the file's rules count alone, and the environment be another than the release before had; takes role admin
     #[arg(long)]
     change_rules: bool,
     #[command(flatten)]

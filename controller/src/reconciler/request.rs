@@ -1,6 +1,6 @@
 //! What is asked of the loop, and how it answers: releases started, orders carried out, or refused with the reason.
 
-use rollout::policy::Emergency;
+use rollout::policy::{Emergency, Policy};
 use rollout::{
     Admission, Cause, Command, Event, Phase, Release, Rollout, RolloutId, ServiceName, Spec,
 };
@@ -11,7 +11,7 @@ use super::Reconciler;
 use super::back::{self, Standing};
 use super::lease::LeaseRequest;
 use super::ledger::{Ledger, describe};
-use super::policy::{LockOrder, LockReply, Wanted, grows};
+use super::policy::{LockOrder, LockReply, Rules, Wanted, grows};
 use crate::admission::{self, Refused};
 use crate::api::types::alerts::AlertsView;
 use crate::incidents::Alert;
@@ -104,7 +104,8 @@ pub struct Deploy {
     pub emergency: Option<String>,
     /// The number of the lock that its author believes to hold.
     pub fence: Option<u64>,
-    /// Whether it may be for another environment than the release before it: an admin's word.
+    /// Whether its file's rules count alone, although the release before it asked for more, and whether it may be for another
+    /// environment: an admin's word.
     pub change_rules: bool,
     /// The job that asks for it.
     pub origin: Option<Origin>,
@@ -121,6 +122,8 @@ struct Start {
     stable: Release,
     canary: Release,
     full: bool,
+    /// What its own file asks for, where that is less than what holds it.
+    own: Option<Policy>,
     /// Why no freeze shall hold it.
     emergency: Option<String>,
     origin: Option<Origin>,
@@ -243,6 +246,16 @@ pub enum RequestError {
     /// A freeze, a lock, the chain of environments, or the author's own eyes.
     #[error(transparent)]
     NotAdmitted(#[from] Refused),
+    /// The same, by the rules of the last promoted release.
+    #[error(
+        "{refused} ({rollout}, the last promoted release, asked for that, and this file asks for less: one more release goes by its rules before those of the file count alone, or an admin says --change-rules)"
+    )]
+    HeldByRules {
+        /// Why not.
+        refused: Refused,
+        /// Whose rules.
+        rollout: RolloutId,
+    },
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -372,18 +385,24 @@ impl Reconciler {
             });
         }
         let Deploy {
-            spec,
+            mut spec,
             environment,
             author,
             emergency,
             fence,
+            change_rules,
             origin,
             lease,
             ..
         } = deploy;
+        let rules = if change_rules {
+            Rules::of(spec.policy)
+        } else {
+            self.rules(&name, &spec.policy).await?
+        };
         self.admit(Wanted {
             service: &name,
-            policy: &spec.policy,
+            rules: &rules,
             environment: &environment,
             author: &author,
             canary: &canary,
@@ -391,6 +410,7 @@ impl Reconciler {
             fence,
         })
         .await?;
+        spec.policy = rules.policy.clone();
         self.begin(Start {
             spec,
             environment,
@@ -399,6 +419,7 @@ impl Reconciler {
             stable,
             canary,
             full: false,
+            own: rules.own(),
             emergency,
             origin,
             lease,
@@ -444,6 +465,7 @@ impl Reconciler {
             stable,
             canary,
             full,
+            own,
             emergency,
             origin,
             lease,
@@ -476,6 +498,7 @@ impl Reconciler {
                 by: author.clone(),
                 reason: reason.clone(),
             }),
+            own,
             ..Admission::default()
         };
         let mut rollout = Rollout::new(
@@ -494,7 +517,8 @@ impl Reconciler {
         let started = json!({
             "service": name, "image": rollout.canary.image, "digest": rollout.canary.digest,
             "commit": rollout.canary.commit, "stable": rollout.stable, "environment": rollout.environment,
-            "full": full, "reason": reason, "spec": rollout.spec, "origin": origin, "lease": lease,
+            "full": full, "reason": reason, "spec": rollout.spec, "own_policy": rollout.admission.own,
+            "origin": origin, "lease": lease,
         });
         change.events.push(NewEvent {
             rollout: Some(id.clone()),
@@ -715,6 +739,7 @@ impl Reconciler {
             stable,
             canary: target,
             full: true,
+            own: None,
             emergency: None,
             origin: None,
             lease: None,
@@ -754,14 +779,17 @@ impl Reconciler {
         let state = self.orchestrator.observe(name).await?;
         let stable = self.stable_release(name, &state);
         let Rollout {
-            spec,
+            mut spec,
             environment,
             canary,
+            admission,
             ..
         } = last.rollout;
+        let own = admission.own.unwrap_or(spec.policy);
+        let rules = self.rules(name, &own).await?;
         self.admit(Wanted {
             service: name,
-            policy: &spec.policy,
+            rules: &rules,
             environment: &environment,
             author: &author,
             canary: &canary,
@@ -769,6 +797,7 @@ impl Reconciler {
             fence: None,
         })
         .await?;
+        spec.policy = rules.policy.clone();
         self.begin(Start {
             spec,
             environment,
@@ -777,6 +806,7 @@ impl Reconciler {
             stable,
             canary,
             full: false,
+            own: rules.own(),
             emergency: None,
             origin: None,
             lease: None,

@@ -5,7 +5,7 @@ use friday::admission::LockKey;
 use friday::clock::Clock as _;
 use friday::reconciler::{Deploy, LockAct, LockOrder, Request, RequestError};
 use friday::store::Store as _;
-use rollout::policy::{Demands, Freeze, Needs};
+use rollout::policy::{Demands, Freeze, Needs, Policy};
 use rollout::{Cause, Command, Duration, Ending, Phase, RolloutId, Weight};
 use tokio::sync::oneshot;
 
@@ -427,4 +427,116 @@ async fn a_service_that_was_released_without_an_environment_gets_one() {
         .await
         .unwrap();
     assert_ne!(first, second);
+}
+
+#[tokio::test]
+async fn a_file_that_asks_for_less_is_held_by_the_last_promoted_release_once_more() {
+    let mut world = World::new().await;
+    let demands = Demands {
+        needs: None,
+        approvals: 1,
+    };
+    world.spec.policy.environments = [("test".to_owned(), demands)].into();
+    world.spec.policy.freeze = vec![freeze(8, 60)];
+    let strict = world.spec.policy.clone();
+    let first = deploy(&mut world, "web:v2", "test", "ada", None)
+        .await
+        .unwrap();
+    order(&mut world, &first, approve("bob"), "bob", None)
+        .await
+        .unwrap();
+    world.until_phase("promoted", 4 * MINUTE).await;
+
+    // Four eyes are still asked for, and a retry asks for them too.
+    world.spec.policy = Policy::default();
+    let second = deploy(&mut world, "web:v3", "test", "ada", None)
+        .await
+        .unwrap();
+    let held = world.rollout().await;
+    assert_eq!(held.admission.approvals_min, 1);
+    assert_eq!(held.spec.policy, strict);
+    assert_eq!(held.admission.own, Some(Policy::default()));
+    let abort = Command::Abort(Cause::Person {
+        by: "bob".to_owned(),
+        reason: None,
+    });
+    order(&mut world, &second, abort, "bob", None)
+        .await
+        .unwrap();
+    world
+        .until("back", MINUTE, |_, rollout| rollout.ending().is_some())
+        .await;
+    world.retry().await.unwrap();
+    assert_eq!(world.rollout().await.admission.approvals_min, 1);
+    let third = world.rollout().await.id;
+
+    // So is the freeze, also once it has begun.
+    while world.clock.now() < crate::world::timestamp("2026-11-20T16:08:10Z") {
+        world.step().await;
+    }
+    assert!(world.rollout().await.is_frozen());
+    let abort = Command::Abort(Cause::Person {
+        by: "bob".to_owned(),
+        reason: None,
+    });
+    order(&mut world, &third, abort, "bob", None).await.unwrap();
+    world
+        .until("back", MINUTE, |_, rollout| rollout.ending().is_some())
+        .await;
+    let attempt = deploy(&mut world, "web:v3", "test", "ada", None).await;
+    assert!(
+        matches!(attempt, Err(RequestError::HeldByRules { ref rollout, .. }) if *rollout == first),
+        "{attempt:?}"
+    );
+    let said = attempt.unwrap_err().to_string();
+    assert!(
+        said.contains("is frozen") && said.contains("web-1"),
+        "{said}"
+    );
+
+    // An admin lets the file count alone; what was promoted by it holds the next.
+    let fourth = moved(&mut world, "web:v3", "test").await.unwrap();
+    world.order(&fourth, Command::PromoteFull).await.unwrap();
+    world.until_phase("promoted", 2 * MINUTE).await;
+    // Going back to a release of stricter rules, or of laxer ones, changes none.
+    world.undo(None).await.unwrap();
+    world
+        .until("promoted", 2 * MINUTE, |_, rollout| {
+            rollout.admission.goes_back && rollout.phase == Phase::Promoted
+        })
+        .await;
+    let fifth = deploy(&mut world, "web:v3", "test", "ada", None)
+        .await
+        .unwrap();
+    let free = world.rollout().await;
+    assert_eq!((free.id, free.admission.approvals_min), (fifth, 0));
+}
+
+#[tokio::test]
+async fn a_release_that_passed_the_old_rules_brings_its_own() {
+    let mut world = World::new().await;
+    let demands = Demands {
+        needs: None,
+        approvals: 1,
+    };
+    world.spec.policy.environments = [("test".to_owned(), demands)].into();
+    for image in ["web:v2", "web:v3"] {
+        let id = deploy(&mut world, image, "test", "ada", None)
+            .await
+            .unwrap();
+        assert_eq!(world.rollout().await.admission.approvals_min, 1, "{image}");
+        order(&mut world, &id, approve("bob"), "bob", None)
+            .await
+            .unwrap();
+        world
+            .until("promoted", 4 * MINUTE, |_, rollout| {
+                rollout.id == id && rollout.phase == Phase::Promoted
+            })
+            .await;
+        world.spec.policy = Policy::default();
+    }
+    deploy(&mut world, "web:v1", "test", "ada", None)
+        .await
+        .unwrap();
+    assert_eq!(world.rollout().await.admission.approvals_min, 0);
 }

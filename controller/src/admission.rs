@@ -178,18 +178,17 @@ pub struct Known<'a> {
     pub now: Timestamp,
 }
 
-/// What must have been before a release may go to `environment`, with the service spelt out.
+/// What must have been before a release may go to `environment`: under which service, if it matters, and where.
 #[must_use]
 pub fn needs<'a>(
     policy: &'a Policy,
-    service: &'a ServiceName,
     environment: &str,
-) -> Option<(&'a ServiceName, &'a str)> {
+) -> Option<(Option<&'a ServiceName>, &'a str)> {
     let Needs {
-        service: other,
+        service,
         environment,
     } = policy.environments.get(environment)?.needs.as_ref()?;
-    Some((other.as_ref().unwrap_or(service), environment))
+    Some((service.as_ref(), environment))
 }
 
 /// May it begin?
@@ -213,16 +212,15 @@ pub fn may_begin(policy: &Policy, asked: Asked<'_>, known: Known<'_>) -> Result<
             known: names.join(", "),
         });
     }
-    if let Some((other, name)) = needs(policy, service, environment)
+    if let Some((other, name)) = needs(policy, environment)
         && !known.was_promoted
     {
         return Err(Refused::Chain {
             image: asked.image.to_owned(),
             environment: environment.to_owned(),
-            needs: if other == service {
-                name.to_owned()
-            } else {
-                format!("{name} as {other}")
+            needs: match other {
+                Some(other) => format!("{name} as {other}"),
+                None => name.to_owned(),
             },
             name: name.to_owned(),
         });

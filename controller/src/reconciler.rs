@@ -33,6 +33,7 @@ use crate::replay::{Began, Sample};
 use crate::routing;
 use crate::store::{Change, Saved, Store, StoreError};
 
+mod back;
 mod commit;
 mod hold;
 mod lease;

@@ -233,11 +233,20 @@ pub trait Store: Outbox + fmt::Debug + Send + Sync {
         limit: u32,
     ) -> Result<Option<Vec<Saved>>, StoreError>;
 
+    /// The newest rollouts of a service that were promoted, newest first; at most `limit`.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    async fn promoted(&self, service: &ServiceName, limit: u32) -> Result<Vec<Saved>, StoreError>;
+
     /// The newest rollout of a service that was promoted.
     ///
     /// # Errors
     /// The store cannot be read.
-    async fn last_promoted(&self, service: &ServiceName) -> Result<Option<Saved>, StoreError>;
+    async fn last_promoted(&self, service: &ServiceName) -> Result<Option<Saved>, StoreError> {
+        let newest = self.promoted(service, 1).await?;
+        Ok(newest.into_iter().next())
+    }
 
     /// The number the service's next rollout gets.
     ///
@@ -257,13 +266,13 @@ pub trait Store: Outbox + fmt::Debug + Send + Sync {
     /// The store cannot be read.
     async fn locks(&self) -> Result<Vec<Slot>, StoreError>;
 
-    /// Whether a rollout of this release's digest was promoted under this service in this environment.
+    /// Whether a rollout of this release's digest was promoted in this environment, under this service or under any.
     ///
     /// # Errors
     /// The store cannot be read.
     async fn was_promoted(
         &self,
-        service: &ServiceName,
+        service: Option<&ServiceName>,
         environment: &str,
         release: &Release,
     ) -> Result<bool, StoreError>;

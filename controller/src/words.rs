@@ -176,8 +176,13 @@ fn phase_message(rollout: &Rollout, phase: &Phase, verdict: Option<&Verdict>) ->
                 Some(Step::Weight { .. }) | None => "somebody",
             };
             let (place, waited) = (place(*step), rounded(*elapsed));
+            let others = if rollout.needs_other_eyes(&rollout.author) {
+                format!(" (others than {})", rollout.author)
+            } else {
+                String::new()
+            };
             format!(
-                "{place}: waits for {approvers} for {waited}: `friday approve {id}` or `friday reject {id}`"
+                "{place}: waits for {approvers}{others} for {waited}: `friday approve {id}` or `friday reject {id}`"
             )
         }
         Phase::Baking { elapsed } => {

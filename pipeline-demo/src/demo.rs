@@ -209,7 +209,7 @@ impl Demo {
         let file = self.dir.join("friday.yml");
         eprintln!("releases:   {}", scenario::images().join(", "));
         eprintln!(
-            "try:        cargo friday {url}deploy -f {} --image worker:errors",
+            "try:        cargo friday {url}deploy -f {} --image worker:errors --environment demo",
             file.display()
         );
         eprintln!("            cargo friday {url}get {SERVICE} -w");
@@ -371,6 +371,7 @@ impl Demo {
             retry: false,
             emergency: None,
             fence: None,
+            change_rules: false,
             origin: None,
             lease: None,
         };

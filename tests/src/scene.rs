@@ -74,6 +74,7 @@ pub fn deploy_request(spec: &str, image: &str) -> DeployRequest {
         retry: false,
         emergency: None,
         fence: None,
+        change_rules: false,
         origin: None,
         lease: None,
     }

@@ -36,9 +36,10 @@ pub enum Step {
         /// For how long.
         hold: Hold,
     },
-    /// Waits, at the weight before, until one of these people approves.
+    /// Waits, at the weight before, until somebody approves who may: also whoever started the rollout, unless its
+    /// environment asks for approvals.
     Gate {
-        /// The group that may approve.
+        /// Who is awaited, in words for people; roles say who may.
         approvers: String,
     },
 }

@@ -42,6 +42,24 @@ impl Policy {
             .get(environment)
             .map_or(0, |demands| demands.approvals)
     }
+
+    /// This one, and whatever `before` asks for beyond it: the freezes of both, the greater number of approvals, and where the
+    /// two need something else to have been before, what `before` needs.
+    #[must_use]
+    pub fn at_least(&self, before: &Self) -> Self {
+        let mut policy = self.clone();
+        let more = before.freeze.iter();
+        let more = more.filter(|freeze| !self.freeze.contains(freeze));
+        policy.freeze.extend(more.cloned());
+        for (name, demands) in &before.environments {
+            let own = policy.environments.entry(name.clone()).or_default();
+            own.approvals = own.approvals.max(demands.approvals);
+            if demands.needs.is_some() {
+                own.needs.clone_from(&demands.needs);
+            }
+        }
+        policy
+    }
 }
 
 /// A time that comes again and again, in which nothing begins and nothing grows.
@@ -74,7 +92,7 @@ pub struct Demands {
 /// Where a release must have been promoted before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Needs {
-    /// Under which service; the same one where it is not named.
+    /// Under which service; under any where it is not named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceName>,
     /// In which environment.
@@ -100,6 +118,9 @@ pub struct Admission {
     /// Why no freeze holds this rollout.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub emergency: Option<Emergency>,
+    /// What its own file asks for, where that is less than what holds it: once it is promoted, that counts for the next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub own: Option<Policy>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -195,6 +216,49 @@ mod tests {
         for (one, other, same) in table {
             assert_eq!(same_person(one, other), same, "{one} {other}");
             assert_eq!(same_person(other, one), same, "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn the_stricter_of_two_counts() {
+        let freeze = |cron: &str| Freeze {
+            cron: cron.to_owned(),
+            period: Duration::from_secs(3_600),
+            zone: "UTC".to_owned(),
+            environments: Vec::new(),
+        };
+        let policy = |freezes: &[&str], environments: &[(&str, Option<&str>, u32)]| Policy {
+            freeze: freezes.iter().map(|cron| freeze(cron)).collect(),
+            environments: environments
+                .iter()
+                .map(|(name, needs, approvals)| {
+                    let needs = needs.map(|environment| Needs {
+                        service: None,
+                        environment: environment.to_owned(),
+                    });
+                    let approvals = *approvals;
+                    ((*name).to_owned(), Demands { needs, approvals })
+                })
+                .collect(),
+        };
+        let before = policy(&["a", "b"], &[("production", Some("staging"), 1)]);
+        let table = [
+            (Policy::default(), before.clone()),
+            (before.clone(), before.clone()),
+            (
+                policy(
+                    &["c", "b"],
+                    &[("production", Some("dev"), 2), ("dev", None, 1)],
+                ),
+                policy(
+                    &["c", "b", "a"],
+                    &[("production", Some("staging"), 2), ("dev", None, 1)],
+                ),
+            ),
+        ];
+        for (own, expected) in table {
+            assert_eq!(own.at_least(&before), expected);
+            assert_eq!(own.at_least(&Policy::default()), own);
         }
     }
 

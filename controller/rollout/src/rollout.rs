@@ -514,12 +514,17 @@ impl Rollout {
         grows && self.admission.is_frozen()
     }
 
+    /// Whether it may not have its first request yet, because people have to approve that.
+    #[must_use]
+    pub fn lacks_approvals(&self) -> bool {
+        matches!(self.running_phase(), Phase::Deploying { .. })
+            && self.admission.approvals_missing() > 0
+    }
+
     /// Whether it is ready for its first request and waits for people to approve that.
     #[must_use]
     pub fn awaits_approval(&self) -> bool {
-        matches!(self.running_phase(), Phase::Deploying { .. })
-            && self.admission.approvals_missing() > 0
-            && self.observed.canary_ready >= self.first_replicas()
+        self.lacks_approvals() && self.observed.canary_ready >= self.first_replicas()
     }
 
     /// Whether this person may not open its gates: an environment that asks for approvals asks for those of others.

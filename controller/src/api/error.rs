@@ -115,6 +115,8 @@ impl From<RequestError> for ApiError {
             RequestError::AlreadyStable { .. } => (StatusCode::CONFLICT, "already_stable"),
             RequestError::RolledBackBefore { .. } => (StatusCode::CONFLICT, "rolled_back_before"),
             RequestError::LeaseHeld { .. } => (StatusCode::CONFLICT, "lease_held"),
+            RequestError::OtherEnvironment { .. } => (StatusCode::CONFLICT, "other_environment"),
+            RequestError::NotBack { .. } => (StatusCode::CONFLICT, "not_back"),
             RequestError::NotNow { .. } => (StatusCode::CONFLICT, "not_now"),
             RequestError::NeedsApprover { .. } => (StatusCode::FORBIDDEN, "forbidden"),
             RequestError::Held { .. } => (StatusCode::CONFLICT, "held"),
@@ -124,6 +126,7 @@ impl From<RequestError> for ApiError {
             RequestError::NoSuchRelease { .. } => (StatusCode::NOT_FOUND, "no_such_release"),
             RequestError::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             RequestError::NotAdmitted(refused) => (StatusCode::CONFLICT, refused.code()),
+            RequestError::HeldByRules { refused, .. } => (StatusCode::CONFLICT, refused.code()),
             RequestError::Store(error) => return error.into(),
             RequestError::Orchestrator(error) => return error.into(),
         };

@@ -48,33 +48,37 @@ pub async fn stream(
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let until = api.clock.elapsed() + WATCH_MAX;
     let state = (api, caller, query.rollout, look, String::new());
-    let events = stream::unfold(state, move |(api, caller, name, mut look, before)| async move {
-        let mut stopping = api.stopping.clone();
-        loop {
-            tokio::select! {
-                _ = stopping.wait_for(|stopping| *stopping) => return None,
-                _ = look.tick() => {}
+    let events = stream::unfold(
+        state,
+        move |(api, caller, name, mut look, before)| async move {
+            let mut stopping = api.stopping.clone();
+            loop {
+                tokio::select! {
+                    _ = stopping.wait_for(|stopping| *stopping) => return None,
+                    _ = look.tick() => {}
+                }
+                if api.clock.elapsed() >= until {
+                    return None;
+                }
+                let Ok(saved) = find(&api, &name).await else {
+                    continue;
+                };
+                // The newest of a service may be one for elsewhere.
+                if !may_read(caller.as_ref(), &saved) {
+                    continue;
+                }
+                let snapshot = api.handle.snapshot.borrow().clone();
+                let view =
+                    views::rollout(&api, &saved, snapshot.services.get(&saved.rollout.service));
+                let Ok(text) = serde_json::to_string(&view) else {
+                    continue;
+                };
+                if text != before {
+                    let event = Event::default().event("rollout").data(&text);
+                    return Some((Ok(event), (api, caller, name, look, text)));
+                }
             }
-            if api.clock.elapsed() >= until {
-                return None;
-            }
-            let Ok(saved) = find(&api, &name).await else {
-                continue;
-            };
-            // The newest of a service may be one for elsewhere.
-            if !may_read(caller.as_ref(), &saved) {
-                continue;
-            }
-            let snapshot = api.handle.snapshot.borrow().clone();
-            let view = views::rollout(&api, &saved, snapshot.services.get(&saved.rollout.service));
-            let Ok(text) = serde_json::to_string(&view) else {
-                continue;
-            };
-            if text != before {
-                let event = Event::default().event("rollout").data(&text);
-                return Some((Ok(event), (api, caller, name, look, text)));
-            }
-        }
-    });
+        },
+    );
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT)))
 }

@@ -275,6 +275,9 @@ pub async fn deploy(
             project: None,
         };
         caller.require_for(Rule::Operate, &target)?;
+        if body.change_rules {
+            caller.require(Rule::Administer)?;
+        }
         // A token outlives its job.
         if let Some(tokens) = &api.tokens {
             tokens.check_running(caller).await?;
@@ -295,6 +298,7 @@ pub async fn deploy(
         retry: body.retry,
         emergency: body.emergency,
         fence: body.fence,
+        change_rules: body.change_rules,
         origin,
         lease: body.lease,
     };

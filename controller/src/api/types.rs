@@ -45,12 +45,21 @@ pub struct DeployRequest {
     /// The number of the lock that its author believes to hold; refused if that is no more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fence: Option<u64>,
+    /// Whether its file's rules (`freeze`, `environments`) count alone, although the release before it asked for more, and
+    /// whether it may be for another environment than that. Takes role admin.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub change_rules: bool,
     /// The job that asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
     /// Who waits for it, and what happens when they are heard no more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<Terms>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_false(is: &bool) -> bool {
+    !*is
 }
 
 fn friday_yml() -> String {

@@ -200,7 +200,12 @@ pub(super) async fn rollback(
     client: &Client,
 ) -> anyhow::Result<u8> {
     let view = newest(&args.order.name, "rollback", client).await?;
+    let goes_back = view.admission.goes_back;
     match &view.phase {
+        // An undo that failed left requests where they were.
+        Phase::RolledBack { .. } | Phase::RollingBack { .. } if goes_back => {
+            undo_service(&view.service, None, args, context, client).await
+        }
         Phase::RolledBack { .. } | Phase::RollingBack { .. } => {
             if context.format == Format::Text {
                 context.say(&format!(
@@ -211,7 +216,30 @@ pub(super) async fn rollback(
             }
             say(&view, context)
         }
+        Phase::Promoted if goes_back => gone_back(&view, "went", context),
         Phase::Promoted => undo_service(&view.service, None, args, context, client).await,
+        // The way back itself is no release to abort.
+        Phase::Deploying { .. }
+        | Phase::Analyzing { .. }
+        | Phase::Gated { .. }
+        | Phase::Baking { .. }
+        | Phase::Warm { .. }
+        | Phase::Promoting { .. }
+            if goes_back =>
+        {
+            if !args.wait.wait {
+                return gone_back(&view, "goes", context);
+            }
+            wait_for(&view.id, &args.wait, context, client).await
+        }
+        Phase::Paused { .. } if goes_back => {
+            let BackArgs { order, wait } = args;
+            let after = send(Order::Resume, &view.id, order, client).await?;
+            if !wait.wait {
+                return say(&after, context);
+            }
+            wait_for(&after.id, &wait, context, client).await
+        }
         Phase::Deploying { .. }
         | Phase::Analyzing { .. }
         | Phase::Gated { .. }
@@ -233,6 +261,19 @@ pub(super) async fn rollback(
             })
         }
     }
+}
+
+/// Says that a rollout went back, or goes, and so need not be told to.
+fn gone_back(view: &RolloutView, goes: &str, context: &Context) -> anyhow::Result<u8> {
+    if context.format == Format::Text {
+        context.say(&format!(
+            "nothing to do: {} {goes} back to {} already; `friday undo {}` goes back one release more",
+            view.id,
+            plain(&view.canary.release.image),
+            view.service,
+        ))?;
+    }
+    say(view, context)
 }
 
 /// The rollout of this name, if it is the newest of its service: going back from an older one would undo another.

@@ -44,6 +44,9 @@ pub(super) struct DeployArgs {
     /// The number of the lock that you believe to hold; refused if it is no more
     #[arg(long, value_name = "NUMBER")]
     fence: Option<u64>,
+    /// Let the file's rules count alone, and the environment be another than the release before had; takes role admin
+    #[arg(long)]
+    change_rules: bool,
     #[command(flatten)]
     author: AuthorArgs,
     #[command(flatten)]
@@ -163,6 +166,7 @@ pub(super) async fn deploy(
         retry: args.retry,
         emergency: args.emergency,
         fence: args.fence,
+        change_rules: args.change_rules,
         origin,
         lease,
     };

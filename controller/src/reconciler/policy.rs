@@ -1,15 +1,15 @@
 //! What may begin and what may grow, asked of [`admission`](crate::admission) with what the loop knows; and the locks.
 
 use rollout::policy::Policy;
-use rollout::{Command, Duration, Phase, Release, Rollout, ServiceName, Step};
+use rollout::{Command, Duration, Phase, Release, Rollout, RolloutId, ServiceName, Step};
 use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::ledger::describe;
-use super::{Reconciler, RequestError};
+use super::{Reconciler, RequestError, back};
 use crate::admission::lock::{Slot, is_same_owner};
-use crate::admission::{self, Asked, Freezes, Frozen, Known, Lock, LockKey};
-use crate::store::{Change, NewEvent, StoreError};
+use crate::admission::{self, Asked, Freezes, Frozen, Known, Lock, LockKey, Refused};
+use crate::store::{Change, NewEvent, Saved, StoreError};
 
 /// The environment of a rollout whose author named none.
 pub const DEFAULT_ENVIRONMENT: &str = "default";
@@ -50,10 +50,30 @@ pub enum LockAct {
 /// Where the answer goes: the lock that was taken, or the one that was given back, and its number.
 pub type LockReply = oneshot::Sender<Result<(u64, Lock), RequestError>>;
 
+/// What a new rollout is held by.
+pub(super) struct Rules {
+    /// All that counts.
+    pub(super) policy: Policy,
+    /// What its own file asks for, and the release whose rules go beyond that, if they do.
+    own: Option<(Policy, RolloutId)>,
+}
+
+impl Rules {
+    /// Those of the file alone.
+    pub(super) fn of(policy: Policy) -> Self {
+        Self { policy, own: None }
+    }
+
+    /// What its own file asks for, if that is less.
+    pub(super) fn own(self) -> Option<Policy> {
+        self.own.map(|(own, _)| own)
+    }
+}
+
 /// What somebody wants to begin.
 pub(super) struct Wanted<'a> {
     pub(super) service: &'a ServiceName,
-    pub(super) policy: &'a Policy,
+    pub(super) rules: &'a Rules,
     pub(super) environment: &'a str,
     pub(super) author: &'a str,
     pub(super) canary: &'a Release,
@@ -68,22 +88,105 @@ impl Reconciler {
         Self { freezes, ..self }
     }
 
+    /// A service is released in one environment: whoever may release to another one moves nothing of it, and no rule of this
+    /// one is passed by under another's name. What was released without naming one may get a name once.
+    pub(super) async fn stays(
+        &self,
+        service: &ServiceName,
+        environment: &str,
+    ) -> Result<(), RequestError> {
+        let newest = self.store.history(Some(service), 1).await?;
+        let Some(Saved { rollout, .. }) = newest.into_iter().next() else {
+            return Ok(());
+        };
+        let there = rollout.environment;
+        let was_named = there != DEFAULT_ENVIRONMENT;
+        if there == environment || (!was_named && rollout.phase.is_ended()) {
+            return Ok(());
+        }
+        let advice = if environment == DEFAULT_ENVIRONMENT {
+            format!("names no environment: give --environment {there}")
+        } else if was_named {
+            format!(
+                "is for {environment:?}: give each environment a service of its own (an admin moves one with --change-rules)"
+            )
+        } else {
+            format!("is for {environment:?}: wait until that one has ended")
+        };
+        tracing::warn!(%service, environment, there, "refused: another environment");
+        Err(RequestError::OtherEnvironment {
+            service: service.clone(),
+            there,
+            rollout: rollout.id,
+            advice,
+        })
+    }
+
+    /// What holds a release by a file that asks for this: the last promoted release's rules too, so that nobody passes them by
+    /// with another file. An undo is no release: it changes no rules.
+    pub(super) async fn rules(
+        &self,
+        service: &ServiceName,
+        own: &Policy,
+    ) -> Result<Rules, StoreError> {
+        let promoted = self.store.promoted(service, back::PROMOTED_MAX).await?;
+        let last = promoted
+            .into_iter()
+            .map(|saved| saved.rollout)
+            .find(|rollout| !rollout.admission.goes_back);
+        let Some(last) = last else {
+            return Ok(Rules::of(own.clone()));
+        };
+        let before = last.admission.own.unwrap_or(last.spec.policy);
+        let policy = own.at_least(&before);
+        let is_less = policy != *own;
+        Ok(Rules {
+            policy,
+            own: is_less.then(|| (own.clone(), last.id)),
+        })
+    }
+
     /// May it begin?
     pub(super) async fn admit(&self, wanted: Wanted<'_>) -> Result<(), RequestError> {
+        let Err(refused) = self.may_begin(&wanted.rules.policy, &wanted).await? else {
+            return Ok(());
+        };
         let Wanted {
             service,
-            policy,
+            environment,
+            author,
+            rules,
+            ..
+        } = wanted;
+        tracing::warn!(%service, environment, author, rule = refused.code(), "refused: {refused}");
+        if let Some((own, rollout)) = &rules.own
+            && self.may_begin(own, &wanted).await?.is_ok()
+        {
+            let rollout = rollout.clone();
+            return Err(RequestError::HeldByRules { refused, rollout });
+        }
+        Err(refused.into())
+    }
+
+    async fn may_begin(
+        &self,
+        policy: &Policy,
+        wanted: &Wanted<'_>,
+    ) -> Result<Result<(), Refused>, StoreError> {
+        let Wanted {
+            service,
             environment,
             author,
             canary,
             emergency,
             fence,
-        } = wanted;
+            ..
+        } = *wanted;
         let now = self.clock.now();
         let frozen = self
             .freezes
             .ask(policy, environment, now, self.clock.elapsed());
-        let was_promoted = match admission::needs(policy, service, environment) {
+        let was_promoted = match admission::needs(policy, environment) {
             None => true,
             Some((service, environment)) => {
                 self.store
@@ -106,11 +209,7 @@ impl Reconciler {
             locks: &self.locks,
             now,
         };
-        let outcome = admission::may_begin(policy, asked, known);
-        if let Err(refused) = &outcome {
-            tracing::warn!(%service, environment, author, rule = refused.code(), "refused: {refused}");
-        }
-        Ok(outcome?)
+        Ok(admission::may_begin(policy, asked, known))
     }
 
     /// Whether the freeze of the service's running rollout is another one than it knows of: then the one that is on now.

@@ -1,15 +1,16 @@
 //! What is asked of the loop, and how it answers: releases started, orders carried out, or refused with the reason.
 
-use rollout::policy::Emergency;
+use rollout::policy::{Emergency, Policy};
 use rollout::{
     Admission, Cause, Command, Event, Phase, Release, Rollout, RolloutId, ServiceName, Spec,
 };
 use serde_json::json;
 use tokio::sync::oneshot;
 
+use super::back::{self, Standing};
 use super::lease::LeaseRequest;
 use super::ledger::{Ledger, describe};
-use super::policy::{LockOrder, LockReply, Wanted, check_approver, grows};
+use super::policy::{LockOrder, LockReply, Rules, Wanted, check_approver, grows};
 use super::{Reconciler, Resolved};
 use crate::admission::{self, Refused};
 use crate::api::types::alerts::AlertsView;
@@ -105,6 +106,9 @@ pub struct Deploy {
     pub emergency: Option<String>,
     /// The number of the lock that its author believes to hold.
     pub fence: Option<u64>,
+    /// Whether its file's rules count alone, although the release before it asked for more, and whether it may be for another
+    /// environment: an admin's word.
+    pub change_rules: bool,
     /// The job that asks for it.
     pub origin: Option<Origin>,
     /// Who waits for it; without them it needs nobody.
@@ -120,6 +124,8 @@ struct Start {
     stable: Release,
     canary: Release,
     full: bool,
+    /// What its own file asks for, where that is less than what holds it.
+    own: Option<Policy>,
     /// Why no freeze shall hold it.
     emergency: Option<String>,
     origin: Option<Origin>,
@@ -221,6 +227,28 @@ pub enum RequestError {
         /// What was looked for.
         what: String,
     },
+    /// The service is released in another environment.
+    #[error("{service} is released in {there:?} ({rollout}), and this release {}", .advice)]
+    OtherEnvironment {
+        /// The service.
+        service: ServiceName,
+        /// Where it is.
+        there: String,
+        /// By which rollout.
+        rollout: RolloutId,
+        /// Where the release was to go, and what to do.
+        advice: String,
+    },
+    /// It would put up again what was undone, or what is newer than what is stable.
+    #[error(
+        "{image} ({rollout}) is no way back: it was undone, or is newer than what is stable; deploy it to have it again: `friday deploy --image {image}`"
+    )]
+    NotBack {
+        /// The image as it was asked for.
+        image: String,
+        /// Whose release it is.
+        rollout: RolloutId,
+    },
     /// The guard has checks, and nobody answers them: no gate would ever open.
     #[error(
         "{service} has checks ({checks}), and this controller has nobody to ask: start it with `friday serve --prometheus URL`, or remove guard.checks"
@@ -242,6 +270,16 @@ pub enum RequestError {
     /// A freeze, a lock, the chain of environments, or the author's own eyes.
     #[error(transparent)]
     NotAdmitted(#[from] Refused),
+    /// The same, by the rules of the last promoted release.
+    #[error(
+        "{refused} ({rollout}, the last promoted release, asked for that, and this file asks for less: one more release goes by its rules before those of the file count alone, or an admin says --change-rules)"
+    )]
+    HeldByRules {
+        /// Why not.
+        refused: Refused,
+        /// Whose rules.
+        rollout: RolloutId,
+    },
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -322,6 +360,9 @@ impl Reconciler {
             turn: _turn,
         } = resolved;
         let name = deploy.spec.service.clone();
+        if !deploy.change_rules {
+            self.stays(&name, &deploy.environment).await?;
+        }
         if !self.services.contains_key(&name) {
             self.orchestrator.know(&deploy.spec);
         }
@@ -332,6 +373,7 @@ impl Reconciler {
             .and_then(|service| service.open.last());
         if let Some(saved) = running
             && saved.rollout.canary.id == canary.id
+            && saved.rollout.environment == deploy.environment
             && !matches!(saved.rollout.phase, Phase::RollingBack { .. })
         {
             let id = saved.rollout.id.clone();
@@ -347,7 +389,11 @@ impl Reconciler {
                 .services
                 .get(&name)
                 .and_then(|service| service.last.as_ref());
-            if let Some(saved) = last.filter(|saved| saved.rollout.phase == Phase::Promoted) {
+            let is_done = |saved: &&Saved| {
+                saved.rollout.phase == Phase::Promoted
+                    && saved.rollout.environment == deploy.environment
+            };
+            if let Some(saved) = last.filter(is_done) {
                 return Ok(saved.rollout.id.clone());
             }
             return Err(RequestError::AlreadyStable {
@@ -365,18 +411,24 @@ impl Reconciler {
             });
         }
         let Deploy {
-            spec,
+            mut spec,
             environment,
             author,
             emergency,
             fence,
+            change_rules,
             origin,
             lease,
             ..
         } = deploy;
+        let rules = if change_rules {
+            Rules::of(spec.policy)
+        } else {
+            self.rules(&name, &spec.policy).await?
+        };
         self.admit(Wanted {
             service: &name,
-            policy: &spec.policy,
+            rules: &rules,
             environment: &environment,
             author: &author,
             canary: &canary,
@@ -384,6 +436,7 @@ impl Reconciler {
             fence,
         })
         .await?;
+        spec.policy = rules.policy.clone();
         self.begin(Start {
             spec,
             environment,
@@ -392,6 +445,7 @@ impl Reconciler {
             stable,
             canary,
             full: false,
+            own: rules.own(),
             emergency,
             origin,
             lease,
@@ -437,6 +491,7 @@ impl Reconciler {
             stable,
             canary,
             full,
+            own,
             emergency,
             origin,
             lease,
@@ -469,6 +524,7 @@ impl Reconciler {
                 by: author.clone(),
                 reason: reason.clone(),
             }),
+            own,
             ..Admission::default()
         };
         let mut rollout = Rollout::new(
@@ -487,7 +543,8 @@ impl Reconciler {
         let started = json!({
             "service": name, "image": rollout.canary.image, "digest": rollout.canary.digest,
             "commit": rollout.canary.commit, "stable": rollout.stable, "environment": rollout.environment,
-            "full": full, "reason": reason, "spec": rollout.spec, "origin": origin, "lease": lease,
+            "full": full, "reason": reason, "spec": rollout.spec, "own_policy": rollout.admission.own,
+            "origin": origin, "lease": lease,
         });
         change.events.push(NewEvent {
             rollout: Some(id.clone()),
@@ -578,7 +635,12 @@ impl Reconciler {
             .on(Event::Ordered(command.clone()), self.clock.now());
         if next.rollout == saved.rollout && !matches!(command, Command::Abort(_)) && !is_handed_over
         {
-            let state = format!("is {}", saved.rollout.phase.name());
+            let state = if command == Command::PromoteFull && saved.rollout.lacks_approvals() {
+                let missing = saved.rollout.admission.approvals_missing();
+                format!("waits for {missing} more approvals first (`friday approve {id}`)")
+            } else {
+                format!("is {}", saved.rollout.phase.name())
+            };
             return Err(RequestError::NotNow {
                 order,
                 rollout: id.clone(),
@@ -651,7 +713,8 @@ impl Reconciler {
         };
         let state = self.orchestrator.observe(name).await?;
         let stable = self.stable_release(name, &state);
-        let promoted = self.store.last_promoted(name).await?;
+        let promoted = self.store.promoted(name, back::PROMOTED_MAX).await?;
+        let standing = Standing::of(&promoted);
         let (target, from) = match to {
             Some(number) => {
                 let id = RolloutId::new(name, number);
@@ -665,14 +728,30 @@ impl Reconciler {
                         "promoted release {number}: {id} ended otherwise or still runs"
                     )));
                 }
+                if !standing.is_back_to(&saved) {
+                    return Err(RequestError::NotBack {
+                        image: saved.rollout.canary.image,
+                        rollout: id,
+                    });
+                }
                 (saved.rollout.canary.clone(), saved)
             }
             None => {
-                let saved =
-                    promoted.ok_or_else(|| missing("earlier release to go back to".to_owned()))?;
-                (saved.rollout.stable.clone(), saved)
+                let saved = standing
+                    .last()
+                    .ok_or_else(|| missing("earlier release to go back to".to_owned()))?;
+                (saved.rollout.stable.clone(), saved.clone())
             }
         };
+        // Whoever asks for it again while it goes there is told so.
+        let running = self.services.get(name);
+        if let Some(running) = running.and_then(|service| service.open.last())
+            && running.rollout.admission.goes_back
+            && running.rollout.canary.id == target.id
+            && running.rollout.cause().is_none()
+        {
+            return Ok(running.rollout.id.clone());
+        }
         if target.id == stable.id {
             return Err(RequestError::AlreadyStable {
                 service: name.clone(),
@@ -680,9 +759,10 @@ impl Reconciler {
                 release: target.id.to_string(),
             });
         }
-        let Rollout {
-            spec, environment, ..
-        } = from.rollout;
+        // The service is where its newest rollout is, whatever the one was called whose release it gets again.
+        let newest = self.store.history(Some(name), 1).await?.into_iter().next();
+        let Rollout { environment, .. } = newest.unwrap_or_else(|| from.clone()).rollout;
+        let spec = from.rollout.spec;
         self.begin(Start {
             spec,
             environment,
@@ -691,6 +771,7 @@ impl Reconciler {
             stable,
             canary: target,
             full: true,
+            own: None,
             emergency: None,
             origin: None,
             lease: None,
@@ -730,14 +811,17 @@ impl Reconciler {
         let state = self.orchestrator.observe(name).await?;
         let stable = self.stable_release(name, &state);
         let Rollout {
-            spec,
+            mut spec,
             environment,
             canary,
+            admission,
             ..
         } = last.rollout;
+        let own = admission.own.unwrap_or(spec.policy);
+        let rules = self.rules(name, &own).await?;
         self.admit(Wanted {
             service: name,
-            policy: &spec.policy,
+            rules: &rules,
             environment: &environment,
             author: &author,
             canary: &canary,
@@ -745,6 +829,7 @@ impl Reconciler {
             fence: None,
         })
         .await?;
+        spec.policy = rules.policy.clone();
         self.begin(Start {
             spec,
             environment,
@@ -753,6 +838,7 @@ impl Reconciler {
             stable,
             canary,
             full: false,
+            own: rules.own(),
             emergency: None,
             origin: None,
             lease: None,

@@ -176,7 +176,7 @@ fn needs(name: &str, value: Value<'_>, known: &[String], findings: &mut Findings
     let mut fields = value.map(NEEDS_FORMS, findings)?;
     let service = fields.required(
         "service",
-        "the service it was promoted under; for the same one, write needs: ENVIRONMENT",
+        "the service it was promoted under; for any, write needs: ENVIRONMENT",
         findings,
     );
     let service = service.and_then(|value| {

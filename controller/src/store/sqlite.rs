@@ -461,16 +461,17 @@ impl Store for Sqlite {
         self.all_saved(&rows).map(Some)
     }
 
-    async fn last_promoted(&self, service: &ServiceName) -> Result<Option<Saved>, StoreError> {
-        let row = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{ROLLOUT} WHERE service = ? AND ending = ? ORDER BY number DESC LIMIT 1"
+    async fn promoted(&self, service: &ServiceName, limit: u32) -> Result<Vec<Saved>, StoreError> {
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{ROLLOUT} WHERE service = ? AND ending = ? ORDER BY number DESC LIMIT ?"
         )))
         .bind(service.as_str())
         .bind(json(&rollout::Ending::Promoted))
-        .fetch_optional(&self.pool)
+        .bind(limit)
+        .fetch_all(&self.pool)
         .await
-        .map_err(|error| self.failed("reading the last promoted rollout", error))?;
-        row.map(|row| self.saved(&row)).transpose()
+        .map_err(|error| self.failed("reading promoted rollouts", error))?;
+        self.all_saved(&rows)
     }
 
     async fn next_number(&self, service: &ServiceName) -> Result<u64, StoreError> {
@@ -510,7 +511,7 @@ impl Store for Sqlite {
 
     async fn was_promoted(
         &self,
-        service: &ServiceName,
+        service: Option<&ServiceName>,
         environment: &str,
         release: &Release,
     ) -> Result<bool, StoreError> {

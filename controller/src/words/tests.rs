@@ -439,3 +439,16 @@ fn shows_numbers_with_no_more_digits_than_tell_something() {
     );
     assert_eq!(rounded(Duration::from_millis(89_600)), "1m30s");
 }
+
+#[test]
+fn a_gate_says_whom_it_does_not_take() {
+    let mut rollout = rollout(Phase::Gated {
+        step: 2,
+        elapsed: seconds(5),
+    });
+    let author = format!("(others than {})", rollout.author);
+    assert!(!message(&rollout, None).contains(&author));
+    rollout.admission.approvals_min = 1;
+    let message = message(&rollout, None);
+    assert!(message.contains(&author), "{message}");
+}

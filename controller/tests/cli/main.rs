@@ -297,6 +297,32 @@ async fn goes_back_by_abort_or_undo_whatever_fits() {
             vec![("/api/v1/services/web/undo".into(), json!({ "by": "ann" }))]
         )
     );
+    // A second press of the button: what went back, or goes, is neither undone nor aborted.
+    let back = |mut view: Value| {
+        view["admission"] = json!({ "goes_back": true });
+        view
+    };
+    for (view, said) in [
+        (back(promoted()), "web-3 went back to worker:v2 already"),
+        (back(analyzing()), "web-3 goes back to worker:v2 already"),
+    ] {
+        let (code, posts, out) = sent(vec![view], "rollback web").await;
+        assert_eq!((code, posts), (0, vec![]), "{out}");
+        assert!(
+            out.contains(said) && out.contains("`friday undo web`"),
+            "{out}"
+        );
+    }
+    let (code, posts, _) = sent(
+        vec![back(analyzing()), back(promoted())],
+        "rollback web --wait",
+    )
+    .await;
+    assert_eq!((code, posts), (0, vec![]));
+    // An undo that failed left requests where they were.
+    let failed = back(rolled_back(json!({ "kind": "not_ready" }), "not_ready"));
+    let (_, posts, out) = sent(vec![failed], "rollback web").await;
+    assert_eq!(posts.len(), 1, "{out}");
     let (code, posts, _) = sent(vec![promoted()], "undo web --to 1").await;
     assert_eq!(
         (code, posts),

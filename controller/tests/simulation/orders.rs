@@ -163,15 +163,60 @@ async fn undo_goes_back_at_once_and_drops_nothing() {
     world.undo(None).await.unwrap();
     world.until_phase("promoted", MINUTE).await;
     assert_eq!(world.state().await.stable.release.image, "web:v1");
-    let to_two = world.undo(Some(1)).await.unwrap();
+    world.assert_users_are_well();
+    assert!(world.undo(Some(77)).await.is_err());
+}
+
+#[tokio::test]
+async fn undo_pressed_again_never_puts_up_again_what_was_undone() {
+    let mut world = World::new().await;
+    world.promote_now("web:v2").await;
+    world.promote_now("web:v3").await;
+    let back = world.undo(None).await.unwrap();
+    // Again while it goes there: it is the same way.
+    assert_eq!(world.undo(None).await.unwrap(), back);
+    world.until_phase("promoted", MINUTE).await;
+    assert_eq!(world.state().await.stable.release.image, "web:v2");
+    // The release that was undone is forward, and so is a newer one from further back.
+    let forward = world.undo(Some(2)).await;
+    assert!(
+        matches!(forward, Err(RequestError::NotBack { ref rollout, .. }) if rollout.as_str() == "web-2"),
+        "{forward:?}"
+    );
+    let further = world.undo(None).await.unwrap();
     world
         .until("promoted", MINUTE, |_, rollout| {
-            rollout.id == to_two && rollout.phase == Phase::Promoted
+            rollout.id == further && rollout.phase == Phase::Promoted
+        })
+        .await;
+    assert_eq!(world.state().await.stable.release.image, "web:v1");
+    let last = world.undo(None).await;
+    assert!(
+        matches!(last, Err(RequestError::NoSuchRelease { .. })),
+        "{last:?}"
+    );
+    assert!(matches!(
+        world.undo(Some(1)).await,
+        Err(RequestError::NotBack { .. })
+    ));
+    world.assert_users_are_well();
+}
+
+#[tokio::test]
+async fn undo_to_a_number_goes_back_over_several() {
+    let mut world = World::new().await;
+    world.promote_now("web:v2").await;
+    world.promote_now("web:v3").await;
+    world.undo(None).await.unwrap();
+    world.until_phase("promoted", MINUTE).await;
+    world.promote_now("web:v1").await;
+    let id = world.undo(Some(1)).await.unwrap();
+    world
+        .until("promoted", MINUTE, |_, rollout| {
+            rollout.id == id && rollout.phase == Phase::Promoted
         })
         .await;
     assert_eq!(world.state().await.stable.release.image, "web:v2");
-    world.assert_users_are_well();
-    assert!(world.undo(Some(77)).await.is_err());
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use friday::admission::LockKey;
 use friday::clock::Clock as _;
 use friday::reconciler::{Deploy, LockAct, LockOrder, Request, RequestError};
 use friday::store::Store as _;
-use rollout::policy::{Demands, Freeze, Needs};
+use rollout::policy::{Demands, Freeze, Needs, Policy};
 use rollout::{Cause, Command, Duration, Ending, Phase, RolloutId, Weight};
 use tokio::sync::oneshot;
 
@@ -31,14 +31,14 @@ fn code(outcome: Result<RolloutId, RequestError>) -> String {
     }
 }
 
-async fn deploy(
-    world: &mut World,
+fn wanted(
+    world: &World,
     image: &str,
     environment: &str,
     author: &str,
     emergency: Option<&str>,
-) -> Result<RolloutId, RequestError> {
-    let deploy = Deploy {
+) -> Deploy {
+    Deploy {
         spec: world.spec.clone(),
         image: image.to_owned(),
         commit: None,
@@ -47,10 +47,38 @@ async fn deploy(
         retry: false,
         emergency: emergency.map(str::to_owned),
         fence: None,
+        change_rules: false,
         origin: None,
         lease: None,
-    };
+    }
+}
+
+async fn ask(world: &mut World, deploy: Deploy) -> Result<RolloutId, RequestError> {
     world.start(deploy).await
+}
+
+async fn deploy(
+    world: &mut World,
+    image: &str,
+    environment: &str,
+    author: &str,
+    emergency: Option<&str>,
+) -> Result<RolloutId, RequestError> {
+    let deploy = wanted(world, image, environment, author, emergency);
+    ask(world, deploy).await
+}
+
+/// An admin's release: of the service in another environment than before, by whatever rules the file has now.
+async fn moved(
+    world: &mut World,
+    image: &str,
+    environment: &str,
+) -> Result<RolloutId, RequestError> {
+    let deploy = Deploy {
+        change_rules: true,
+        ..wanted(world, image, environment, "ada", None)
+    };
+    ask(world, deploy).await
 }
 
 async fn order(
@@ -209,17 +237,14 @@ async fn production_takes_what_staging_promoted_and_somebody_else_approved() {
     world.order(&staged, Command::PromoteFull).await.unwrap();
     world.until_phase("promoted", 2 * MINUTE).await;
     // Another digest is another release, however it is called.
-    let attempt = deploy(&mut world, "web:v3", "production", "ada", None).await;
+    let attempt = moved(&mut world, "web:v3", "production").await;
     assert_eq!(code(attempt), "not_promoted_before");
-    // One service of its own for each environment, as they are in one swarm: here staging stands for both, so stable moves on.
-    let third = deploy(&mut world, "web:v3", "staging", "ada", None)
-        .await
-        .unwrap();
+    // One service of its own for each environment, as they are in one swarm: here one stands for both, so stable moves on, and
+    // an admin moves it.
+    let third = moved(&mut world, "web:v3", "staging").await.unwrap();
     world.order(&third, Command::PromoteFull).await.unwrap();
     world.until_phase("promoted", 2 * MINUTE).await;
-    let id = deploy(&mut world, "web:v2", "production", "ada", None)
-        .await
-        .unwrap();
+    let id = moved(&mut world, "web:v2", "production").await.unwrap();
     world
         .until("awaits approval", MINUTE, |_, rollout| {
             rollout.awaits_approval()
@@ -235,6 +260,10 @@ async fn production_takes_what_staging_promoted_and_somebody_else_approved() {
         code(order(&mut world, &id, Command::PromoteFull, "ada", None).await),
         "four_eyes"
     );
+    // Nor does anybody else arm what one approval would then let go all the way, unjudged.
+    let armed = order(&mut world, &id, Command::PromoteFull, "bob", None).await;
+    let said = armed.unwrap_err().to_string();
+    assert!(said.contains("waits for 1 more approvals first"), "{said}");
     world.crash().await;
     assert_eq!(world.published(), Weight::ZERO);
     order(&mut world, &id, approve("bob"), "bob", None)
@@ -326,4 +355,187 @@ async fn a_lock_keeps_others_out_over_a_crash_until_it_is_given_back_broken_or_o
         ]
     );
     assert!(world.store.verify().await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn a_service_is_released_in_one_environment_and_nobody_passes_its_rules_by_another_name() {
+    let mut world = World::new().await;
+    let demands = Demands {
+        needs: None,
+        approvals: 1,
+    };
+    world.spec.policy.environments = [("production".to_owned(), demands)].into();
+    let refused = async |world: &mut World, image: &str, environment: &str| {
+        let attempt = deploy(world, image, environment, "ada", None).await;
+        match attempt {
+            Err(error @ RequestError::OtherEnvironment { .. }) => error.to_string(),
+            other => panic!("{image} {environment}: {other:?}"),
+        }
+    };
+    let first = deploy(&mut world, "web:v2", "production", "ada", None)
+        .await
+        .unwrap();
+    // While it runs, the same release in another environment is not this one, nor does another take its place.
+    for image in ["web:v2", "web:v3"] {
+        let said = refused(&mut world, image, "dev").await;
+        assert!(
+            said.contains("web is released in \"production\" (web-1)")
+                && said.contains("a service of its own"),
+            "{said}"
+        );
+    }
+    order(&mut world, &first, approve("bob"), "bob", None)
+        .await
+        .unwrap();
+    world.until_phase("promoted", 4 * MINUTE).await;
+    // What is stable already was not released in dev by that.
+    refused(&mut world, "web:v2", "dev").await;
+    refused(&mut world, "web:v3", "dev").await;
+    let said = refused(&mut world, "web:v3", "default").await;
+    assert!(said.contains("give --environment production"), "{said}");
+    world.crash().await;
+    refused(&mut world, "web:v3", "dev").await;
+    // An admin moves it; whoever goes back afterwards stays where it is now.
+    let third = moved(&mut world, "web:v3", "dev").await.unwrap();
+    world.order(&third, Command::PromoteFull).await.unwrap();
+    world.until_phase("promoted", 2 * MINUTE).await;
+    let back = world.undo(Some(1)).await.unwrap();
+    let back = world.store.rollout(&back).await.unwrap().unwrap().rollout;
+    assert_eq!(back.environment, "dev");
+}
+
+#[tokio::test]
+async fn a_service_that_was_released_without_an_environment_gets_one() {
+    let mut world = World::new().await;
+    let first = deploy(&mut world, "web:v2", "default", "ada", None)
+        .await
+        .unwrap();
+    let early = deploy(&mut world, "web:v2", "test", "ada", None).await;
+    assert!(
+        matches!(early, Err(RequestError::OtherEnvironment { .. })),
+        "{early:?}"
+    );
+    world.order(&first, Command::PromoteFull).await.unwrap();
+    world.until_phase("promoted", 2 * MINUTE).await;
+    let again = deploy(&mut world, "web:v2", "test", "ada", None).await;
+    assert!(
+        matches!(again, Err(RequestError::AlreadyStable { .. })),
+        "{again:?}"
+    );
+    let second = deploy(&mut world, "web:v3", "test", "ada", None)
+        .await
+        .unwrap();
+    assert_ne!(first, second);
+}
+
+#[tokio::test]
+async fn a_file_that_asks_for_less_is_held_by_the_last_promoted_release_once_more() {
+    let mut world = World::new().await;
+    let demands = Demands {
+        needs: None,
+        approvals: 1,
+    };
+    world.spec.policy.environments = [("test".to_owned(), demands)].into();
+    world.spec.policy.freeze = vec![freeze(8, 60)];
+    let strict = world.spec.policy.clone();
+    let first = deploy(&mut world, "web:v2", "test", "ada", None)
+        .await
+        .unwrap();
+    order(&mut world, &first, approve("bob"), "bob", None)
+        .await
+        .unwrap();
+    world.until_phase("promoted", 4 * MINUTE).await;
+
+    // Four eyes are still asked for, and a retry asks for them too.
+    world.spec.policy = Policy::default();
+    let second = deploy(&mut world, "web:v3", "test", "ada", None)
+        .await
+        .unwrap();
+    let held = world.rollout().await;
+    assert_eq!(held.admission.approvals_min, 1);
+    assert_eq!(held.spec.policy, strict);
+    assert_eq!(held.admission.own, Some(Policy::default()));
+    let abort = Command::Abort(Cause::Person {
+        by: "bob".to_owned(),
+        reason: None,
+    });
+    order(&mut world, &second, abort, "bob", None)
+        .await
+        .unwrap();
+    world
+        .until("back", MINUTE, |_, rollout| rollout.ending().is_some())
+        .await;
+    world.retry().await.unwrap();
+    assert_eq!(world.rollout().await.admission.approvals_min, 1);
+    let third = world.rollout().await.id;
+
+    // So is the freeze, also once it has begun.
+    while world.clock.now() < crate::world::timestamp("2026-11-20T16:08:10Z") {
+        world.step().await;
+    }
+    assert!(world.rollout().await.is_frozen());
+    let abort = Command::Abort(Cause::Person {
+        by: "bob".to_owned(),
+        reason: None,
+    });
+    order(&mut world, &third, abort, "bob", None).await.unwrap();
+    world
+        .until("back", MINUTE, |_, rollout| rollout.ending().is_some())
+        .await;
+    let attempt = deploy(&mut world, "web:v3", "test", "ada", None).await;
+    assert!(
+        matches!(attempt, Err(RequestError::HeldByRules { ref rollout, .. }) if *rollout == first),
+        "{attempt:?}"
+    );
+    let said = attempt.unwrap_err().to_string();
+    assert!(
+        said.contains("is frozen") && said.contains("web-1"),
+        "{said}"
+    );
+
+    // An admin lets the file count alone; what was promoted by it holds the next.
+    let fourth = moved(&mut world, "web:v3", "test").await.unwrap();
+    world.order(&fourth, Command::PromoteFull).await.unwrap();
+    world.until_phase("promoted", 2 * MINUTE).await;
+    // Going back to a release of stricter rules, or of laxer ones, changes none.
+    world.undo(None).await.unwrap();
+    world
+        .until("promoted", 2 * MINUTE, |_, rollout| {
+            rollout.admission.goes_back && rollout.phase == Phase::Promoted
+        })
+        .await;
+    let fifth = deploy(&mut world, "web:v3", "test", "ada", None)
+        .await
+        .unwrap();
+    let free = world.rollout().await;
+    assert_eq!((free.id, free.admission.approvals_min), (fifth, 0));
+}
+
+#[tokio::test]
+async fn a_release_that_passed_the_old_rules_brings_its_own() {
+    let mut world = World::new().await;
+    let demands = Demands {
+        needs: None,
+        approvals: 1,
+    };
+    world.spec.policy.environments = [("test".to_owned(), demands)].into();
+    for image in ["web:v2", "web:v3"] {
+        let id = deploy(&mut world, image, "test", "ada", None)
+            .await
+            .unwrap();
+        assert_eq!(world.rollout().await.admission.approvals_min, 1, "{image}");
+        order(&mut world, &id, approve("bob"), "bob", None)
+            .await
+            .unwrap();
+        world
+            .until("promoted", 4 * MINUTE, |_, rollout| {
+                rollout.id == id && rollout.phase == Phase::Promoted
+            })
+            .await;
+        world.spec.policy = Policy::default();
+    }
+    deploy(&mut world, "web:v1", "test", "ada", None)
+        .await
+        .unwrap();
+    assert_eq!(world.rollout().await.admission.approvals_min, 0);
 }

@@ -540,6 +540,7 @@ impl World {
             retry,
             emergency: None,
             fence: None,
+            change_rules: false,
             origin: self.origin.clone(),
             lease: self.lease.clone(),
         };

@@ -206,6 +206,48 @@ async fn a_viewer_signs_in_and_has_no_buttons_while_an_operator_has() {
     assert!(controller.stop().await.success());
 }
 
+#[tokio::test]
+async fn somebody_else_approves_on_the_board_and_nobody_promotes_before() {
+    let _turn = turn().await;
+    let scene = Scene::prepare();
+    let tokens = [("author", Role::Operator), ("second", Role::Approver)]
+        .map(|(name, role)| NewToken::random(name, role));
+    let lines: Vec<&str> = tokens.iter().map(|token| token.line.as_str()).collect();
+    let file = scene.path("tokens");
+    fs::write(&file, lines.join("\n")).unwrap();
+    let mut args = scene.serve_args();
+    args.extend(["--tokens".to_owned(), file]);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let controller = Part::start("controller", &friday(), &args, scene.dir()).await;
+    let [author, second] = &tokens;
+    let hand: Token = author.token.parse().unwrap();
+    let client = Client::new(&scene.url(), Some(hand)).unwrap();
+    let rules = "environments: { production: { approvals: 1 } }\n";
+    let mut request = deploy_request(&format!("{SPEC}\n{rules}"), "worker:v2");
+    request.environment = Some("production".to_owned());
+    let id = client.deploy(&request).await.unwrap().id;
+
+    let browser = Browser::start().await;
+    browser.open(&scene.url()).await;
+    let form = "document.querySelector('#sign-in') && !document.querySelector('#sign-in').hidden";
+    browser.until("a token is asked for", PATIENCE, form).await;
+    browser.write("#token", &second.token).await;
+    browser.click("#token-form button").await;
+    let approve = "document.querySelector('[data-action=approve]') !== null";
+    browser.until("it may be approved", PATIENCE, approve).await;
+    let full = "return document.querySelectorAll('[data-action=promote_full]').length;";
+    assert_eq!(browser.run(full).await, 0);
+    browser.click("[data-action=approve]").await;
+    let asked = browser.text("#confirm").await;
+    assert!(asked.contains("One of 1 approvals"), "{asked}");
+    browser.click("#confirm-yes").await;
+    let gone = "document.querySelector('[data-action=approve]') === null";
+    browser.until("it is approved", PATIENCE, gone).await;
+    let approved = client.rollout(&id).await.unwrap().admission.approved_by;
+    assert_eq!(approved, ["second"]);
+    assert!(controller.stop().await.success());
+}
+
 /// What the page shows that nobody can read, reach or hear, as axe-core finds it.
 async fn barriers(browser: &Browser) -> Vec<String> {
     let file = std::env::var("FRIDAY_AXE").unwrap_or_else(|_| {

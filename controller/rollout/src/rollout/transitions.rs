@@ -289,6 +289,8 @@ impl Rollout {
             {
                 phase
             }
+            // It would go all the way, unjudged, as soon as somebody approves its first request alone.
+            (Command::PromoteFull, phase) if self.lacks_approvals() => phase,
             (Command::Resume | Command::Promote, Phase::Paused { at }) => *at,
             (Command::Resume, phase) => phase,
             (Command::Promote, Phase::Analyzing { step, .. } | Phase::Gated { step, .. })

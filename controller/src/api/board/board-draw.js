@@ -25,6 +25,9 @@ const ENDINGS = { promoted: "promoted", rolled_back: "rolled back", aborted: "ab
 export const ending = name => (name ? ENDINGS[name] ?? name : "running");
 export const phaseName = phase => phase.name.replaceAll("_", " ");
 
+/** How many people have yet to approve a rollout's first request. */
+const approvalsMissing = ({ admission }) => Math.max(0, (admission?.approvals_min ?? 0) - (admission?.approved_by?.length ?? 0));
+
 /** A step of the plan on a few characters. */
 export function step(s) {
   if (s.kind === "gate") return `gate: ${s.approvers}`;
@@ -52,21 +55,23 @@ export function actions(view, me, newest) {
   const { name } = view.phase, { service } = view, canary = view.canary.release.image, stable = view.stable.release.image;
   const order = (order, label, will, more = {}) => ({ id: order, label, will, path: `rollouts/${view.id}/orders`, body: { order }, ...more });
   if (view.ending === "promoted") {
-    return newest ? [{ id: "undo", label: "Roll back", danger: true, path: `services/${service}/undo`, body: {}, will: `Every request goes back from ${canary} to the release before it, at once and without analysis.` }] : [];
+    const back = Boolean(view.admission?.goes_back), went = back ? `Requests went back to ${canary} by this already. ` : "";
+    return newest ? [{ id: "undo", label: back ? "Back one more" : "Roll back", danger: true, path: `services/${service}/undo`, body: {}, will: `${went}Every request goes back from ${canary} to the release before it, at once and without analysis.` }] : [];
   }
   if (view.ending) {
     return newest ? [{ id: "retry", label: "Try again", path: `services/${service}/retry`, body: {}, will: `A new rollout of ${canary} starts, from the first step. It was not promoted before: ${view.message}` }] : [];
   }
   if (name === "rolling_back") return [];
-  const list = [];
-  if (name === "gated" && me.may_approve) {
-    list.push(order("approve", "Approve", "The gate opens, and the rollout goes on with its next step.", { main: true }));
-    list.push(order("reject", "Reject", `The gate stays shut: every request goes back to ${stable}, and the canary is removed.`, { danger: true, needs: true }));
+  const list = [], at = name === "paused" ? view.phase.at.name : name, missing = at === "deploying" ? approvalsMissing(view) : 0;
+  if ((name === "gated" || (name === "deploying" && missing)) && me.may_approve) {
+    const will = missing ? `One of ${missing} approvals that are missing before the canary's first request; its author's does not count.` : "The gate opens, and the rollout goes on with its next step.";
+    list.push(order("approve", "Approve", will, { main: true }));
+    list.push(order("reject", "Reject", missing ? `The canary gets no request, and is removed; all go on to ${stable}.` : `The gate stays shut: every request goes back to ${stable}, and the canary is removed.`, { danger: true, needs: true }));
   }
   if (name === "paused") list.push(order("resume", "Resume", "The rollout goes on where it was paused.", { main: true }));
   else if (name !== "promoting") list.push(order("pause", "Pause", `The canary keeps its ${view.weight.set_percent} % and is still judged: it is rolled back if it is worse.`));
   if (["analyzing", "baking", "warm"].includes(name)) list.push(order("promote", "Next step", "The rollout goes on to its next step without further proof."));
-  if (name !== "promoting") list.push(order("promote_full", "Promote fully", `All requests go to ${canary} without further steps and without analysis.`));
+  if (name !== "promoting" && !missing) list.push(order("promote_full", "Promote fully", `All requests go to ${canary} without further steps and without analysis.`));
   list.push(order("abort", "Abort", `Every request goes back to ${stable} at once; then the canary's requests finish, and it is removed.`, { danger: true, needs: true }));
   return list;
 }

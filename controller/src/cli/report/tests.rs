@@ -16,6 +16,7 @@ fn request() -> DeployRequest {
         retry: false,
         emergency: None,
         fence: None,
+        change_rules: false,
         origin: None,
         lease: None,
     }

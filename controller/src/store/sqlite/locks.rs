@@ -57,15 +57,15 @@ impl Sqlite {
 
     pub(super) async fn was_promoted_in(
         &self,
-        service: &ServiceName,
+        service: Option<&ServiceName>,
         environment: &str,
         release: &Release,
     ) -> Result<bool, StoreError> {
         sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM rollouts WHERE service = ? AND ending = ? AND canary = ?
-             AND json_extract(body, '$.environment') = ? AND json_extract(body, '$.canary.digest') = ?)",
+            "SELECT EXISTS (SELECT 1 FROM rollouts WHERE (?1 IS NULL OR service = ?1) AND ending = ?2 AND canary = ?3
+             AND json_extract(body, '$.environment') = ?4 AND json_extract(body, '$.canary.digest') = ?5)",
         )
-        .bind(service.as_str())
+        .bind(service.map(ServiceName::as_str))
         .bind(json(&rollout::Ending::Promoted))
         .bind(release.id.as_str())
         .bind(environment)

@@ -111,6 +111,17 @@ fn the_first_request_waits_for_every_approval() {
         let seen = ordered.on(Event::Observed(ready.clone()), NOW);
         assert_eq!(seen.phase.name(), "deploying");
     }
+    // Nor does one arm what the approvals would then let go all the way, unjudged.
+    for held in [
+        rollout.clone(),
+        rollout.clone().on(Event::Ordered(Command::Pause), NOW),
+    ] {
+        let armed = held.clone().on(Event::Ordered(Command::PromoteFull), NOW);
+        assert_eq!(armed, held);
+    }
+    let approved = ["bob", "carol"].into_iter().fold(rollout.clone(), approve);
+    let armed = approved.on(Event::Ordered(Command::PromoteFull), NOW);
+    assert!(armed.full);
     // Nobody answers: it ends, as at any gate.
     let late = rollout.on(Event::Passed(Duration::from_secs(3_600)), NOW);
     assert_eq!(late.cause(), Some(&Cause::GateUnanswered));

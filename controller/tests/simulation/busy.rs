@@ -72,6 +72,7 @@ fn order(id: RolloutId, command: Command) -> impl FnOnce(Reply) -> Request {
         by: "bob".into(),
         reason: None,
         emergency: None,
+        may_approve: true,
         reply,
     }
 }

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use super::{Reach, Undelivered};
 use crate::client::transport::{Transport, Trust, is_loopback};
 use crate::gitlab::Secret;
-use crate::gitlab::client::{exchange, wait};
+use crate::gitlab::client::{Exchanged, exchange, wait};
 use crate::reconciler::chain;
 use crate::spec::is_address;
 
@@ -206,25 +206,29 @@ impl Post {
                 chain(&error)
             ),
         })?;
-        let status = exchanged.status;
-        let words = format!("{whom} answered {status}");
-        if status.is_success() {
-            Ok(())
-        } else if matches!(
-            status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-        ) {
-            Err(Undelivered {
-                reach: Reach::Everything,
-                after: wait(&exchanged.headers),
-                words,
-            })
-        } else if status == StatusCode::GONE {
-            // 410 is how a receiver of webhooks, and Slack, say that it wants no more.
-            Err(Undelivered::never(words))
-        } else {
-            Err(Undelivered::later(words))
-        }
+        read(whom, &exchanged)
+    }
+}
+
+/// What an answer means. The address is the service's own: what is said there keeps nobody else waiting.
+fn read(whom: &str, exchanged: &Exchanged) -> Result<(), Undelivered> {
+    let status = exchanged.status;
+    let words = format!("{whom} answered {status}");
+    if status.is_success() {
+        Ok(())
+    } else if matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    ) {
+        Err(Undelivered {
+            after: wait(&exchanged.headers),
+            ..Undelivered::later(words)
+        })
+    } else if status == StatusCode::GONE {
+        // 410 is how a receiver of webhooks, and Slack, say that it wants no more.
+        Err(Undelivered::never(words))
+    } else {
+        Err(Undelivered::later(words))
     }
 }
 
@@ -278,6 +282,28 @@ mod tests {
         assert_eq!(read(&absolute).unwrap().reveal(), "one");
         for file in ["../b", "outside", "/etc/passwd", ".", "missing"] {
             assert!(read(file).is_err(), "{file}");
+        }
+    }
+
+    #[test]
+    fn what_a_service_has_told_of_it_keeps_no_other_waiting() {
+        for (status, reach, after) in [
+            (429, Reach::Rollout, Some(3_600)),
+            (503, Reach::Rollout, Some(3_600)),
+            (500, Reach::Rollout, None),
+            (404, Reach::Rollout, None),
+            (410, Reach::Never, None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(http::header::RETRY_AFTER, HeaderValue::from_static("3600"));
+            let exchanged = Exchanged {
+                status: StatusCode::from_u16(status).unwrap(),
+                headers,
+                body: Bytes::new(),
+            };
+            let undelivered = read("the webhook", &exchanged).unwrap_err();
+            let seconds = undelivered.after.map(|after| after.as_secs());
+            assert_eq!((undelivered.reach, seconds), (reach, after), "{status}");
         }
     }
 

@@ -11,7 +11,6 @@ use super::Reconciler;
 use super::lease::LeaseRequest;
 use super::ledger::{Ledger, describe};
 use super::policy::{LockOrder, LockReply, Wanted, grows};
-use super::registry::Resolved;
 use crate::admission::{self, Refused};
 use crate::api::types::alerts::AlertsView;
 use crate::incidents::Alert;
@@ -24,7 +23,7 @@ use crate::store::{Change, NewEvent, Saved, StoreError};
 #[derive(Debug)]
 pub enum Request {
     /// Start a rollout.
-    Deploy(Box<Resolved>, Reply),
+    Deploy(Box<super::Resolved>, Reply),
     /// Move a running one.
     Order {
         /// Which; a name that was resolved before, so that an order never hits a newer one (F32).
@@ -299,8 +298,8 @@ impl Reconciler {
         }
     }
 
-    async fn deploy(&mut self, resolved: Resolved) -> Result<RolloutId, RequestError> {
-        let Resolved {
+    async fn deploy(&mut self, resolved: super::Resolved) -> Result<RolloutId, RequestError> {
+        let super::Resolved {
             deploy,
             canary,
             turn: _turn,

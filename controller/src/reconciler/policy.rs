@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{Reconciler, RequestError};
-use crate::admission::lock::{Slot, is_same_owner};
+use crate::admission::lock::Slot;
 use crate::admission::{self, Asked, Freezes, Frozen, Known, Lock, LockKey};
 use crate::store::{Change, NewEvent, StoreError};
 
@@ -176,7 +176,7 @@ impl Reconciler {
             }
             LockAct::GiveBack { fence, breaks } => {
                 let (slot, lock) = self.locks.give_back(&key, &by, fence, breaks, now)?;
-                let kind = if is_same_owner(&lock.owner, &by) {
+                let kind = if admission::lock::is_same_owner(&lock.owner, &by) {
                     "unlock"
                 } else {
                     "break_lock"

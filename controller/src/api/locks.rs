@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::Api;
 use super::error::ApiError;
 use super::reads::may_read_service;
-use super::rollouts::{author, check_label, check_text, service_name};
+use super::rollouts::{author, check_text, service_name};
 use super::types::Problem;
 use super::types::locks::{LockRequest, LockView, UnlockRequest};
 use crate::admission::lock::Slot;
@@ -48,8 +48,22 @@ async fn ask(api: &Api, order: LockOrder) -> Result<Json<LockView>, ApiError> {
     Ok(Json(view(&key, fence, &lock)))
 }
 
+/// Whether there is such a service: known here, or about to be released for the first time.
+async fn check_service(api: &Api, service: &ServiceName) -> Result<(), ApiError> {
+    let snapshot = api.handle.snapshot.borrow().clone();
+    if snapshot.services.contains_key(service) || api.handle.registry.has(service).await? {
+        return Ok(());
+    }
+    let known: Vec<&str> = snapshot.services.keys().map(ServiceName::as_str).collect();
+    Err(RequestError::UnknownService {
+        name: service.to_string(),
+        known: known.join(", "),
+    }
+    .into())
+}
+
 fn key(service: &str, environment: Option<String>) -> Result<LockKey, ApiError> {
-    check_label("environment", environment.as_deref())?;
+    super::rollouts::check_label("environment", environment.as_deref())?;
     Ok(LockKey {
         service: service_name(service)?,
         environment: environment.unwrap_or_default(),
@@ -68,20 +82,6 @@ fn may(caller: Option<&Extension<Caller>>, rule: Rule, key: &LockKey) -> Result<
         project: None,
     };
     caller.require_for(rule, &target)
-}
-
-/// Whether there is such a service: known here, or about to be released for the first time.
-async fn check_service(api: &Api, service: &ServiceName) -> Result<(), ApiError> {
-    let snapshot = api.handle.snapshot.borrow().clone();
-    if snapshot.services.contains_key(service) || api.handle.registry.has(service).await? {
-        return Ok(());
-    }
-    let known: Vec<&str> = snapshot.services.keys().map(ServiceName::as_str).collect();
-    Err(RequestError::UnknownService {
-        name: service.to_string(),
-        known: known.join(", "),
-    }
-    .into())
 }
 
 /// Whether the caller may read of a lock. One of every environment is read by whoever may read of the service in one.

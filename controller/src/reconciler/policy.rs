@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::ledger::describe;
 use super::{Reconciler, RequestError, back};
-use crate::admission::lock::{Slot, is_same_owner};
+use crate::admission::lock::Slot;
 use crate::admission::{self, Asked, Freezes, Frozen, Known, Lock, LockKey, Refused};
 use crate::store::{Change, NewEvent, Saved, StoreError};
 
@@ -276,7 +276,7 @@ impl Reconciler {
             }
             LockAct::GiveBack { fence, breaks } => {
                 let (slot, lock) = self.locks.give_back(&key, &by, fence, breaks, now)?;
-                let kind = if is_same_owner(&lock.owner, &by) {
+                let kind = if admission::lock::is_same_owner(&lock.owner, &by) {
                     "unlock"
                 } else {
                     "break_lock"

@@ -7,11 +7,11 @@ use rollout::{
 use serde_json::json;
 use tokio::sync::oneshot;
 
+use super::Reconciler;
 use super::back::{self, Standing};
 use super::lease::LeaseRequest;
 use super::ledger::{Ledger, describe};
 use super::policy::{LockOrder, LockReply, Rules, Wanted, check_approver, grows};
-use super::{Reconciler, Resolved};
 use crate::admission::{self, Refused};
 use crate::api::types::alerts::AlertsView;
 use crate::incidents::Alert;
@@ -24,7 +24,7 @@ use crate::store::{Change, NewEvent, Saved, StoreError};
 #[derive(Debug)]
 pub enum Request {
     /// Start a rollout.
-    Deploy(Box<Resolved>, Reply),
+    Deploy(Box<super::Resolved>, Reply),
     /// Move a running one.
     Order {
         /// Which; a name that was resolved before, so that an order never hits a newer one (F32).
@@ -353,8 +353,8 @@ impl Reconciler {
         }
     }
 
-    async fn deploy(&mut self, resolved: Resolved) -> Result<RolloutId, RequestError> {
-        let Resolved {
+    async fn deploy(&mut self, resolved: super::Resolved) -> Result<RolloutId, RequestError> {
+        let super::Resolved {
             deploy,
             canary,
             turn: _turn,

@@ -105,7 +105,7 @@ async fn f32_a_registry_that_hangs_delays_no_verdict_and_no_abort_of_another_ser
                 world.step().await;
                 assert_eq!(world.published(), Weight::ZERO);
             }
-            world.until_phase("rolled_back", MINUTE).await;
+            world.until_phase("rolled_back", 3 * MINUTE).await;
         };
         let back = tokio::time::timeout(NEVER, back).await;
         back.expect("the loop waits for no registry");

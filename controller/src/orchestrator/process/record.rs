@@ -12,6 +12,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rollout::{Release, ServiceName};
 use serde::de::DeserializeOwned;
@@ -128,6 +129,8 @@ pub(super) struct TaskRecord {
 #[derive(Debug)]
 pub(super) struct Records {
     dir: PathBuf,
+    /// Held while an image is written: two services may ask for the same one, and it is written beside its place.
+    writes_image: Mutex<()>,
 }
 
 impl Records {
@@ -143,6 +146,7 @@ impl Records {
         // The full path is the tasks' mark: it must not depend on the folder the controller was started in.
         Ok(Self {
             dir: dir.canonicalize().map_err(failed)?,
+            writes_image: Mutex::default(),
         })
     }
 
@@ -232,6 +236,8 @@ impl Records {
     pub(super) fn save_image(&self, definition: &Definition) -> Result<String, OrchestratorError> {
         let digest = definition.digest();
         let path = self.image_path(&digest).expect("a digest of ours is one");
+        let writes = self.writes_image.lock();
+        let _alone = writes.unwrap_or_else(PoisonError::into_inner);
         write(&path, definition)?;
         keep_newest(&self.dir.join("images"), IMAGES_MAX, |_| true);
         Ok(digest)
@@ -304,4 +310,31 @@ fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&beside, path)?;
     File::open(path.parent().expect("our files are in a folder"))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_may_resolve_one_image_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let definition = Definition {
+            command: vec!["/bin/worker".to_owned(); 100],
+            env: std::collections::BTreeMap::new(),
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        records.save_image(&definition).unwrap();
+                    }
+                });
+            }
+        });
+        let path = records.image_path(&definition.digest()).unwrap();
+        let saved: Definition = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        assert_eq!(saved, definition);
+    }
 }

@@ -23,8 +23,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::tracer::Kind;
 
-/// Longest wait for spans to come.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest wait for spans to come. Generous: whole systems are started meanwhile.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a collector behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -276,7 +276,7 @@ async fn metrics_lead_to_what_was_recorded_for_those_who_ask() {
     let routes = table(1, &[backend.address], json!({}));
     let (proxy, _directory) = traced(&receiver, HARDLY_ANY, &routes).await;
     let client = Client::new();
-    client.get(&proxy.url("/"), &[]).await.unwrap();
+    client.get(&proxy.url("/"), &[UNRECORDED]).await.unwrap();
     client.get(&proxy.url("/"), &[RECORDED]).await.unwrap();
     let span = one_span(&receiver).await;
 

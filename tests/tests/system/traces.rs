@@ -17,7 +17,8 @@ const RATE: &str = "20";
 /// Traces that must be whole.
 const WHOLE_MIN: usize = 20;
 
-/// The three spans of each trace that has them: feed, proxy, work.
+/// The three spans of each trace that has them: feed, proxy, work. Without those of tweets that took several attempts: they have
+/// more, and not all may have come.
 fn whole(spans: &[Received]) -> Vec<[Received; 3]> {
     let mut traces: BTreeMap<&str, Vec<&Received>> = BTreeMap::new();
     for span in spans {
@@ -29,6 +30,8 @@ fn whole(spans: &[Received]) -> Vec<[Received; 3]> {
             found.map(|span| (*span).clone())
         };
         let proxy = format!("POST {SERVICE}");
+        let is_first = |feed: &Received| feed.attribute("pipeline.attempts") == "1";
+        of("feed").filter(is_first)?;
         Some([of("feed")?, of(&proxy)?, of("work")?])
     };
     traces.into_values().filter_map(three).collect()

@@ -105,10 +105,13 @@ fn refuses_what_is_too_long_or_no_link() {
     }
 }
 
+/// A member, and how it is spoilt.
+type Case = (&'static str, fn(&mut Origin));
+
 #[test]
 fn an_address_is_one_word_and_a_commit_is_a_hash() {
     let good = read(&[]).unwrap();
-    let table: [(&str, fn(&mut Origin)); 8] = [
+    let table: [Case; 8] = [
         ("job_url", |origin| {
             origin.job_url = Some("https://x/\n/close\n\n@all\n".into());
         }),

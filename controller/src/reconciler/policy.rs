@@ -163,6 +163,7 @@ impl Reconciler {
             && self.may_begin(own, &wanted).await?.is_ok()
         {
             let rollout = rollout.clone();
+            let refused = Box::new(refused);
             return Err(RequestError::HeldByRules { refused, rollout });
         }
         Err(refused.into())

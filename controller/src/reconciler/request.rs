@@ -276,7 +276,7 @@ pub enum RequestError {
     )]
     HeldByRules {
         /// Why not.
-        refused: Refused,
+        refused: Box<Refused>,
         /// Whose rules.
         rollout: RolloutId,
     },

@@ -72,7 +72,7 @@ async fn tokens_let_in_whom_they_name_and_are_taken_back_while_all_runs() {
     ];
     for (token, words) in [
         (&viewer, "rule \"operate\" takes"),
-        (&edge, "the role of \"edge\" is proxy"),
+        (&edge, "that of \"edge\" is proxy"),
         (&stranger, "is not in the file"),
     ] {
         let refused = command(&scene, token, &deploy).await;

@@ -8,7 +8,8 @@
 //!
 //! `rules` says which role a request takes, `file` how tokens are read and read again. `identities` holds what an identity
 //! provider brings: `directory` says whom it may vouch for, `jws` and `id_token` verify a job's token, `terms` what the job
-//! may do, `people` signs people in. `near` keeps pages of other sites from a controller without accounts. Every [`Refusal`] names its rule, and is in the log.
+//! may do, `people` signs people in, after `away` has let them go to their provider as often as `bucket` has it. `near` keeps
+//! pages of other sites from a controller without accounts. Every [`Refusal`] names its rule, and is in the log.
 
 mod away;
 mod bucket;

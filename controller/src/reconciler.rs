@@ -35,6 +35,7 @@ use crate::store::{Change, Saved, Store, StoreError};
 
 mod back;
 mod commit;
+mod error;
 mod hold;
 mod lease;
 mod ledger;
@@ -45,11 +46,12 @@ mod registry;
 mod request;
 mod service;
 
+pub use error::RequestError;
 pub use lease::LeaseRequest;
 pub use policy::{DEFAULT_ENVIRONMENT, LockAct, LockOrder, LockReply};
 pub use queue::{NotTaken, Requests};
 pub use registry::{Registry, Resolved};
-pub use request::{Deploy, Reply, Request, RequestError};
+pub use request::{Deploy, Reply, Request};
 
 use ledger::Ledger;
 use service::Service;

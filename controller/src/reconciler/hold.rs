@@ -4,8 +4,8 @@ use rollout::{Command, Event, Rollout, RolloutId, ServiceName, Timestamp};
 use serde_json::json;
 
 use super::Reconciler;
+use super::error::RequestError;
 use super::ledger::{Ledger, describe};
-use super::request::RequestError;
 use crate::api::types::alerts::AlertsView;
 use crate::incidents::{AUTHOR, Alert, Hold, INCIDENT_LIVE, Incident, News, may_be_held};
 use crate::store::{Change, NewEvent};

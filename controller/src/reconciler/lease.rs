@@ -3,8 +3,8 @@
 use rollout::{Cause, Command, Duration, Event, RolloutId, Timestamp};
 
 use super::Reconciler;
+use super::error::RequestError;
 use super::ledger::{Ledger, describe};
-use super::request::RequestError;
 use crate::lease::{Due, LEASE, Lease, State, Terms};
 use crate::store::{Change, Saved};
 

@@ -7,8 +7,9 @@ use rollout::{Duration, Release, ServiceName};
 use tokio::sync::{Mutex as Line, OwnedMutexGuard};
 use tokio::time::timeout;
 
+use super::error::RequestError;
 use super::queue::Places;
-use super::request::{Deploy, RequestError};
+use super::request::Deploy;
 use crate::orchestrator::{Orchestrator, OrchestratorError};
 
 /// Releases of one service that may wait for their registry; one more is refused at once.

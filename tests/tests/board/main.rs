@@ -150,12 +150,8 @@ async fn shows_a_weight_within_a_second_lives_on_over_a_restart_and_aborts_once_
     assert_eq!(outcome.failed, 0, "{:?}", outcome.failures);
 }
 
-#[tokio::test]
-async fn a_viewer_signs_in_and_has_no_buttons_while_an_operator_has() {
-    let _turn = turn().await;
-    let scene = Scene::prepare();
-    let tokens = [("eye", Role::Viewer), ("hand", Role::Operator)]
-        .map(|(name, role)| NewToken::random(name, role));
+/// A controller that knows these tokens, and whoever bears one of them.
+async fn start_with(scene: &Scene, tokens: &[NewToken], who: &NewToken) -> (Part, Client) {
     let lines: Vec<&str> = tokens.iter().map(|token| token.line.as_str()).collect();
     let file = scene.path("tokens");
     fs::write(&file, lines.join("\n")).unwrap();
@@ -163,9 +159,26 @@ async fn a_viewer_signs_in_and_has_no_buttons_while_an_operator_has() {
     args.extend(["--tokens".to_owned(), file]);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let controller = Part::start("controller", &friday(), &args, scene.dir()).await;
+    let token: Token = who.token.parse().unwrap();
+    (controller, Client::new(&scene.url(), Some(token)).unwrap())
+}
+
+/// Signs in on a page that asks for a token.
+async fn sign_in(browser: &Browser, token: &NewToken) {
+    let form = "document.querySelector('#sign-in') && !document.querySelector('#sign-in').hidden";
+    browser.until("a token is asked for", PATIENCE, form).await;
+    browser.write("#token", &token.token).await;
+    browser.click("#token-form button").await;
+}
+
+#[tokio::test]
+async fn a_viewer_signs_in_and_has_no_buttons_while_an_operator_has() {
+    let _turn = turn().await;
+    let scene = Scene::prepare();
+    let tokens = [("eye", Role::Viewer), ("hand", Role::Operator)]
+        .map(|(name, role)| NewToken::random(name, role));
     let [viewer, operator] = &tokens;
-    let hand: Token = operator.token.parse().unwrap();
-    let client = Client::new(&scene.url(), Some(hand)).unwrap();
+    let (controller, client) = start_with(&scene, &tokens, operator).await;
     client
         .deploy(&deploy_request(SPEC, "worker:v2"))
         .await
@@ -176,11 +189,7 @@ async fn a_viewer_signs_in_and_has_no_buttons_while_an_operator_has() {
         browser.open(&scene.url()).await;
         browser.run("sessionStorage.clear();").await;
         browser.open(&scene.url()).await;
-        let form =
-            "document.querySelector('#sign-in') && !document.querySelector('#sign-in').hidden";
-        browser.until("a token is asked for", PATIENCE, form).await;
-        browser.write("#token", &token.token).await;
-        browser.click("#token-form button").await;
+        sign_in(&browser, token).await;
         let shown = format!("document.querySelector('#title').innerText.startsWith('{SERVICE}-')");
         browser
             .until("the rollout is shown", PATIENCE, &shown)
@@ -212,16 +221,8 @@ async fn somebody_else_approves_on_the_board_and_nobody_promotes_before() {
     let scene = Scene::prepare();
     let tokens = [("author", Role::Operator), ("second", Role::Approver)]
         .map(|(name, role)| NewToken::random(name, role));
-    let lines: Vec<&str> = tokens.iter().map(|token| token.line.as_str()).collect();
-    let file = scene.path("tokens");
-    fs::write(&file, lines.join("\n")).unwrap();
-    let mut args = scene.serve_args();
-    args.extend(["--tokens".to_owned(), file]);
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let controller = Part::start("controller", &friday(), &args, scene.dir()).await;
     let [author, second] = &tokens;
-    let hand: Token = author.token.parse().unwrap();
-    let client = Client::new(&scene.url(), Some(hand)).unwrap();
+    let (controller, client) = start_with(&scene, &tokens, author).await;
     let rules = "environments: { production: { approvals: 1 } }\n";
     let mut request = deploy_request(&format!("{SPEC}\n{rules}"), "worker:v2");
     request.environment = Some("production".to_owned());
@@ -229,10 +230,7 @@ async fn somebody_else_approves_on_the_board_and_nobody_promotes_before() {
 
     let browser = Browser::start().await;
     browser.open(&scene.url()).await;
-    let form = "document.querySelector('#sign-in') && !document.querySelector('#sign-in').hidden";
-    browser.until("a token is asked for", PATIENCE, form).await;
-    browser.write("#token", &second.token).await;
-    browser.click("#token-form button").await;
+    sign_in(&browser, second).await;
     let approve = "document.querySelector('[data-action=approve]') !== null";
     browser.until("it may be approved", PATIENCE, approve).await;
     let full = "return document.querySelectorAll('[data-action=promote_full]').length;";

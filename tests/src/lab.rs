@@ -271,7 +271,7 @@ impl Lab {
     /// # Panics
     /// It cannot be made.
     pub fn image(&self, name: &str, arguments: &[&str]) {
-        let health = "HEALTHCHECK --interval=200ms --timeout=2s --retries=5 CMD [\"/tiny-service\", \"check\"]\n";
+        let health = "HEALTHCHECK --interval=1s --timeout=2s --retries=3 CMD [\"/tiny-service\", \"check\"]\n";
         self.build(name, arguments, health);
     }
 

@@ -33,6 +33,9 @@ const NEEDED: [(&str, &str); 8] = [
     ("ssh", "openssh-client"),
 ];
 
+/// Lines of an engine's log that a failed test shows.
+const WORDS_SHOWN: usize = 20;
+
 /// How often it is looked, after a [`pause`] each, whether something that was started is there: for ten seconds.
 pub const START_TRIES: u32 = 200;
 
@@ -301,6 +304,32 @@ impl Lab {
         self.nodes().last().copied().unwrap_or(1)
     }
 
+    /// Whether the engine of every node answers.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        let asked = |node| self.try_docker(node, &["node", "ls"], Stdio::null());
+        self.nodes().into_iter().all(|node| asked(node).is_ok())
+    }
+
+    /// Prints what each engine said when it crashed, or else last.
+    pub fn print_words(&self) {
+        for node in self.nodes() {
+            eprintln!("--- node {node}'s engine:\n{}", self.words(node));
+        }
+    }
+
+    fn words(&self, node: u32) -> String {
+        let log = self.dir.path().join(format!("n{node}/log"));
+        let text = fs::read(&log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        let is_crash = |line: &&str| line.starts_with("fatal error:") || line.starts_with("panic:");
+        let last = lines.len().saturating_sub(WORDS_SHOWN);
+        let from = lines.iter().position(is_crash).unwrap_or(last);
+        let shown: Vec<&str> = lines.into_iter().skip(from).take(WORDS_SHOWN).collect();
+        shown.join("\n")
+    }
+
     /// A container that does nothing but stand in the overlay network; the network, as it sees it.
     fn attach(&self) -> File {
         self.image_unchecked("gate:1", &[]);
@@ -397,6 +426,9 @@ fn within<F: Future<Output = ()>>(network: Arc<File>, test: impl FnOnce() -> F +
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.print_words();
+        }
         // The end of its input is the order to end.
         let mut pipes = self.orders.0.lock().unwrap_or_else(PoisonError::into_inner);
         drop(pipes.take());

@@ -12,6 +12,7 @@ use serde_json::Value;
 use system_tests::{Ended, Lab, friday, run};
 use tempfile::TempDir;
 
+use crate::seats::Seats;
 use crate::stage::Stage;
 use crate::world::{LIMIT, World, docker, try_docker};
 
@@ -265,6 +266,7 @@ fn a_service_that_can_have_no_canary_is_refused_and_a_wrong_name_leads_to_the_ri
 
 #[test]
 fn an_engine_that_is_no_manager_or_is_away_is_said_with_its_own_exit_code() {
+    let _seats = Seats::take(1);
     let mut lab = Lab::start(1);
     let desk = Desk::at(&lab.socket(1));
     let runtime = tokio::runtime::Runtime::new().unwrap();

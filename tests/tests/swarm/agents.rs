@@ -8,6 +8,7 @@ use friday::api::types::ArmView;
 use rollout::Ending;
 use system_tests::{Lab, Part, friday};
 
+use crate::seats::Seats;
 use crate::stage::{Stage, get};
 use crate::world::{LIMIT, World};
 
@@ -136,6 +137,7 @@ fn a_leaking_canary_is_rolled_back_by_its_memory_and_users_see_nothing_of_it() {
 
 #[test]
 fn an_engine_that_is_away_is_said_and_seen_again_when_it_is_back() {
+    let _seats = Seats::take(1);
     let mut lab = Lab::start(1);
     lab.image(IMAGE, &["tag", "one"]);
     let world = World::of(lab);

@@ -136,7 +136,7 @@ async fn until_serving(stage: &Stage, stack: &Stack, count: usize, season: &str)
 
 #[test]
 fn every_request_of_a_constant_load_is_answered_once_whatever_is_released_scaled_or_deployed() {
-    let world = World::new();
+    let world = World::with_load(2);
     let lab = world.lab();
     for (image, more) in [
         ("shop:v1", ["tag", "one"]),

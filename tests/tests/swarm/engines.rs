@@ -12,6 +12,7 @@ use friday::orchestrator::{Orchestrator, OrchestratorError};
 use system_tests::{Lab, Part, START_TRIES, friday, pause};
 
 use crate::failures::ends_as_not_ready;
+use crate::seats::Seats;
 use crate::stage::listed;
 use crate::world::{LIMIT, World, service, spec, until};
 
@@ -225,6 +226,7 @@ fn certificates(lab: &Path) {
 
 #[test]
 fn an_engine_over_tcp_is_commanded_with_a_certificate_and_not_without() {
+    let _seats = Seats::take(1);
     let lab = Lab::start_with(1, certificates);
     lab.image(IMAGE, &["tag", "one"]);
     let folder = lab.dir().join("tls");

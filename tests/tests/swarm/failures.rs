@@ -6,6 +6,7 @@ use controller_testing::eventually;
 use rollout::Ending;
 use system_tests::Lab;
 
+use crate::seats::Seats;
 use crate::stage::Stage;
 use crate::world::{LIMIT, World};
 
@@ -81,6 +82,7 @@ fn f37_a_task_that_no_node_takes_is_given_up_at_our_deadline() {
 
 #[test]
 fn an_engine_that_is_away_is_an_error_in_time_and_never_an_empty_list() {
+    let _seats = Seats::take(1);
     let mut lab = Lab::start(1);
     lab.image(controller_testing::contract::IMAGE, &["tag", "one"]);
     let world = World::of(lab);

@@ -19,6 +19,7 @@ mod managers;
 mod own;
 mod owners;
 mod releases;
+mod seats;
 mod stack;
 mod stage;
 mod world;

@@ -12,6 +12,7 @@ use system_tests::{Lab, Orders};
 use tokio::time::{Instant, sleep};
 
 use crate::crowd::{Crowd, Outcome, of_tasks};
+use crate::seats::Seats;
 use crate::stage::{PROXIES, Stage, get};
 use crate::world::{LIMIT, World, docker};
 
@@ -58,12 +59,14 @@ guard: { alpha: 0.01%, latency: { floor: 100ms } }
 
 /// A lab of three managers with a service of three tasks that count, and users behind both proxies.
 struct Scene {
+    seats: Seats,
     world: World,
     counts: PathBuf,
 }
 
 impl Scene {
     fn new() -> Self {
+        let seats = Seats::take(3);
         let lab = Lab::start(3);
         lab.image("worker:v1", &["count", "/counts", "tag", "one"]);
         lab.image("worker:v2", &["count", "/counts", "tag", "two"]);
@@ -79,11 +82,16 @@ impl Scene {
             "--mount",
             &mount,
         ]);
-        Self { world, counts }
+        Self {
+            seats,
+            world,
+            counts,
+        }
     }
 
     /// Runs a test where controller and proxies stand: on the node that neither leads nor dies.
     fn run<F: Future<Output = ()>>(self, test: impl FnOnce(Act) -> F + Send + 'static) {
+        let _seats = self.seats;
         let lab = self.world.into_lab();
         let (orders, socket, counts) = (lab.orders(), lab.socket(lab.home()), self.counts);
         lab.within(move || async move {

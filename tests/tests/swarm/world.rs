@@ -14,29 +14,45 @@ use friday::spec::{ReadOptions, read};
 use rollout::{ServiceName, Spec};
 use system_tests::Lab;
 
+use crate::seats::Seats;
+
 /// How long any one change may take on a busy machine: Swarm gives a task 3 s before it tells it to stop.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// Labs that no test uses now. A lab takes seconds to start; those left here end with this process.
 static LABS: Mutex<Vec<Lab>> = Mutex::new(Vec::new());
 
-/// A lab with images and without services.
+/// A lab with images and without services, and the seats of its engine.
 pub(crate) struct World {
     lab: Option<Lab>,
+    /// Those of a lab of the test's own are the test's.
+    _seats: Option<Seats>,
 }
 
 impl World {
     /// A lab that is free, or a new one.
     pub(crate) fn new() -> Self {
+        Self::with_load(0)
+    }
+
+    /// The same for a test with a load that takes so many seats beside the engine's own.
+    pub(crate) fn with_load(load: u32) -> Self {
+        let seats = Seats::take(1 + load);
         let lab = free().unwrap_or_else(|| Lab::start(1));
         lab.image(IMAGE, &["tag", "one"]);
         lab.image(NEXT_IMAGE, &["tag", "next"]);
-        Self { lab: Some(lab) }
+        Self {
+            lab: Some(lab),
+            _seats: Some(seats),
+        }
     }
 
-    /// A lab of the test's own.
+    /// A lab of the test's own, which has taken seats for it.
     pub(crate) fn of(lab: Lab) -> Self {
-        Self { lab: Some(lab) }
+        Self {
+            lab: Some(lab),
+            _seats: None,
+        }
     }
 
     /// The lab, for no other test.

@@ -108,7 +108,11 @@ impl Wire {
             Poll::Pending
         })
         .await?;
-        answer.map_err(|failed| failure_of(failed, upload))
+        answer.map_err(|failed| {
+            // Whoever waits for an answer is told why there is none; the driver keeps quiet about it then.
+            self.is_lost |= is_nobody_there(failed.error());
+            failure_of(failed, upload)
+        })
     }
 
     /// Whether the deadline has passed; if not, it asks to be woken by then. A timer that still waits for the deadline

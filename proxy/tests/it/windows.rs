@@ -100,10 +100,11 @@ async fn a_body_that_could_be_repeated_waits_as_well() {
 }
 
 #[tokio::test]
-async fn after_a_long_upload_a_connection_breaks_again_when_it_is_dead() {
+async fn after_a_long_upload_a_connection_breaks_again_when_it_is_dead_and_its_endpoint_is_left() {
     let listener = narrow();
     let more = json!({ "timeouts": { "response_ms": RESPONSE_MS } });
     let proxy = Proxy::alone(&table(1, &[listener.local_addr().unwrap()], more)).await;
+    let healthy = async || proxy.metric("friday_proxy_endpoint_healthy", &[]).await;
     // As long as it likes, for all that the proxy knows.
     let mut client = TcpStream::connect(proxy.listen).await.unwrap();
     let upload =
@@ -114,6 +115,7 @@ async fn after_a_long_upload_a_connection_breaks_again_when_it_is_dead() {
     let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
     upstream.write_all(answer.as_bytes()).await.unwrap();
     read_until(&mut client, "\r\n\r\nok").await;
+    assert_eq!(healthy().await, 1.0);
 
     // Nobody is there any more: nobody takes a connection, and what goes by the old one is not received. Its head alone is
     // more than there is room for.
@@ -128,6 +130,7 @@ async fn after_a_long_upload_a_connection_breaks_again_when_it_is_dead() {
         answer.starts_with("HTTP/1.1 502 ") && answer.contains("x-friday-refusal: reset\r\n"),
         "{answer}"
     );
+    assert_eq!(healthy().await, 0.0);
     drop(upstream);
     proxy.stop().await;
 }

@@ -348,6 +348,40 @@ mod tests {
         assert_eq!(receiver.spans().len(), recorded);
     }
 
+    #[tokio::test]
+    async fn a_span_holds_no_long_list_of_other_tracing_systems() {
+        let receiver = Receiver::start(Mood::Well).await;
+        let traces = traces(&receiver, Share::ALL);
+        let tracer = traces.tracer();
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        for (bytes, is_held) in [(3, true), (512, true), (513, false), (6_000, false)] {
+            // Members that can be read, as long as they may be by far.
+            let list = (0..bytes)
+                .map(|at| match at % 250 {
+                    0 => char::from(b'a' + u8::try_from(at / 250).unwrap()),
+                    1 => '=',
+                    249 => ',',
+                    _ => 'x',
+                })
+                .collect::<String>();
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", parent.parse().unwrap());
+            headers.insert("tracestate", list.parse().unwrap());
+            let mut span = tracer.begin(&mut headers, Kind::Server, "x").unwrap();
+            span.set("held", is_held);
+            span.set("list", list.clone());
+            assert_eq!(headers["tracestate"], list, "passed on as it came");
+        }
+        traces.end().await;
+        let spans = receiver.spans();
+        assert_eq!(spans.len(), 4);
+        for span in spans {
+            let is_held = span.attribute("held") == "true";
+            let list = span.attribute("list");
+            assert_eq!(span.state, if is_held { list } else { "" });
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_collector_that_is_no_good_costs_spans_and_no_time() {
         for mood in [Mood::Away, Mood::Refusing, Mood::Silent] {

@@ -48,6 +48,8 @@ pub struct Received {
     pub span: String,
     /// The span that asked for it; empty for the first of a trace.
     pub parent: String,
+    /// What tracing systems added for themselves.
+    pub state: String,
     /// What it is called.
     pub name: String,
     /// What it is.
@@ -211,6 +213,7 @@ fn received(batch: ExportTraceServiceRequest) -> Vec<Received> {
                     .saturating_sub(span.start_time_unix_nano),
                 attributes: texts(&span.attributes),
                 resource: resource.clone(),
+                state: span.trace_state,
                 name: span.name,
             });
         }

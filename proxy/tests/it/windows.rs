@@ -104,33 +104,30 @@ async fn after_a_long_upload_a_connection_breaks_again_when_it_is_dead_and_its_e
     let listener = narrow();
     let more = json!({ "timeouts": { "response_ms": RESPONSE_MS } });
     let proxy = Proxy::alone(&table(1, &[listener.local_addr().unwrap()], more)).await;
-    let healthy = async || proxy.metric("friday_proxy_endpoint_healthy", &[]).await;
-    // As long as it likes, for all that the proxy knows.
     let mut client = TcpStream::connect(proxy.listen).await.unwrap();
-    let upload =
-        "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\nwork\r\n0\r\n\r\n";
-    client.write_all(upload.as_bytes()).await.unwrap();
+    // An upload as long as it likes, for all that the proxy knows; and close behind it, so that it goes by the same
+    // connection, a request whose head alone is more than there is room for.
+    let field = "y".repeat(12 << 10);
+    let requests = format!(
+        "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\nwork\r\n0\r\n\r\n\
+        POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\na: {field}\r\nb: {field}\r\nc: {field}\r\nd: {field}\r\n\r\n"
+    );
+    client.write_all(requests.as_bytes()).await.unwrap();
     let (mut upstream, _) = listener.accept().await.unwrap();
     read_until(&mut upstream, "0\r\n\r\n").await;
+
+    // From here on it is as if nobody was there: no connection is taken, and what goes by the old one is not received.
+    drop(listener);
     let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
     upstream.write_all(answer.as_bytes()).await.unwrap();
     read_until(&mut client, "\r\n\r\nok").await;
-    assert_eq!(healthy().await, 1.0);
-
-    // Nobody is there any more: nobody takes a connection, and what goes by the old one is not received. Its head alone is
-    // more than there is room for.
-    drop(listener);
-    let field = "y".repeat(12 << 10);
-    let head = format!(
-        "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\na: {field}\r\nb: {field}\r\nc: {field}\r\nd: {field}\r\n\r\n"
-    );
-    client.write_all(head.as_bytes()).await.unwrap();
     let answer = read_until(&mut client, "\r\n\r\n").await;
     assert!(
         answer.starts_with("HTTP/1.1 502 ") && answer.contains("x-friday-refusal: reset\r\n"),
         "{answer}"
     );
-    assert_eq!(healthy().await, 0.0);
+    let healthy = proxy.metric("friday_proxy_endpoint_healthy", &[]).await;
+    assert_eq!(healthy, 0.0, "left at once");
     drop(upstream);
     proxy.stop().await;
 }

@@ -17,13 +17,17 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tracing::error;
 
+use crate::headers::{self, HOST_BYTES_MAX};
 use crate::refusal::Refusal;
 
-/// Lines that wait for the disk; about 8 MiB.
+/// Lines that wait for the disk; about 8 MiB, and some 32 if each is as long as it may be.
 const LINES_WAITING_MAX: usize = 16_384;
 
 /// Longest path that is written whole; the rest of a longer one is not needed to find the request.
 pub(crate) const PATH_BYTES_MAX: usize = 1_024;
+
+/// The same of a method and of a request's name: methods are words, and names have some 40 characters.
+const WORD_BYTES_MAX: usize = 128;
 
 /// Where lines go.
 #[derive(Debug)]
@@ -193,25 +197,28 @@ impl End {
     }
 }
 
+/// The beginning of what a client wrote. Also heads that are to be refused have a line, and those may have 64 KiB.
+fn cut(text: &str, bytes_max: usize) -> String {
+    text[..text.floor_char_boundary(bytes_max)].to_owned()
+}
+
 impl Entry {
     fn new(head: &Parts, client: &str) -> Self {
         let authority = head.uri.authority().map(|authority| authority.as_str());
         let header = || head.headers.get(HOST).and_then(|host| host.to_str().ok());
-        let path = head.uri.path();
-        let end = path.floor_char_boundary(PATH_BYTES_MAX);
-        let id = head.headers.get("x-request-id");
+        let host = authority.or_else(header).unwrap_or_default();
         Self {
             time: now(),
             client: client.to_owned(),
-            method: head.method.to_string(),
-            host: authority.or_else(header).unwrap_or_default().to_owned(),
-            path: path[..end].to_owned(),
+            method: cut(head.method.as_str(), WORD_BYTES_MAX),
+            host: cut(host, HOST_BYTES_MAX),
+            path: cut(head.uri.path(), PATH_BYTES_MAX),
             version: match head.version {
                 Version::HTTP_2 => "2",
                 Version::HTTP_10 => "1.0",
                 _ => "1.1",
             },
-            request_id: id.and_then(|id| id.to_str().ok()).map(ToOwned::to_owned),
+            request_id: headers::request_id(&head.headers).map(|id| cut(id, WORD_BYTES_MAX)),
             began: Instant::now(),
             duration_ms: 0.0,
             status: 0,

@@ -19,11 +19,16 @@ use tokio::time::timeout;
 
 use crate::forward::Relay;
 use crate::headers;
+use crate::socket::FullWindow;
 use crate::upstream::Connection;
 
 /// Longest wait for the next part of a body that is collected, so that a silent client does not hold its place for
 /// ever. Three times the longest retransmission of TCP on a bad mobile line, about 10 s.
 const PART_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Longest body that finds room on a machine whose program does not read it: Linux begins with 64 KiB for each connection,
+/// and the head needs some of that.
+const UNREAD_BYTES_MAX: u64 = 32 << 10;
 
 /// What went wrong with a body on the client's side: nothing that an upstream could be blamed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +75,14 @@ impl Outgoing {
                 trailers: trailers.clone(),
             }),
             Self::Stream(_) => None,
+        }
+    }
+
+    /// What is to become of its connection when the upstream's program does not read it.
+    pub(crate) fn full_window(&self) -> FullWindow {
+        match self.size_hint().exact() {
+            Some(bytes) if bytes <= UNREAD_BYTES_MAX => FullWindow::Breaks,
+            Some(_) | None => FullWindow::Borne,
         }
     }
 

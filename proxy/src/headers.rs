@@ -38,7 +38,7 @@ const TRACE_STATE: HeaderName = HeaderName::from_static("tracestate");
 const TARGET_BYTES_MAX: usize = 16 << 10;
 
 /// Longest host with its port. A name has at most 253 bytes (RFC 1035), and looking for `*.…` costs a step a label.
-const HOST_BYTES_MAX: usize = 260;
+pub(crate) const HOST_BYTES_MAX: usize = 260;
 
 /// Fields that `Connection` cannot take away: they say where the body ends, whom the request is for, or who asks, and
 /// no sender means them for one connection only. So a client cannot have removed what a proxy in front of us added.

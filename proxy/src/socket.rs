@@ -44,6 +44,21 @@ const LIFELESS_MAX: Duration = Duration::from_secs(5);
 /// After so long without a word, and then as often, the other side is asked whether it is there.
 const ASKED_EVERY: Duration = Duration::from_secs(1);
 
+/// So often it is asked in vain, where the kernel does not go by [`LIFELESS_MAX`]: the first time after [`ASKED_EVERY`],
+/// and with the wait for the last answer that makes as long.
+const ASKED_MAX: u32 = 4;
+
+/// What becomes of a connection while the other side's machine lives and has no room for more, because its program does
+/// not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FullWindow {
+    /// It breaks after [`LIFELESS_MAX`], as if nobody was there. Whoever sends little never sees it.
+    Breaks,
+    /// It is borne: a program may well stop reading a long upload for longer. Nor is it noticed then for minutes that a
+    /// machine is gone which owes a receipt.
+    Borne,
+}
+
 /// A TCP connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Socket(Arc<Mutex<Inner>>);
@@ -84,22 +99,26 @@ impl Socket {
     /// From here on it breaks, with [`io::ErrorKind::TimedOut`], when the other side's machine shows no sign of life for
     /// [`LIFELESS_MAX`]: by RFC 5482 while it owes a receipt for what was sent, by RFC 9293, 3.8.4 after that.
     pub(crate) fn break_when_lifeless(&self) {
+        self.set_full_window(FullWindow::Breaks);
         let stream = &lock(&self.0).stream;
-        let milliseconds = u32::try_from(LIFELESS_MAX.as_millis()).unwrap_or(u32::MAX);
-        let set = sockopt::set_tcp_user_timeout(stream, milliseconds)
-            .and_then(|()| sockopt::set_tcp_keepidle(stream, ASKED_EVERY))
+        let set = sockopt::set_tcp_keepidle(stream, ASKED_EVERY)
             .and_then(|()| sockopt::set_tcp_keepintvl(stream, ASKED_EVERY))
+            .and_then(|()| sockopt::set_tcp_keepcnt(stream, ASKED_MAX))
             .and_then(|()| sockopt::set_socket_keepalive(stream, true));
         if let Err(error) = set {
             debug!(%error, "a machine that is gone will be noticed later");
         }
     }
 
-    /// Takes back the part of [`Self::break_when_lifeless`] that also counts the time in which a live machine has no room:
-    /// a program may well stop reading a long upload for longer.
-    pub(crate) fn bear_a_full_window(&self) {
-        if let Err(error) = sockopt::set_tcp_user_timeout(&lock(&self.0).stream, 0) {
-            debug!(%error, "an upload may be cut that is not read for a while");
+    /// Says what a full window means from here on: takes back the part of [`Self::break_when_lifeless`] that also counts
+    /// the time in which a live machine has no room, or makes it count again.
+    pub(crate) fn set_full_window(&self, full_window: FullWindow) {
+        let milliseconds = match full_window {
+            FullWindow::Breaks => u32::try_from(LIFELESS_MAX.as_millis()).unwrap_or(u32::MAX),
+            FullWindow::Borne => 0,
+        };
+        if let Err(error) = sockopt::set_tcp_user_timeout(&lock(&self.0).stream, milliseconds) {
+            debug!(%error, ?full_window, "a connection breaks too soon, or too late");
         }
     }
 
@@ -435,6 +454,28 @@ mod tests {
             sent.len(),
             expected.len()
         );
+    }
+
+    #[tokio::test]
+    async fn a_machine_has_as_long_for_a_sign_of_life_whether_or_not_a_full_window_is_borne() {
+        let (ours, _theirs) = pair().await;
+        let user_timeout = || {
+            let milliseconds = sockopt::tcp_user_timeout(&lock(&ours.0).stream).unwrap();
+            Duration::from_millis(milliseconds.into())
+        };
+        ours.break_when_lifeless();
+        assert_eq!(user_timeout(), LIFELESS_MAX);
+        ours.set_full_window(FullWindow::Borne);
+        assert_eq!(user_timeout(), Duration::ZERO);
+        ours.set_full_window(FullWindow::Breaks);
+        assert_eq!(user_timeout(), LIFELESS_MAX);
+        // By these the kernel goes without the other.
+        let stream = &lock(&ours.0).stream;
+        assert!(sockopt::socket_keepalive(stream).unwrap());
+        let first = sockopt::tcp_keepidle(stream).unwrap();
+        let others = sockopt::tcp_keepintvl(stream).unwrap();
+        let times = sockopt::tcp_keepcnt(stream).unwrap();
+        assert_eq!(first + others * times, LIFELESS_MAX);
     }
 
     #[tokio::test]

@@ -31,7 +31,7 @@ use tracing::{debug, info, warn};
 
 use crate::body::{ClientFault, Outgoing, UploadWatch};
 use crate::lock;
-use crate::socket::Socket;
+use crate::socket::{FullWindow, Socket};
 use crate::stream::Stream;
 use crate::tls::Asking;
 pub(crate) use peers::{PeerKey, Peers};
@@ -231,6 +231,7 @@ impl Peer {
             return Box::pin(sent).await;
         }
         let deadline = now + response_wait_max;
+        let full_window = request.body().full_window();
         loop {
             let (mut wire, is_fresh) = match poll_fn(|c| self.poll_idle(worker, now, c)).await {
                 Some(wire) => (wire, false),
@@ -241,9 +242,7 @@ impl Peer {
                     None => return Err(Failure::Connect(request)),
                 },
             };
-            if upload.is_some() {
-                wire.socket.bear_a_full_window();
-            }
+            wire.set_full_window(full_window);
             let answer = wire.exchange(request, deadline, response_wait_max, upload.as_deref());
             match answer.await {
                 Ok(response) => {
@@ -406,6 +405,7 @@ impl Peer {
             is_lost: false,
             is_busy: false,
             socket,
+            full_window: FullWindow::Breaks,
             timer: Box::pin(sleep_until(now)),
             idle_since: now,
         }))
@@ -414,7 +414,7 @@ impl Peer {
     async fn connect_h2(&self, wait_max: Duration) -> Option<http2::SendRequest<Outgoing>> {
         let (socket, stream) = self.connect(wait_max).await?;
         // It has signs of life of its own, and any of its requests may be a long upload.
-        socket.bear_a_full_window();
+        socket.set_full_window(FullWindow::Borne);
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(H2_PING_INTERVAL)

@@ -12,6 +12,8 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use opentelemetry_http::{HttpClient, HttpError, ResponseBodyTooLarge};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use prost::Message;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -22,22 +24,35 @@ pub(crate) const BATCH_MAX: Duration = Duration::from_secs(5);
 /// Longest answer. It says how many spans were refused, and why.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
+/// As much of a collector's reasons is said.
+const WHY_BYTES_MAX: usize = 1_024;
+
 /// The way to a collector, for the SDK's exporter.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Collector {
-    /// What went wrong the last time, in words: the exporter says only that something did.
-    trouble: Arc<Mutex<Option<String>>>,
+    /// What went wrong the last time: the exporter says only that something did, or that all is well.
+    trouble: Arc<Mutex<Option<Trouble>>>,
+}
+
+/// What went wrong with a batch.
+#[derive(Debug)]
+pub(crate) struct Trouble {
+    /// In words.
+    pub(crate) words: String,
+    /// So many of its spans the collector refused, while it took the others; `None` if it took none.
+    pub(crate) refused: Option<usize>,
 }
 
 impl Collector {
     /// What went wrong the last time, if anything did since it was asked.
-    pub(crate) fn take_trouble(&self) -> Option<String> {
+    pub(crate) fn take_trouble(&self) -> Option<Trouble> {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         trouble.take()
     }
 
-    fn note(&self, words: String) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
+    fn note(&self, words: String, refused: Option<usize>) {
+        let trouble = Trouble { words, refused };
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(trouble);
     }
 }
 
@@ -52,9 +67,13 @@ impl HttpClient for Collector {
             }
         });
         match &sent {
-            Ok(answer) if answer.status().is_success() => {}
-            Ok(answer) => self.note(format!("it answered {}", answer.status())),
-            Err(error) => self.note(chain(error.as_ref())),
+            Ok(answer) if answer.status().is_success() => {
+                if let Some((refused, words)) = refused(answer.body()) {
+                    self.note(words, Some(refused));
+                }
+            }
+            Ok(answer) => self.note(format!("it answered {}", answer.status()), None),
+            Err(error) => self.note(chain(error.as_ref()), None),
         }
         sent
     }
@@ -115,6 +134,20 @@ async fn send(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
             exchange.await
         }
     }
+}
+
+/// How many spans of a batch a collector refused with that answer, and why: "partial success" of OTLP
+/// (<https://opentelemetry.io/docs/specs/otlp/#partial-success-1>). They are not to be sent again. An answer that cannot be read
+/// refuses none.
+fn refused(answer: &[u8]) -> Option<(usize, String)> {
+    let answer = ExportTraceServiceResponse::decode(answer).ok()?;
+    let partial = answer.partial_success?;
+    let refused = usize::try_from(partial.rejected_spans).unwrap_or(0);
+    let why = match partial.error_message.as_str() {
+        "" => "and does not say why",
+        why => &why[..why.floor_char_boundary(WHY_BYTES_MAX)],
+    };
+    (refused > 0).then(|| (refused, format!("it refuses some of a batch: {why}")))
 }
 
 /// An error with what caused it, in one line.

@@ -17,7 +17,7 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::args::{Config, Share};
-use crate::collector::{BATCH_MAX, Collector};
+use crate::collector::{BATCH_MAX, Collector, Trouble};
 use crate::tracer::Tracer;
 
 /// Spans that wait for the collector, with those that are on their way. A span of ours takes about 1 KiB, so 8 MiB; at
@@ -162,12 +162,12 @@ impl Waiting {
         false
     }
 
-    /// So many have gone, or are lost.
-    fn leave(&self, spans: usize, lost: Option<&str>) {
+    /// So many have gone; or so many of them are lost, for that reason.
+    fn leave(&self, spans: usize, lost: Option<(usize, &str)>) {
         let left = self.spans.fetch_sub(spans, Ordering::AcqRel) - spans;
         match lost {
-            Some(error) => {
-                self.lost.fetch_add(spans, Ordering::AcqRel);
+            Some((lost, error)) => {
+                self.lost.fetch_add(lost, Ordering::AcqRel);
                 self.say(error);
             }
             // Not while it hardly keeps up: two lines for each batch would help nobody.
@@ -236,11 +236,15 @@ impl SpanExporter for Exporter {
         let spans = batch.len();
         let sent = self.exporter.export(batch).await;
         let trouble = self.collector.take_trouble();
-        match &sent {
-            Ok(()) => self.waiting.leave(spans, None),
-            Err(error) => {
-                let words = trouble.unwrap_or_else(|| error.to_string());
-                self.waiting.leave(spans, Some(&words));
+        match (&sent, trouble) {
+            (Ok(()), None) => self.waiting.leave(spans, None),
+            (Ok(()), Some(Trouble { words, refused })) => {
+                let lost = refused.unwrap_or(0).min(spans);
+                self.waiting.leave(spans, Some((lost, &words)));
+            }
+            (Err(error), trouble) => {
+                let words = trouble.map_or_else(|| error.to_string(), |trouble| trouble.words);
+                self.waiting.leave(spans, Some((spans, &words)));
             }
         }
         sent
@@ -346,6 +350,56 @@ mod tests {
         assert!(recorded < 20, "{recorded} of 1000");
         traces.end().await;
         assert_eq!(receiver.spans().len(), recorded);
+    }
+
+    #[tokio::test]
+    async fn a_span_holds_no_long_list_of_other_tracing_systems() {
+        let receiver = Receiver::start(Mood::Well).await;
+        let traces = traces(&receiver, Share::ALL);
+        let tracer = traces.tracer();
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        for (bytes, is_held) in [(3, true), (512, true), (513, false), (6_000, false)] {
+            // Members that can be read, as long as they may be by far.
+            let list = (0..bytes)
+                .map(|at| match at % 250 {
+                    0 => char::from(b'a' + u8::try_from(at / 250).unwrap()),
+                    1 => '=',
+                    249 => ',',
+                    _ => 'x',
+                })
+                .collect::<String>();
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", parent.parse().unwrap());
+            headers.insert("tracestate", list.parse().unwrap());
+            let mut span = tracer.begin(&mut headers, Kind::Server, "x").unwrap();
+            span.set("held", is_held);
+            span.set("list", list.clone());
+            assert_eq!(headers["tracestate"], list, "passed on as it came");
+        }
+        traces.end().await;
+        let spans = receiver.spans();
+        assert_eq!(spans.len(), 4);
+        for span in spans {
+            let is_held = span.attribute("held") == "true";
+            let list = span.attribute("list");
+            assert_eq!(span.state, if is_held { list } else { "" });
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn spans_that_a_collector_refuses_are_lost_also_if_it_takes_the_others() {
+        let receiver = Receiver::start(Mood::Picky).await;
+        let traces = traces(&receiver, Share::ALL);
+        let tracer = traces.tracer();
+        for name in ["refused", "taken", "refused", "taken", "taken"] {
+            drop(tracer.begin(&mut HeaderMap::new(), Kind::Server, name));
+        }
+        let waiting = Arc::clone(&traces.waiting);
+        traces.end().await;
+        assert_eq!(receiver.spans().len(), 3);
+        assert_eq!(waiting.lost.load(Ordering::Acquire), 2);
+        assert_eq!(waiting.spans.load(Ordering::Acquire), 0);
+        assert!(waiting.is_said.load(Ordering::Acquire));
     }
 
     #[tokio::test(flavor = "multi_thread")]

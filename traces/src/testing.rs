@@ -13,7 +13,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::{span, status};
 use prost::Message;
@@ -31,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub enum Mood {
     /// It takes everything.
     Well,
+    /// It takes everything but spans of the name `refused`, and says so.
+    Picky,
     /// It answers 503.
     Refusing,
     /// It takes requests and says nothing.
@@ -48,6 +52,8 @@ pub struct Received {
     pub span: String,
     /// The span that asked for it; empty for the first of a trace.
     pub parent: String,
+    /// What tracing systems added for themselves.
+    pub state: String,
     /// What it is called.
     pub name: String,
     /// What it is.
@@ -95,7 +101,7 @@ impl Receiver {
         let spans = Arc::<Mutex<Vec<Received>>>::default();
         let serving = match mood {
             Mood::Away => tokio::spawn(async move { drop(listener) }),
-            Mood::Well | Mood::Refusing | Mood::Silent => {
+            Mood::Well | Mood::Picky | Mood::Refusing | Mood::Silent => {
                 tokio::spawn(serve(listener, mood, Arc::clone(&spans)))
             }
         };
@@ -179,7 +185,22 @@ async fn answer(
             let mut all = spans.lock().unwrap_or_else(PoisonError::into_inner);
             all.extend(received(batch));
         }
-        (Mood::Well, _) => *response.status_mut() = StatusCode::BAD_REQUEST,
+        (Mood::Picky, Ok(batch)) if is_for_traces => {
+            let (refused, taken): (Vec<_>, Vec<_>) = received(batch)
+                .into_iter()
+                .partition(|span| span.name == "refused");
+            let mut all = spans.lock().unwrap_or_else(PoisonError::into_inner);
+            all.extend(taken);
+            let partial = ExportTracePartialSuccess {
+                rejected_spans: refused.len() as i64,
+                error_message: "of their name".to_owned(),
+            };
+            let answer = ExportTraceServiceResponse {
+                partial_success: Some(partial).filter(|partial| partial.rejected_spans > 0),
+            };
+            *response.body_mut() = Full::from(answer.encode_to_vec());
+        }
+        (Mood::Well | Mood::Picky, _) => *response.status_mut() = StatusCode::BAD_REQUEST,
         (Mood::Refusing | Mood::Away, _) => {
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         }
@@ -211,6 +232,7 @@ fn received(batch: ExportTraceServiceRequest) -> Vec<Received> {
                     .saturating_sub(span.start_time_unix_nano),
                 attributes: texts(&span.attributes),
                 resource: resource.clone(),
+                state: span.trace_state,
                 name: span.name,
             });
         }

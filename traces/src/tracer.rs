@@ -96,10 +96,16 @@ impl Tracer {
     }
 }
 
-/// What tracing systems added for themselves. A list that cannot be read is left out of the span; it is passed on as it is.
+/// Longest list of what tracing systems added for themselves that a span holds. Whoever passes it on is to pass on so much at
+/// least (W3C Trace Context, "tracestate Limits").
+const STATE_BYTES_MAX: usize = 512;
+
+/// What tracing systems added for themselves. A list that cannot be read, or is longer than [`STATE_BYTES_MAX`], is left out of
+/// the span; it is passed on as it is.
 fn state_of(headers: &HeaderMap) -> TraceState {
     headers
         .get(TRACE_STATE)
+        .filter(|field| field.len() <= STATE_BYTES_MAX)
         .and_then(|field| field.to_str().ok())
         .and_then(|list| TraceState::from_str(list).ok())
         .unwrap_or_default()

@@ -19,7 +19,7 @@ use tracing::debug;
 use super::{Failure, IDLE_CONNECTIONS_MAX, IDLE_MAX, Peer, UPGRADE_WAIT_MAX};
 use crate::body::{ClientFault, Outgoing, UploadWatch};
 use crate::lock;
-use crate::socket::Socket;
+use crate::socket::{FullWindow, Socket};
 use crate::stream::{Stream, Watched};
 
 /// A connection to an endpoint. It moves only while it is driven.
@@ -33,6 +33,8 @@ pub(super) struct Wire {
     /// Whether a request was given to it whose answer was not read to its end.
     pub(super) is_busy: bool,
     pub(super) socket: Socket,
+    /// What the socket was told last.
+    pub(super) full_window: FullWindow,
     /// Set once for many requests: see [`Wire::poll_deadline`].
     pub(super) timer: Pin<Box<Sleep>>,
     pub(super) idle_since: Instant,
@@ -59,6 +61,14 @@ impl Wire {
                 self.is_lost = is_nobody_there(&error);
                 debug!(%error, "a connection to an upstream ended");
             }
+        }
+    }
+
+    /// Tells the socket what the next request needs, if that is something else: mostly it is not.
+    pub(super) fn set_full_window(&mut self, full_window: FullWindow) {
+        if self.full_window != full_window {
+            self.socket.set_full_window(full_window);
+            self.full_window = full_window;
         }
     }
 
@@ -98,7 +108,11 @@ impl Wire {
             Poll::Pending
         })
         .await?;
-        answer.map_err(|failed| failure_of(failed, upload))
+        answer.map_err(|failed| {
+            // Whoever waits for an answer is told why there is none; the driver keeps quiet about it then.
+            self.is_lost |= is_nobody_there(failed.error());
+            failure_of(failed, upload)
+        })
     }
 
     /// Whether the deadline has passed; if not, it asks to be woken by then. A timer that still waits for the deadline
@@ -217,6 +231,8 @@ impl Connection {
         });
         // It ends with the answer that said so; the limit is for one that does not.
         timeout(UPGRADE_WAIT_MAX, over).await.ok()?;
+        // From here on the two sides may let each other wait as long as they like.
+        wire.set_full_window(FullWindow::Borne);
         let parts = wire.driver.take()?.into_parts();
         let stream = Watched::new(parts.io.into_inner(), Arc::default());
         Some(stream.rewound(parts.read_buf))

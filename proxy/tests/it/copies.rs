@@ -196,3 +196,36 @@ async fn every_request_has_a_line_in_the_access_log_without_what_may_be_secret()
         ]
     );
 }
+
+#[tokio::test]
+async fn a_line_in_the_access_log_is_short_whatever_the_client_writes() {
+    let stable = Backend::named("stable").await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("routes.json");
+    let path = directory.path().join("access.log");
+    let routes = table(1, &[stable.address], json!({}));
+    std::fs::write(&file, serde_json::to_vec(&routes).unwrap()).unwrap();
+    let log = (path.clone(), BasisPoints::ALL);
+    let proxy = Proxy::with(Source::File(file), PATIENCE, |config| {
+        config.access_log = Some(log);
+    })
+    .await
+    .unwrap();
+    let long = "x".repeat(15_000);
+    let method = Method::from_bytes(long.as_bytes()).unwrap();
+    let url = proxy.url(&format!("/{long}"));
+    let headers = [("host", &*long), ("x-request-id", &*long)];
+    let answer = Client::new().call(method, &url, &headers, "").await;
+    assert_eq!(answer.unwrap().header("x-friday-refusal"), "bad_host");
+    proxy.stop().await;
+    let line: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (field, bytes) in [
+        ("method", 128),
+        ("host", 260),
+        ("path", 1_024),
+        ("request_id", 128),
+    ] {
+        let text = line[field].as_str().unwrap();
+        assert_eq!(text.len(), bytes, "{field}");
+    }
+}

@@ -25,4 +25,5 @@ mod tables;
 mod takeover;
 mod traces;
 mod transport;
+mod windows;
 mod world;

@@ -159,6 +159,27 @@ async fn what_is_not_recorded_passes_as_it_came_or_is_said_to_be_new() {
 }
 
 #[tokio::test]
+async fn a_span_is_short_whatever_the_client_writes() {
+    let receiver = Receiver::start(Mood::Well).await;
+    let backend = Backend::named("stable").await;
+    let routes = table(1, &[backend.address], json!({}));
+    let (proxy, _directory) = traced(&receiver, HARDLY_ANY, &routes).await;
+    let client = Client::new();
+    let long = "x".repeat(30_000);
+    let url = proxy.url(&format!("/{}", &long[..15_000]));
+    let headers = [RECORDED, ("host", &*long)];
+    let answer = client.get(&url, &headers).await.unwrap();
+    assert_eq!(
+        (answer.status, answer.header("x-friday-refusal")),
+        (StatusCode::BAD_REQUEST, "bad_host")
+    );
+    let span = one_span(&receiver).await;
+    assert_eq!(span.attribute("server.address"), &long[..260]);
+    assert_eq!(span.attribute("url.path").len(), 1_024);
+    proxy.stop().await;
+}
+
+#[tokio::test]
 async fn all_attempts_are_in_one_span() {
     let receiver = Receiver::start(Mood::Well).await;
     let seen = Seen::default();

@@ -10,13 +10,14 @@ use tokio::sync::oneshot;
 
 use super::Api;
 use super::error::ApiError;
-use super::reads::{find_as, find_for, may_read, may_read_service, newest};
+use super::reads::{find_as, find_for, may_read, may_read_service, newest, unknown_service};
 use super::types::{
     DeployRequest, EventView, Order, OrderRequest, Problem, RolloutSummary, RolloutView,
     SPEC_BYTES_MAX, ServiceView, UndoRequest,
 };
 use super::{leases, origins, views};
 use crate::auth::{Caller, Rule, Target};
+use crate::orchestrator::OrchestratorError;
 use crate::reconciler::{DEFAULT_ENVIRONMENT, Deploy, Reply, Request, RequestError};
 use crate::spec::{self, ReadOptions};
 use crate::store::Saved;
@@ -123,10 +124,12 @@ pub(super) async fn require_for(
 /// What a request about a rollout is about. `grows` says whether its release goes further by it.
 fn target(saved: &Saved, grows: bool) -> Target<'_> {
     let rollout = &saved.rollout;
+    // The way back leads to an older commit than that of any job.
+    let is_release = grows && !rollout.admission.goes_back;
     Target {
         service: rollout.service.as_str(),
         environment: &rollout.environment,
-        commit: rollout.canary.commit.as_deref().filter(|_| grows),
+        commit: rollout.canary.commit.as_deref().filter(|_| is_release),
         project: saved.origin.as_ref().map(|origin| origin.project_id),
     }
 }
@@ -302,7 +305,15 @@ pub async fn deploy(
         origin,
         lease: body.lease,
     };
-    let resolved = api.handle.registry.resolve(deploy).await?;
+    let service = deploy.spec.service.clone();
+    let resolved = match api.handle.registry.resolve(deploy).await {
+        Err(RequestError::Orchestrator(OrchestratorError::UnknownService { known, .. })) => {
+            let known = known.iter().filter_map(|name| name.parse().ok());
+            let known: Vec<ServiceName> = known.collect();
+            return Err(unknown_service(caller.as_ref(), &service, &known));
+        }
+        resolved => resolved?,
+    };
     let made = ask(&api, |reply| Request::Deploy(Box::new(resolved), reply)).await?;
     leases::keep_token(&api, &headers, &made.id);
     Ok((StatusCode::CREATED, made))
@@ -330,16 +341,7 @@ pub async fn list(
     if let Some(service) = service.filter(|_| saved.is_empty() && query.before.is_none()) {
         let known = api.handle.snapshot.borrow().clone();
         if !known.services.contains_key(&service) {
-            let known = known.services.keys();
-            let known: Vec<&str> = known
-                .filter(|name| may_read_service(who, name))
-                .map(ServiceName::as_str)
-                .collect();
-            return Err(RequestError::UnknownService {
-                name: service.to_string(),
-                known: known.join(", "),
-            }
-            .into());
+            return Err(unknown_service(who, &service, known.services.keys()));
         }
     }
     Ok(Json(saved.iter().map(views::summary).collect()))
@@ -485,16 +487,21 @@ pub async fn undo(
     Path(name): Path<String>,
     body: Result<Json<UndoRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
-    let Json(UndoRequest { to, by, reason }) = body?;
+    let Json(UndoRequest { to, of, by, reason }) = body?;
     check_words(&by, reason.as_deref())?;
+    if let Some(of) = &of {
+        check_text("of", of)?;
+    }
     let service = service_name(&name)?;
     // Back is never further: no commit is asked for.
     let who = caller.as_ref();
     require_for(&api, who, Rule::Operate, service.as_str(), false).await?;
     let by = author(caller.as_ref(), by);
+    let of = of.as_deref().map(RolloutId::from_text);
     let made = ask(&api, |reply| Request::Undo {
         service,
         to,
+        of,
         by,
         reason,
         reply,

@@ -294,7 +294,10 @@ async fn goes_back_by_abort_or_undo_whatever_fits() {
         (code, posts),
         (
             0,
-            vec![("/api/v1/services/web/undo".into(), json!({ "by": "ann" }))]
+            vec![(
+                "/api/v1/services/web/undo".into(),
+                json!({ "of": "web-3", "by": "ann" })
+            )]
         )
     );
     // A second press of the button: what went back, or goes, is neither undone nor aborted.
@@ -330,7 +333,7 @@ async fn goes_back_by_abort_or_undo_whatever_fits() {
             0,
             vec![(
                 "/api/v1/services/web/undo".into(),
-                json!({ "to": 1, "by": "ann" })
+                json!({ "to": 1, "of": "web-3", "by": "ann" })
             )]
         )
     );
@@ -394,6 +397,20 @@ async fn gives_up_when_its_patience_ends() {
         err.contains("gave up after 1s (--timeout); web-3 goes on without us"),
         "{err}"
     );
+
+    // Also while nobody has answered yet, and however long it would try otherwise.
+    let (_folder, spec) = file(SPEC);
+    let hasty = deploy(&spec, "--wait --timeout 1s --unreachable-timeout 10m");
+    let (code, _, err) = run("http://127.0.0.1:1", &hasty).await;
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("trying again for 1s"), "{err}");
+    assert!(
+        err.contains("gave up after 1s (--timeout) without an answer"),
+        "{err}"
+    );
+    let patient = deploy(&spec, "--wait --timeout 10m --unreachable-timeout 1s");
+    let (code, _, err) = run("http://127.0.0.1:1", &patient).await;
+    assert_eq!(code, 30, "{err}");
 
     let url = controller.url();
     let waiting =

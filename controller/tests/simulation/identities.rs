@@ -9,8 +9,9 @@ use controller_testing::identity::{
 use friday::auth::{Identities, NewToken, Role, Tokens};
 use friday::clock::Clock as _;
 use http_body_util::BodyExt as _;
-use rollout::Duration;
+use rollout::{Command, Duration, RolloutId};
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 use tower::ServiceExt as _;
 
 use crate::api::answer;
@@ -47,6 +48,7 @@ jobs:
     - {{ project: 4711, role: operator, services: [web], environments: [production], refs: [main] }}
     - {{ project: 8888, role: viewer }}
     - {{ project: 9000, role: operator, services: [web], environments: [production] }}
+    - {{ project: 9001, role: operator, services: [nope], environments: [production] }}
 people:
   client: {CLIENT}
   secret_file: {}
@@ -326,6 +328,9 @@ async fn who_is_granted_something_somewhere_reads_of_that_and_of_nothing_else() 
                 "/api/v1/health",
             ];
             assert!(refused.ends_with(&all), "{refused:?}");
+            // So the board asks for none of them.
+            let (_, me) = ask(&world, "GET", "/api/v1/me", &headers, Value::Null).await;
+            assert_eq!(me["may_read_all"], false, "{me}");
             let of_rollouts = refused.len() - all.len();
             let expected = if is_let_in { (0, 3) } else { (5, 0) };
             assert_eq!((of_rollouts, listed), expected, "{environment} {refused:?}");
@@ -340,6 +345,105 @@ async fn who_is_granted_something_somewhere_reads_of_that_and_of_nothing_else() 
             assert!(!words.contains("web"), "{words}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_list_reads_no_rollout_of_services_that_are_not_its_readers() {
+    let (mut world, provider, machine) = guarded().await;
+    let machine = bearer(&machine);
+    let of_machine = [("authorization", machine.as_str())];
+    for image in ["web:v2", "web:v3"] {
+        let mut body = deploy("production", SHA);
+        body["image"] = image.into();
+        let begin = request("POST", "/api/v1/rollouts", &of_machine, &body);
+        let (head, made) = answer(&mut world, begin).await;
+        assert_eq!(head.status, StatusCode::CREATED, "{made}");
+    }
+    // Somebody else's, and such that whoever reads it fails.
+    let url = format!("sqlite://{}", world.file().display());
+    let mut store = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query("INSERT INTO rollouts (id, service, number, ended, canary, body) VALUES ('shop-1', 'shop', 1, 1, 'x', '{}')")
+        .execute(&mut store)
+        .await
+        .unwrap();
+    let job = bearer(&provider.job_token(&claims(json!({}))));
+    let of_job = [("authorization", job.as_str())];
+    let read = async |headers: &[(&str, &str)], query: &str| {
+        let path = format!("/api/v1/rollouts?{query}");
+        let (head, list) = ask(&world, "GET", &path, headers, Value::Null).await;
+        let list = list.as_array().cloned().unwrap_or_default();
+        let ids = list
+            .iter()
+            .map(|one| one["id"].as_str().unwrap().to_owned());
+        (head.status.as_u16(), ids.collect::<Vec<_>>().join(" "))
+    };
+    for (query, expected) in [
+        ("limit=10", (200, "web-2 web-1")),
+        ("limit=1", (200, "web-2")),
+        ("limit=10&before=web-2", (200, "web-1")),
+        ("limit=10&before=shop-1", (200, "web-2 web-1")),
+        ("limit=10&before=shop-2", (404, "")),
+        ("service=web", (200, "web-2 web-1")),
+        ("service=shop", (404, "")),
+    ] {
+        let (status, ids) = read(&of_job, query).await;
+        assert_eq!((status, ids.as_str()), expected, "{query}");
+    }
+    assert_eq!(read(&of_machine, "limit=10").await.0, 503);
+}
+
+#[tokio::test]
+async fn a_refusal_names_no_service_that_is_not_its_readers() {
+    let (world, provider, machine) = guarded().await;
+    let other = json!({ "project_id": "9001", "job_project_id": "9001", "jti": "nope" });
+    let other = bearer(&provider.job_token(&claims(other)));
+    let machine = bearer(&machine);
+    let mut release = deploy("production", SHA);
+    release["spec"] = FRIDAY_YML.replace("service: web", "service: nope").into();
+    let lock = json!({ "by": "ada", "reason": "migration", "environment": "production" });
+    for (method, path, body) in [
+        ("POST", "/api/v1/rollouts", release),
+        ("PUT", "/api/v1/services/nope/lock", lock),
+        ("GET", "/api/v1/rollouts?service=nope", Value::Null),
+    ] {
+        for (token, known) in [(&machine, "known: web"), (&other, "known: none")] {
+            let headers = [("authorization", token.as_str())];
+            let (head, problem) = ask(&world, method, path, &headers, body.clone()).await;
+            assert_eq!(head.status, StatusCode::NOT_FOUND, "{problem}");
+            assert_eq!(problem["code"], "unknown_service");
+            let words = problem["detail"].as_str().unwrap();
+            assert!(words.ends_with(known), "{path} {words}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_way_back_is_no_release_of_the_job_that_lets_it_go_on() {
+    let (mut world, provider, machine) = guarded().await;
+    let machine = bearer(&machine);
+    let of_machine = [("authorization", machine.as_str())];
+    for (image, commit) in [("web:v2", "1".repeat(40)), ("web:v3", SHA.to_owned())] {
+        let mut body = deploy("production", &commit);
+        body["image"] = image.into();
+        let begin = request("POST", "/api/v1/rollouts", &of_machine, &body);
+        let (_, made) = answer(&mut world, begin).await;
+        let id = RolloutId::from_text(made["id"].as_str().unwrap());
+        world.order(&id, Command::PromoteFull).await.unwrap();
+        world.until_phase("promoted", Duration::from_secs(60)).await;
+    }
+    let back = world.undo(None).await.unwrap();
+    world.order(&back, Command::Pause).await.unwrap();
+    let canary = world.rollout().await.canary;
+    assert_eq!(canary.commit, Some("1".repeat(40)));
+    // The job's commit is the one that is left.
+    let job = bearer(&provider.job_token(&claims(json!({}))));
+    let of_job = [("authorization", job.as_str())];
+    let orders = format!("/api/v1/rollouts/{back}/orders");
+    let resume = json!({ "order": "resume", "by": "dana" });
+    let resume = request("POST", &orders, &of_job, &resume);
+    let (head, problem) = answer(&mut world, resume).await;
+    assert_eq!(head.status, StatusCode::OK, "{problem}");
+    world.until_phase("promoted", Duration::from_secs(60)).await;
 }
 
 #[tokio::test]
@@ -484,6 +588,50 @@ async fn many_who_begin_keep_nobody_from_signing_in_nor_the_provider_busy() {
     world.clock.pass(Duration::from_secs(1));
     let (head, _) = ask(&world, "POST", "/auth/device", &[], Value::Null).await;
     assert_eq!(head.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn who_comes_back_in_a_flood_waits_and_loads_the_same_page_again() {
+    let (world, provider, _) = guarded().await;
+    let begin = async || {
+        let (head, _) = ask(&world, "GET", "/auth/login", &[], Value::Null).await;
+        (cookies(&head), location(&head))
+    };
+    let come = async |cookie: &str, path: &str| {
+        let (head, problem) = ask(&world, "GET", path, &[("cookie", cookie)], Value::Null).await;
+        (head.status.as_u16(), problem)
+    };
+    let state = |away: &str| {
+        let url = reqwest::Url::parse(away).unwrap();
+        let mut pairs = url.query_pairs();
+        pairs
+            .find(|(name, _)| name == "state")
+            .unwrap()
+            .1
+            .into_owned()
+    };
+    let (cookie, away) = begin().await;
+    let back = path_of(&provider.agree(&away), BOARD);
+    // Who says no asks the provider nothing, and takes no place.
+    for _ in 0..100 {
+        let (cookie, away) = begin().await;
+        let path = format!("/auth/callback?error=access_denied&state={}", state(&away));
+        let (status, problem) = come(&cookie, &path).await;
+        assert_eq!((status, &problem["code"]), (403, &json!("declined")));
+    }
+    let mut statuses = Vec::new();
+    while statuses.last() != Some(&429) {
+        let (cookie, away) = begin().await;
+        let path = format!("/auth/callback?code=junk&state={}", state(&away));
+        let (status, _) = come(&cookie, &path).await;
+        statuses.push(status);
+    }
+    assert_eq!(statuses.len(), 51);
+    let (status, problem) = come(&cookie, &back).await;
+    assert_eq!(status, 429, "{problem}");
+    world.clock.pass(Duration::from_secs(1));
+    let (status, problem) = come(&cookie, &back).await;
+    assert_eq!(status, 303, "{problem}");
 }
 
 #[tokio::test]

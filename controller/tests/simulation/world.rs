@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -406,6 +406,11 @@ impl World {
         self.clock.elapsed()
     }
 
+    /// Where the store is.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// The HTTP API of this controller.
     pub(crate) fn api(&self) -> axum::Router {
         friday::api::router(friday::api::Api {
@@ -583,9 +588,20 @@ impl World {
     }
 
     pub(crate) async fn undo(&mut self, to: Option<u64>) -> Result<RolloutId, RequestError> {
+        self.undo_of(None, to).await
+    }
+
+    /// An undo by somebody who saw this as the newest rollout.
+    pub(crate) async fn undo_of(
+        &mut self,
+        of: Option<&RolloutId>,
+        to: Option<u64>,
+    ) -> Result<RolloutId, RequestError> {
+        let of = of.cloned();
         self.ask(|reply| Request::Undo {
             service: service(),
             to,
+            of,
             by: "bob".into(),
             reason: None,
             reply,

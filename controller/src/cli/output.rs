@@ -86,7 +86,10 @@ impl Context {
         #[cfg(test)]
         if let Some(heard) = &self.heard {
             let now = tokio::time::Instant::now();
-            heard.lock().unwrap().push((now, text.to_owned()));
+            heard
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .push((now, text.to_owned()));
             return Ok(());
         }
         put(out, text)

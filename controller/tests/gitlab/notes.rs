@@ -46,7 +46,10 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let gitlab = StandIn::start().await.unwrap();
+        Self::on(StandIn::start().await.unwrap()).await
+    }
+
+    async fn on(gitlab: StandIn) -> Self {
         gitlab.records(|records| records.add_merge_request(118, "merged"));
         let folder = tempfile::tempdir().unwrap();
         let secrets = folder.path().join("secrets");
@@ -311,6 +314,66 @@ async fn a_deployment_that_its_job_made_is_left_to_the_job() {
 }
 
 #[tokio::test]
+async fn a_deployment_that_became_its_jobs_after_it_was_ours_is_refused_once_and_left_to_the_job() {
+    let table = [
+        (false, Phase::Promoted, "success", "(1 promoted)"),
+        (
+            true,
+            Phase::RolledBack {
+                cause: Cause::Evidence {
+                    signal: "errors".into(),
+                },
+            },
+            "failed",
+            "(0 promoted)",
+        ),
+    ];
+    for (by_job_token, end, status, promoted) in table {
+        let mut world = World::new().await;
+        let id = RolloutId::from_text("web-1");
+        if by_job_token {
+            world.tokens.keep(&id, JobToken::new(JOB_TOKEN).unwrap());
+        }
+        let start = world.saved(1, DEPLOYING, "{ gitlab: true }");
+        world.moves(None, &start).await;
+        world.until_told().await;
+        let remembered = world.store.told(&id, "deployment").await.unwrap();
+        assert!(remembered.is_some(), "ours is remembered");
+        world
+            .gitlab
+            .records(|records| records.give_deployments_to_their_jobs(PIPELINE));
+        let over = world.saved(1, end, "{ gitlab: true }");
+        world.moves(Some(&start), &over).await;
+        world.until_told().await;
+        let seen = world.gitlab.seen();
+        let puts = seen
+            .iter()
+            .filter(|one| one.method == "PUT" && one.path.contains("/deployments/"));
+        let puts: Vec<_> = puts
+            .map(|one| (one.token, one.body["status"].as_str().unwrap()))
+            .collect();
+        // The project token may do more than a job's: it is tried too, and then nobody is.
+        let as_whom: &[&str] = if by_job_token {
+            &["job", "project"]
+        } else {
+            &["project"]
+        };
+        let expected: Vec<_> = as_whom.iter().map(|token| (*token, status)).collect();
+        assert_eq!(puts, expected);
+        assert_eq!(
+            world.left(),
+            format!(
+                "deployments running; statuses {status}; notes 1 {promoted}; issues ; releases "
+            ),
+            "the record is the job's to move, and all else is told"
+        );
+        let state = world.store.outbox_state().await.unwrap();
+        assert_eq!(state.dead_count, 0, "no error for people: {state:?}");
+        world.end().await;
+    }
+}
+
+#[tokio::test]
 async fn a_job_token_suffices_for_deployments_and_gives_way_when_its_job_ends() {
     let mut world = World::new().await;
     let id = RolloutId::from_text("web-1");
@@ -544,13 +607,25 @@ async fn a_file_outside_the_folder_of_secrets_is_not_sent_anywhere() {
 /// Runs where `FRIDAY_GITLAB_CONTRACT` names the folder of GitLab's API document.
 #[tokio::test]
 async fn contract_every_request_is_one_that_gitlab_documents() {
-    let folder = contract_folder().expect("FRIDAY_GITLAB_CONTRACT names the folder of GitLab's API document; leave this test out with --skip contract_");
-    let mut world = World::new().await;
-    world.gitlab.check(Contract::read(Path::new(&folder)));
+    let mut world = World::on(StandIn::start_checked().await.unwrap()).await;
     world.release(1, ALL_OF_GITLAB, Phase::Promoted).await;
     world.restart().await;
-    world.release(2, ALL_OF_GITLAB, Phase::Promoted).await;
-    assert!(world.gitlab.seen().len() > 30);
+    let back = |cause| Phase::RolledBack { cause };
+    let judged = back(Cause::Evidence {
+        signal: "errors".into(),
+    });
+    let superseded = back(Cause::Superseded {
+        by: RolloutId::from_text("web-4"),
+    });
+    world.release(2, ALL_OF_GITLAB, judged).await;
+    world.release(3, ALL_OF_GITLAB, superseded).await;
+    world.release(4, ALL_OF_GITLAB, Phase::Promoted).await;
+    assert_eq!(
+        world.left(),
+        "deployments success,failed,canceled,success; statuses success; notes 4 (2 promoted); \
+         issues closed,closed,closed,closed; releases web-1,web-4"
+    );
+    assert!(world.gitlab.seen().len() > 50);
     assert_eq!(world.gitlab.mistakes(), Vec::<String>::new());
     world.end().await;
 }

@@ -8,6 +8,7 @@ use rollout::Duration;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdin, Command};
+use tokio::task::JoinHandle;
 
 use crate::controller::Controller;
 use crate::{analyzing, friday, output, promoted};
@@ -24,6 +25,7 @@ struct OnTerminal {
     child: Child,
     keys: ChildStdin,
     shown: Arc<Mutex<Vec<u8>>>,
+    reading: JoinHandle<()>,
 }
 
 impl OnTerminal {
@@ -49,13 +51,18 @@ impl OnTerminal {
         let (keys, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         let shown = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&shown);
-        tokio::spawn(async move {
+        let reading = tokio::spawn(async move {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = stdout.read(&mut buffer).await {
                 seen.lock().unwrap().extend_from_slice(&buffer[..count]);
             }
         });
-        Self { child, keys, shown }
+        Self {
+            child,
+            keys,
+            shown,
+            reading,
+        }
     }
 
     fn shown(&self) -> String {
@@ -77,6 +84,9 @@ impl OnTerminal {
     async fn end(mut self) -> (i32, String) {
         let ended = tokio::time::timeout(SHOWN_MAX, self.child.wait()).await;
         let code = ended.unwrap().unwrap().code().unwrap();
+        // What it said last is still to be read then.
+        let read = tokio::time::timeout(SHOWN_MAX, &mut self.reading).await;
+        read.unwrap().unwrap();
         (code, self.shown())
     }
 }

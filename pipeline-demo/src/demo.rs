@@ -39,6 +39,9 @@ use crate::worker::Fault;
 /// The service that is released.
 const SERVICE: &str = "tweets-worker";
 
+/// Where it is released: a label of the metrics of every part that has it.
+const ENVIRONMENT: &str = "demo";
+
 /// The port of `friday`'s own default address.
 const DEFAULT_PORT: u16 = 7070;
 
@@ -209,7 +212,7 @@ impl Demo {
         let file = self.dir.join("friday.yml");
         eprintln!("releases:   {}", scenario::images().join(", "));
         eprintln!(
-            "try:        cargo friday {url}deploy -f {} --image worker:errors --environment demo",
+            "try:        cargo friday {url}deploy -f {} --image worker:errors --environment {ENVIRONMENT}",
             file.display()
         );
         eprintln!("            cargo friday {url}get {SERVICE} -w");
@@ -365,7 +368,7 @@ impl Demo {
             spec_name: "friday.yml".to_owned(),
             image: scenario::image(scenario),
             commit: None,
-            environment: Some("demo".to_owned()),
+            environment: Some(ENVIRONMENT.to_owned()),
             plan: None,
             author: "demo".to_owned(),
             retry: false,

@@ -207,6 +207,11 @@ async fn answer(
                 json!({ "service": "web", "stable": view["stable"], "rollout": summary(&view) });
             Json(json!([service])).into_response()
         }
+        ("GET", "/api/v1/me") => {
+            let me =
+                json!({ "name": "ann", "role": null, "may_operate": true, "may_approve": false });
+            Json(me).into_response()
+        }
         ("GET", path) if path.ends_with("/events") => Json(json!([])).into_response(),
         _ => Json(state.look()).into_response(),
     }

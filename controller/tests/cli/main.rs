@@ -9,6 +9,7 @@
 mod controller;
 mod doctor;
 mod jobs;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};

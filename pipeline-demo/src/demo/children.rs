@@ -89,6 +89,7 @@ impl Children {
             .arg("--addresses-file")
             .arg(&addresses_file)
             .env(DEMO_CHILD, "1")
+            .env("FRIDAY_ENVIRONMENT", super::ENVIRONMENT)
             .stdin(Stdio::null())
             .stdout(create(&out)?)
             .stderr(create(&log)?)

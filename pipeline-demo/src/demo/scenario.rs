@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::ValueEnum as _;
 use serde_json::json;
 
-use super::SERVICE;
+use super::{ENVIRONMENT, SERVICE};
 use crate::worker::Fault;
 
 /// The word of a scenario, as it stands on command lines and in records.
@@ -49,7 +49,7 @@ pub(super) fn write_files(
         let (fault, mut command) = (word(fault), vec![program.as_str(), "work", "--fault"]);
         command.push(&fault);
         command.extend(traces.iter().map(String::as_str));
-        json!({ "command": command, "env": { "WORKER_VERSION": release } })
+        json!({ "command": command, "env": { "WORKER_VERSION": release, "FRIDAY_ENVIRONMENT": ENVIRONMENT } })
     };
     let mut images = serde_json::Map::new();
     images.insert(

@@ -17,6 +17,7 @@ use system_tests::{
 };
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 
 use crate::monitoring::Alertmanager;
 
@@ -31,6 +32,12 @@ const TWEETS: u32 = 20_000;
 
 /// Every so many lines one is no tweet.
 const MALFORMED_EVERY: u32 = 50;
+
+/// Where its releases go.
+pub(crate) const ENVIRONMENT: &str = "demo";
+
+/// Between two requests of one user: with two of them about as many as [`RATE`], of which the canary should have its share.
+const USER_EVERY: Duration = Duration::from_millis(5);
 
 /// How often Prometheus is told which tasks there are. It takes notice every 5 s.
 const TELL_EVERY: Duration = Duration::from_millis(500);
@@ -160,8 +167,16 @@ impl Demo {
         })
     }
 
+    /// The nodes that the tasks of the service are on.
+    pub(crate) async fn nodes(&self) -> Vec<String> {
+        let view = self.get(&format!("{}/api/v1/services", self.url)).await;
+        let tasks = view[0]["stable"]["tasks"].as_array().unwrap();
+        let nodes = tasks.iter().map(|task| task["node"].as_str().unwrap());
+        nodes.map(str::to_owned).collect()
+    }
+
     /// An agent without an engine: it says what the machine uses, and that the engine is away.
-    pub(crate) async fn start_agent(&self) -> Part {
+    pub(crate) async fn start_agent(&self, node: &str) -> Part {
         let engine = format!("unix://{}", self.dir().join("no-engine.sock").display());
         let args = [
             "agent",
@@ -172,19 +187,44 @@ impl Demo {
             "--listen",
             "127.0.0.1:0",
             "--name",
-            "n1",
+            node,
         ];
-        Part::start("agent", &friday(), &args, self.dir()).await
+        let name = format!("agent of {node}");
+        Part::start(&name, &friday(), &args, self.dir()).await
     }
 
-    pub(crate) fn tell_of_agent(&self, agent: &Part) {
-        let address = agent.address("listen").to_string();
-        write_targets(self.dir(), "agents", &json!([address]));
+    pub(crate) fn tell_of_agents(&self, agents: &[&Part]) {
+        let addresses = agents
+            .iter()
+            .map(|agent| agent.address("listen").to_string());
+        let addresses: Vec<String> = addresses.collect();
+        write_targets(self.dir(), "agents", &json!(addresses));
+    }
+
+    /// A user who stays with one release and sends about as much as all others together, by two connections, until it is aborted.
+    pub(crate) fn keep_sending_as_one_user(&self) -> JoinHandle<()> {
+        let url = format!("http://{}/", address(self.dir(), "proxy", "listen"));
+        let http = self.http.clone();
+        let send = async move || {
+            let mut due = tokio::time::interval(USER_EVERY);
+            due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                due.tick().await;
+                // What is answered is not looked at: it is counted where it was routed.
+                drop(http.get(&url).header("x-user", "ann").send().await);
+            }
+        };
+        tokio::spawn(async move { tokio::join!(send(), send()).0 })
     }
 
     pub(crate) async fn deploy(&self, image: &str) -> String {
-        let mut request = deploy_request(SPEC, image);
-        request.environment = Some("demo".to_owned());
+        self.deploy_by(SPEC, image).await
+    }
+
+    /// The same by another file.
+    pub(crate) async fn deploy_by(&self, spec: &str, image: &str) -> String {
+        let mut request = deploy_request(spec, image);
+        request.environment = Some(ENVIRONMENT.to_owned());
         let view = self.client.deploy(&request).await;
         view.unwrap_or_else(|error| panic!("{image} is refused: {error:?}"))
             .id
@@ -230,14 +270,14 @@ impl Demo {
         .await
     }
 
-    /// Stops the proxy where it is.
-    pub(crate) fn freeze_proxy(&self) -> Frozen {
+    /// Stops a part where it is: `proxy` or `serve`, as its command line begins.
+    pub(crate) fn freeze(&self, part: &str) -> Frozen {
         let running = running_of(self.dir());
-        let proxy = running
+        let found = running
             .iter()
-            .find(|process| process.command.contains(" proxy --listen "));
-        let proxy = proxy.unwrap_or_else(|| panic!("no proxy among {running:#?}"));
-        let pid = Pid::from_raw(i32::try_from(proxy.pid).unwrap());
+            .find(|process| process.command.contains(&format!(" {part} --listen ")));
+        let found = found.unwrap_or_else(|| panic!("no {part} among {running:#?}"));
+        let pid = Pid::from_raw(i32::try_from(found.pid).unwrap());
         kill(pid, Signal::SIGSTOP).unwrap();
         Frozen(pid)
     }

@@ -1,11 +1,13 @@
-//! What people look at, asked of a real Prometheus that scraped real releases: every query of every board and rule has data, an
-//! alert fires where its cause is, exemplars lead to traces, and an alert that asks for it holds a rollout by way of a real Alertmanager.
+//! What people look at, asked of a real Prometheus that scraped real releases: every query of every board and rule has data for a
+//! person who chose a service, an environment, releases and nodes; alerts fire where their causes are; exemplars lead to traces; and
+//! an alert that asks for it holds a rollout by way of a real Alertmanager.
 
 #![expect(
     clippy::unwrap_used,
     reason = "a test says what went wrong by failing there"
 )]
 
+mod alerts;
 mod boards;
 mod demo;
 mod monitoring;
@@ -13,13 +15,13 @@ mod monitoring;
 use std::process::Command;
 use std::time::Duration;
 
-use boards::Question;
+use boards::{Choice, Question};
 use controller_testing::eventually;
-use demo::Demo;
+use demo::{Demo, ENVIRONMENT};
 use friday_traces::testing::{Mood, Receiver};
 use monitoring::{Alertmanager, Prometheus, Seen};
 use rollout::{Ending, Phase};
-use system_tests::PATIENCE;
+use system_tests::{PATIENCE, SERVICE, SPEC};
 
 /// Longest wait for a release of three short steps.
 const RELEASE_MAX: Duration = Duration::from_secs(90);
@@ -27,8 +29,8 @@ const RELEASE_MAX: Duration = Duration::from_secs(90);
 /// Longest wait for the last query: recording rules of a week are looked at every 30 s, and rates look back over 20 s.
 const DATA_MAX: Duration = Duration::from_secs(60);
 
-/// Longest wait for an alert about silence: 15 s of it, and some scrapes.
-const ALERT_MAX: Duration = Duration::from_secs(45);
+/// Longest wait for an alert: 30 s of silence are the longest that one takes, and some scrapes.
+const ALERT_MAX: Duration = Duration::from_secs(60);
 
 /// Whether it is an alert's: while all is well it has nothing, and that is right. That each fires where its cause is, promtool's
 /// tests show, and this one for some.
@@ -44,13 +46,17 @@ async fn every_query_has_data_and_alerts_fire_and_hold() {
     let prometheus =
         Prometheus::start(demo.dir(), &demo.targets(&alertmanager), alertmanager.url()).await;
     let scraping = demo.keep_telling_tasks();
-    let agent = demo.start_agent().await;
-    demo.tell_of_agent(&agent);
+    let nodes = demo.nodes().await;
+    let agent = demo.start_agent(&nodes[0]).await;
+    let lost = demo.start_agent("lost").await;
+    demo.tell_of_agents(&[&agent, &lost]);
     let from = prometheus.now();
 
     // A bad release, a good one that an incident holds on its way.
     let bad = demo.release("worker:errors", RELEASE_MAX, None).await;
     assert_eq!(bad.ending, Some(Ending::RolledBack), "{}", bad.message);
+    // Whose silence is long enough when the rest is over.
+    drop(lost);
     let id = demo.deploy("worker:good").await;
     demo.until(&id, "it is judged", |view| {
         matches!(view.phase, Phase::Analyzing { .. })
@@ -77,6 +83,8 @@ async fn every_query_has_data_and_alerts_fire_and_hold() {
             r#"friday_incident_open{alert="TestIncident",service="tweets-worker"}"#,
         )
         .await;
+    let waits = "FridayRolloutWaitsForPerson";
+    prometheus.fires(waits, ALERT_MAX, from).await;
     alertmanager
         .fire("TestIncident", "tweets-worker", false)
         .await;
@@ -84,7 +92,9 @@ async fn every_query_has_data_and_alerts_fire_and_hold() {
     assert_eq!(good.ending, Some(Ending::Promoted), "{}", good.message);
 
     // Every query, until each has had data.
-    let mut open: Vec<Question> = boards::questions();
+    let choice = choose(&prometheus, from).await;
+    println!("chosen: {choice:?}");
+    let mut open: Vec<Question> = boards::questions(&choice);
     let total = open.len();
     assert!(total > 120, "these cannot be all: {total}");
     let mut table: Vec<(Question, Seen)> = Vec::new();
@@ -142,26 +152,72 @@ async fn every_query_has_data_and_alerts_fire_and_hold() {
     };
     drop(eventually(what, PATIENCE, look, leads).await);
 
-    // What the bad release set off.
-    for alert in ["FridayCanaryWorse", "FridayRolledBack"] {
-        let query = format!(r#"ALERTS{{alertname="{alert}",alertstate="firing"}}"#);
-        let seen = prometheus.range(&query, from).await.unwrap();
-        assert!(seen.series > 0, "{alert} did not fire");
+    // A user who sends as much as all others, and stays with one release: no share of requests is as the weight says then.
+    let user = demo.keep_sending_as_one_user();
+    let id = demo
+        .deploy_by(&spec_for_users_who_stay(), "worker:v1")
+        .await;
+    for alert in ["FridaySplitMismatch", "FridayRolloutStuck"] {
+        prometheus.fires(alert, ALERT_MAX, from).await;
     }
-    // A proxy that says nothing any more.
-    let frozen = demo.freeze_proxy();
+    demo.until(&id, "it is held for that", |view| {
+        view.message.contains("not split")
+    })
+    .await;
+    user.abort();
+    // A proxy that says nothing any more, and lets no request through.
+    let frozen = demo.freeze("proxy");
     let fired = r#"ALERTS{alertname="FridayProxySilent",alertstate="firing",proxy="demo"}"#;
     prometheus
         .until("FridayProxySilent fires", ALERT_MAX, fired)
+        .await;
+    prometheus
+        .fires("PipelineLagGrowing", ALERT_MAX, from)
         .await;
     drop(frozen);
     let told = async || alertmanager.alerts().await;
     let is_there = |alerts: &String| alerts.contains("FridayProxySilent");
     eventually("the Alertmanager is told of it", PATIENCE, told, is_there).await;
+    // The controller.
+    let frozen = demo.freeze("serve");
+    for (alert, cause) in alerts::CAUSED {
+        prometheus.fires(alert, ALERT_MAX, from).await;
+        println!("{alert} fired: {cause}");
+    }
+    drop(frozen);
 
     scraping.abort();
     drop(agent);
     demo.end().await;
+}
+
+/// What a person chooses who looks at these releases: the service and its environment, and all the releases and nodes that the
+/// boards offer then. Nothing is left at "All", which would hide that a metric lacks the label.
+async fn choose(prometheus: &Prometheus, from: f64) -> Choice {
+    let mut choice = Choice::new();
+    for variable in boards::variables() {
+        let metric = boards::replaced(&variable.metric, &choice);
+        let name = variable.name.as_str();
+        let offered = prometheus.values(name, &metric, from).await;
+        let wanted = match name {
+            "environment" => vec![ENVIRONMENT.to_owned()],
+            "service" => vec![SERVICE.to_owned()],
+            "release" | "node" => offered.clone(),
+            other => panic!("which {other} would a person choose?"),
+        };
+        assert!(
+            !wanted.is_empty() && wanted.iter().all(|value| offered.contains(value)),
+            "{name}: {wanted:?} of {offered:?}"
+        );
+        choice.insert(variable.name, wanted);
+    }
+    choice
+}
+
+/// Users stay with their release, and the split is looked at all the same.
+fn spec_for_users_who_stay() -> String {
+    let spec = SPEC.replace("sticky: none", "sticky: { by: header, name: x-user }");
+    spec.replace("guard: {", "guard: { ratio_check: true,")
 }
 
 #[test]

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::alerts::write_sooner;
 use crate::boards::repository;
 use crate::demo::targets_file;
 
@@ -80,15 +81,18 @@ pub(crate) struct Prometheus {
 }
 
 impl Prometheus {
-    /// Scrapes these once a second, evaluates the rules of the repository as often, and tells that Alertmanager of alerts.
+    /// Scrapes these once a second, evaluates the rules of the repository as often, and tells that Alertmanager of alerts. Some
+    /// alerts fire sooner than for people.
     pub(crate) async fn start(dir: &Path, targets: &[(&str, String)], alertmanager: &str) -> Self {
         let rules = repository().join("grafana/rules");
+        let alerts = write_sooner(dir);
         let mut text = format!(
             "global: {{ scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s }}\n\
-             rule_files: ['{0}/recording.yml', '{0}/alerts.yml']\n\
-             alerting: {{ alertmanagers: [ {{ static_configs: [ {{ targets: ['{1}'] }} ] }} ] }}\n\
+             rule_files: ['{}/recording.yml', '{}']\n\
+             alerting: {{ alertmanagers: [ {{ static_configs: [ {{ targets: ['{}'] }} ] }} ] }}\n\
              scrape_configs:\n",
             rules.display(),
+            alerts.display(),
             alertmanager.trim_start_matches("http://"),
         );
         for (job, target) in targets {
@@ -191,6 +195,30 @@ impl Prometheus {
             series.flat_map(|series| series["exemplars"].as_array().into_iter().flatten());
         let traces = exemplars.filter_map(|exemplar| exemplar["labels"]["trace_id"].as_str());
         Ok(traces.map(str::to_owned).collect())
+    }
+
+    /// The values that a label of these series has had since `from`, as Grafana asks for a variable's.
+    pub(crate) async fn values(&self, label: &str, selector: &str, from: f64) -> Vec<String> {
+        let query = [
+            ("match[]", selector.to_owned()),
+            ("start", from.to_string()),
+            ("end", self.now().to_string()),
+        ];
+        let data = self.ask(&format!("label/{label}/values"), &query).await;
+        let data = data.unwrap_or_else(|error| panic!("{label} of {selector}: {error}"));
+        let values = data.as_array().into_iter().flatten();
+        values
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Waits until an alert has fired since `from`; it may be over.
+    pub(crate) async fn fires(&self, alert: &str, limit: Duration, from: f64) {
+        let query = format!(r#"ALERTS{{alertname="{alert}",alertstate="firing"}}"#);
+        let look = async || self.range(&query, from).await;
+        let fired = |seen: &Result<Seen, String>| seen.as_ref().is_ok_and(|seen| seen.series > 0);
+        drop(eventually(&format!("{alert} fires"), limit, look, fired).await);
     }
 
     /// Waits until a query has something now.

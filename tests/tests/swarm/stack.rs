@@ -277,10 +277,11 @@ impl OwnSwarm {
         );
     }
 
-    /// Every part is a target of Prometheus, and answers it.
+    /// Every part is a target of Prometheus, answers it, and says where it is; the controller knows the environment of each service.
     fn everything_is_scraped(&self) {
         let prometheus = self.container("friday_prometheus");
-        let url = "http://127.0.0.1:9090/api/v1/query?query=min%20by%20(job)%20(up)";
+        // min by (job) (up{environment="default",node!=""} or up{job="friday_controller",node!=""})
+        let url = "http://127.0.0.1:9090/api/v1/query?query=min%20by%20(job)%20(up%7Benvironment=%22default%22,node!=%22%22%7D%20or%20up%7Bjob=%22friday_controller%22,node!=%22%22%7D)";
         let query = ["exec", &prometheus, "wget", "-q", "-O", "-", url];
         let mut seen = Vec::new();
         for _ in 0..START_TRIES {

@@ -36,6 +36,10 @@ run "plans_the_whole_stack_and_the_released_service_apart" {
     error_message = "users call every node; the board is not published unless it is asked for"
   }
   assert {
+    condition     = output.grafana == "http://10.0.0.11:3000"
+    error_message = "Grafana is on the node with the data"
+  }
+  assert {
     condition     = !can(jsondecode(local.stack).services.controller.ports)
     error_message = "the controller is in the swarm's network alone"
   }
@@ -65,6 +69,10 @@ run "leaves_parts_out_with_what_only_they_use" {
   assert {
     condition     = jsondecode(local.stack).services.controller.ports[0].published == 7443 && output.board == "https://10.0.0.11:7443"
     error_message = "the board is published where it is said to be"
+  }
+  assert {
+    condition     = output.grafana == null
+    error_message = "a Grafana that was left out has no address"
   }
   assert {
     condition     = local.environment.FRIDAY_IMAGE == "registry.example.org/friday:1" && !can(local.environment.WORKER_IMAGE) && local.environment.FRIDAY_PORT == "80"

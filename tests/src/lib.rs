@@ -5,6 +5,7 @@
 
 mod broker;
 mod browser;
+pub mod images;
 mod lab;
 mod load;
 mod machine;
@@ -15,6 +16,7 @@ mod programs;
 mod rootfs;
 mod scene;
 mod ssh;
+pub mod stack;
 mod stream;
 
 pub use broker::{Broker, TANSU_VERSION, tansu};
@@ -25,7 +27,6 @@ pub use machine::{Running, is_alive, listening, running_of};
 pub use part::{Ended, Part, run};
 pub use postgres::{Server as Postgres, find as postgres_program};
 pub use programs::{friday, pipeline_demo, proxy, tiny_service};
-pub use rootfs::{add_file, add_folder, add_program};
 pub use scene::{PATIENCE, SERVICE, SPEC, Scene, deploy_request, end_tasks, place};
 pub use ssh::SshDaemons;
 pub use stream::TweetStream;

@@ -8,7 +8,7 @@ use std::process::Command;
 ///
 /// # Panics
 /// Something of it cannot be read, or the folder not be written to.
-pub fn add_program(root: &Path, program: &Path, to: &str) {
+pub(crate) fn add_program(root: &Path, program: &Path, to: &str) {
     let linked = Command::new("ldd")
         .arg(program)
         .output()
@@ -27,7 +27,7 @@ pub fn add_program(root: &Path, program: &Path, to: &str) {
 ///
 /// # Panics
 /// It cannot be read, or the folder not be written to.
-pub fn add_file(root: &Path, file: &Path, to: &str) {
+pub(crate) fn add_file(root: &Path, file: &Path, to: &str) {
     let to = root.join(to.trim_start_matches('/'));
     let folder = to.parent().expect("a file is in a folder");
     fs::create_dir_all(folder).expect("a folder of ours can be written to");
@@ -38,7 +38,7 @@ pub fn add_file(root: &Path, file: &Path, to: &str) {
 ///
 /// # Panics
 /// As [`add_program`].
-pub fn add_folder(root: &Path, folder: &Path, to: &str, left_out: &[&str]) {
+pub(crate) fn add_folder(root: &Path, folder: &Path, to: &str, left_out: &[&str]) {
     let entries =
         fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     for entry in entries {

@@ -70,6 +70,10 @@ output "board" {
   value = module.platform.board
 }
 
+output "grafana" {
+  value = module.platform.grafana
+}
+
 output "friday" {
   value = module.platform.friday
 }

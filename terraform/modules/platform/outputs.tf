@@ -11,8 +11,8 @@ output "board" {
 }
 
 output "grafana" {
-  description = "Where Grafana is, if the stack has it."
-  value       = can(local.file.services.grafana) ? "http://${strcontains(var.nodes[local.state].address, ":") ? "[${var.nodes[local.state].address}]" : var.nodes[local.state].address}:${var.grafana_port}" : null
+  description = "Where Grafana is, if `parts` have it."
+  value       = contains(local.names, "grafana") ? "http://${strcontains(var.nodes[local.state].address, ":") ? "[${var.nodes[local.state].address}]" : var.nodes[local.state].address}:${var.grafana_port}" : null
   depends_on  = [terraform_data.deploy]
 }
 

@@ -43,7 +43,7 @@ variable "secrets_revision" {
 }
 
 variable "images" {
-  description = "Images by part: `controller`, `agent`, `proxy`, `worker`, `pipeline`, `producer`, `kafka`, `postgres`, `prometheus`, `grafana`. Others are as swarm/stack.yml says. The worker's is for its first start; after that releases are `friday deploy`'s."
+  description = "Images by part: `controller`, `agent`, `proxy`, `worker`, `pipeline`, `producer`, `kafka`, `postgres`, `prometheus`, `alertmanager`, `grafana`. Others are as swarm/stack.yml says. The worker's is for its first start; after that releases are `friday deploy`'s."
   type        = map(string)
   default     = {}
   nullable    = false
@@ -116,7 +116,7 @@ variable "board_port" {
 }
 
 variable "grafana_port" {
-  description = "Where Grafana is published, if the stack has it."
+  description = "Where Grafana is published, if `parts` have it."
   type        = number
   default     = 3000
   nullable    = false

@@ -2,7 +2,6 @@
 //! a release of the worker under tweets, a second one from a GitLab, and `swarm/down`.
 
 mod gitlab;
-mod images;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use system_tests::{Lab, START_TRIES, friday, pause};
+use system_tests::{Lab, friday, images, pause, stack};
 
 use self::gitlab::GitLab;
 
@@ -54,7 +53,7 @@ fn readmes_steps_release_a_worker_on_a_swarm_and_lose_no_tweet() {
             .count(),
         0
     );
-    swarm.everything_is_scraped();
+    stack::until_everything_is_scraped(&swarm.lab);
     swarm.run("! swarm/friday list --url http://controller:7070");
     let gitlab = GitLab::start(&swarm);
     swarm.run(&gitlab.up(""));
@@ -223,15 +222,9 @@ impl OwnSwarm {
         self.docker(&["image", "inspect", "--format", "{{.Id}}", image])
     }
 
-    /// The container of a service that has one task.
-    fn container(&self, service: &str) -> String {
-        let filter = format!("label=com.docker.swarm.service.name={service}");
-        self.docker(&["ps", "--quiet", "--filter", &filter])
-    }
-
     /// Ends the producer; how many records it made.
     fn end_of_input(&self) -> u64 {
-        let producer = self.container("friday_producer");
+        let producer = stack::container(&self.lab, 1, "friday_producer");
         self.docker(&["kill", "--signal", "TERM", &producer]);
         assert_eq!(self.docker(&["wait", &producer]), "0");
         let log = self.docker(&["logs", &producer]);
@@ -246,24 +239,12 @@ impl OwnSwarm {
 
     /// Waits until as many rows are stored as records went in, and no more.
     fn until_stored(&self, produced: u64) {
-        let sink = self.container("friday_sink");
-        let database = "postgresql://tweets@postgres:5432/tweets";
-        let password = "/run/secrets/postgres_password";
-        let query = [
-            "exec",
-            &sink,
-            "/pipeline-demo",
-            "query",
-            "--database",
-            database,
-            "--database-password-file",
-            password,
-        ];
+        let sink = stack::container(&self.lab, 1, "friday_sink");
         let malformed = produced / MALFORMED_EVERY;
         let expected = json!({ "results": produced - malformed, "malformed": malformed });
         let mut stored = Value::Null;
         for _ in 0..STORED_LOOKS_MAX {
-            stored = serde_json::from_str(&self.docker(&query)).unwrap();
+            stored = stack::stored(&self.lab, 1, &sink).unwrap();
             if stored == expected {
                 return;
             }
@@ -275,29 +256,6 @@ impl OwnSwarm {
             "of {produced} records {stored} are stored, expected {expected}{}",
             self.words()
         );
-    }
-
-    /// Every part is a target of Prometheus, answers it, and says where it is; the controller knows the environment of each service.
-    fn everything_is_scraped(&self) {
-        let prometheus = self.container("friday_prometheus");
-        // min by (job) (up{environment="default",node!=""} or up{job="friday_controller",node!=""})
-        let url = "http://127.0.0.1:9090/api/v1/query?query=min%20by%20(job)%20(up%7Benvironment=%22default%22,node!=%22%22%7D%20or%20up%7Bjob=%22friday_controller%22,node!=%22%22%7D)";
-        let query = ["exec", &prometheus, "wget", "-q", "-O", "-", url];
-        let mut seen = Vec::new();
-        for _ in 0..START_TRIES {
-            let answer: Value = serde_json::from_str(&self.docker(&query)).unwrap();
-            let jobs = answer["data"]["result"].as_array().unwrap();
-            let up = jobs.iter().filter(|job| job["value"][1] == "1");
-            seen = up
-                .map(|job| job["metric"]["job"].as_str().unwrap().to_owned())
-                .collect();
-            seen.sort();
-            if seen == SCRAPED {
-                return;
-            }
-            pause();
-        }
-        panic!("Prometheus reaches {seen:?}, expected {SCRAPED:?}");
     }
 
     /// Users and root file systems are what the stack promises.
@@ -334,17 +292,6 @@ impl OwnSwarm {
         assert!(!self.lab.dir().join("secrets").exists());
     }
 }
-
-/// What Prometheus finds.
-const SCRAPED: [&str; 7] = [
-    "friday_agent",
-    "friday_controller",
-    "friday_feeder",
-    "friday_producer",
-    "friday_proxy",
-    "friday_sink",
-    "friday_tweets-worker",
-];
 
 /// Who may be root.
 const WITH_THE_ENGINE: [&str; 3] = ["friday_agent", "friday_controller", "friday_prometheus"];

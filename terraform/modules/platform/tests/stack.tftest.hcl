@@ -32,8 +32,16 @@ run "plans_the_whole_stack_and_the_released_service_apart" {
     error_message = "secrets are read, and their hashes made, by the script that deploys them"
   }
   assert {
+    condition     = alltrue([for volume in values(jsondecode(local.stack).volumes) : volume.labels["friday.platform"] == "$${PLATFORM_ID}"])
+    error_message = "volumes bear the name of the deployment that they are of"
+  }
+  assert {
     condition     = output.proxy == { a = "http://10.0.0.11:8080", b = "http://[fd00::12]:8080" } && output.board == null
     error_message = "users call every node; the board is not published unless it is asked for"
+  }
+  assert {
+    condition     = output.grafana == "http://10.0.0.11:3000"
+    error_message = "Grafana is on the node with the data"
   }
   assert {
     condition     = !can(jsondecode(local.stack).services.controller.ports)
@@ -65,6 +73,10 @@ run "leaves_parts_out_with_what_only_they_use" {
   assert {
     condition     = jsondecode(local.stack).services.controller.ports[0].published == 7443 && output.board == "https://10.0.0.11:7443"
     error_message = "the board is published where it is said to be"
+  }
+  assert {
+    condition     = output.grafana == null
+    error_message = "a Grafana that was left out has no address"
   }
   assert {
     condition     = local.environment.FRIDAY_IMAGE == "registry.example.org/friday:1" && !can(local.environment.WORKER_IMAGE) && local.environment.FRIDAY_PORT == "80"

@@ -3,18 +3,21 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use system_tests::{Lab, add_file, add_folder, add_program, postgres_program, tansu};
+use crate::broker::tansu;
+use crate::lab::Lab;
+use crate::postgres::find as postgres_program;
+use crate::rootfs::{add_file, add_folder, add_program};
 
 /// Kafka: the broker of the tests, with its records in a file.
-pub(super) const KAFKA: &str = "kafka:tests";
+pub const KAFKA: &str = "kafka:tests";
 
 /// PostgreSQL: Debian's.
-pub(super) const POSTGRES: &str = "postgres:tests";
+pub const POSTGRES: &str = "postgres:tests";
 
 /// Prometheus: Debian's.
-pub(super) const PROMETHEUS: &str = "prometheus:tests";
+pub const PROMETHEUS: &str = "prometheus:tests";
 
 const KAFKA_FILE: &str = r#"FROM scratch
 COPY --chown=1000:1000 data/ /var/lib/kafka/data/
@@ -68,8 +71,11 @@ while IFS= read -r -u 3 line || [ -n "$line" ]; do echo "$line"; done >"$to"
 [ "$status" = 200 ]
 "#;
 
-/// Makes all three on the lab's first node.
-pub(super) fn make(lab: &Lab) {
+/// Makes all three on the lab's first node, where the stack keeps its data.
+///
+/// # Panics
+/// A program is missing (then the panic says how to install it), or an image cannot be built.
+pub fn make(lab: &Lab) {
     let folder = lab.dir().join("images");
     kafka(lab, &folder.join("kafka"));
     postgres(lab, &folder.join("postgres"));
@@ -81,20 +87,20 @@ fn kafka(lab: &Lab, context: &Path) {
     add_program(&root, &tansu(), "/usr/bin/tansu");
     add_shell(&root);
     // Whoever writes a file wants a place for temporary ones.
-    fs::create_dir_all(root.join("tmp")).unwrap();
-    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+    make_folder(&root.join("tmp"));
+    set_mode(&root.join("tmp"), 0o1777);
     build(lab, context, KAFKA, KAFKA_FILE);
 }
 
 fn postgres(lab: &Lab, context: &Path) {
     let root = context.join("root");
     let programs = postgres_program("postgres");
-    let bin = programs.parent().unwrap();
+    let bin = programs.parent().expect("a program is in a folder");
     assert!(
         bin.is_absolute(),
         "PostgreSQL is missing; tests/run installs it: apt-get install postgresql"
     );
-    let version: PathBuf = bin.parent().unwrap().to_owned();
+    let version = bin.parent().expect("it is not the root");
     let path = |folder: &str| format!("{}/{folder}", version.display());
     for program in ["initdb", "pg_isready", "postgres"] {
         let to = format!("{}/{program}", path("bin"));
@@ -103,20 +109,18 @@ fn postgres(lab: &Lab, context: &Path) {
     // What compiles queries at run time needs LLVM; without it they are interpreted.
     let left_out = ["llvmjit.so", "llvmjit_types.bc", "bitcode", "pgxs"];
     add_folder(&root, &version.join("lib"), &path("lib"), &left_out);
-    let number = version.file_name().unwrap().to_str().unwrap();
+    let number = version.file_name().and_then(|name| name.to_str());
+    let number = number.expect("Debian's folder has the version's name");
     let share = format!("/usr/share/postgresql/{number}");
     add_folder(&root, Path::new(&share), &share, &["man"]);
     let zone = "/usr/share/zoneinfo/UTC";
     add_file(&root, Path::new(zone), zone);
     add_shell(&root);
-    fs::write(root.join("start"), POSTGRES_START).unwrap();
-    fs::create_dir_all(root.join("etc")).unwrap();
+    write(&root.join("start"), POSTGRES_START);
+    make_folder(&root.join("etc"));
     // It wants to know its own name.
-    fs::write(
-        root.join("etc/passwd"),
-        "postgres:x:999:999::/var/lib/postgresql:/bin/bash\n",
-    )
-    .unwrap();
+    let account = "postgres:x:999:999::/var/lib/postgresql:/bin/bash\n";
+    write(&root.join("etc/passwd"), account);
     let file = format!("{POSTGRES_FILE}ENV PATH={}:/bin\n", path("bin"));
     build(lab, context, POSTGRES, &file);
 }
@@ -129,21 +133,32 @@ fn prometheus(lab: &Lab, context: &Path) {
         "/usr/bin/prometheus",
     );
     add_shell(&root);
-    fs::write(root.join("bin/wget"), WGET).unwrap();
-    fs::set_permissions(root.join("bin/wget"), fs::Permissions::from_mode(0o755)).unwrap();
+    write(&root.join("bin/wget"), WGET);
+    set_mode(&root.join("bin/wget"), 0o755);
     build(lab, context, PROMETHEUS, PROMETHEUS_FILE);
 }
 
 /// A shell, by both its names.
 fn add_shell(root: &Path) {
     add_program(root, Path::new("/bin/bash"), "/bin/bash");
-    symlink("bash", root.join("bin/sh")).unwrap();
+    symlink("bash", root.join("bin/sh")).expect("the folder is new");
 }
 
 fn build(lab: &Lab, context: &Path, name: &str, file: &str) {
-    let data = context.join("data");
-    fs::create_dir_all(&data).unwrap();
-    fs::write(context.join("Dockerfile"), file).unwrap();
+    make_folder(&context.join("data"));
+    write(&context.join("Dockerfile"), file);
     let context = context.display().to_string();
     lab.docker(1, &["build", "--quiet", "--tag", name, &context]);
+}
+
+fn make_folder(folder: &Path) {
+    fs::create_dir_all(folder).expect("a folder of ours can be written to");
+}
+
+fn write(file: &Path, text: &str) {
+    fs::write(file, text).expect("a folder of ours can be written to");
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it was just made");
 }

@@ -145,9 +145,10 @@ impl Watching {
     /// How many people have yet to approve the canary's first request.
     fn approvals_missing(&self) -> u32 {
         let phase = &self.view.phase;
-        let at = match phase {
-            rollout::Phase::Paused { at } => at,
-            phase => phase,
+        let at: &rollout::Phase = if let rollout::Phase::Paused { at } = phase {
+            at
+        } else {
+            phase
         };
         if matches!(at, rollout::Phase::Deploying { .. }) {
             self.view.admission.approvals_missing()

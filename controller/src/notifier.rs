@@ -127,9 +127,12 @@ impl Notifier {
         lane: &mut Lane,
         stop: &CancellationToken,
     ) -> Result<Duration, StoreError> {
-        let messages = self.store.waiting(destination, BATCH_MAX).await?;
+        let mut messages = self.store.waiting(destination, BATCH_MAX).await?;
         let waiting: BTreeSet<&RolloutId> = messages.iter().map(|one| &one.rollout).collect();
         lane.held.retain(|rollout, _| waiting.contains(rollout));
+        // First those that nothing is known against: one of them ends a pause of all that sick ones began. The sort is stable,
+        // so what is about one rollout keeps its order.
+        messages.sort_by_key(|one| lane.held.contains_key(&one.rollout));
         // What comes after a message that waits waits too, if it is about the same rollout.
         let mut behind: BTreeSet<&RolloutId> = BTreeSet::new();
         // When the first of those that wait may be told.

@@ -33,8 +33,8 @@ struct Scripted {
     asked: Mutex<Vec<String>>,
     /// As long as it holds a word, everything fails with that.
     away: Mutex<Option<Undelivered>>,
-    /// What is about this rollout fails, and seems to reach so far.
-    sick: Mutex<Option<(&'static str, Reach)>>,
+    /// What is about these rollouts fails, and seems to reach so far.
+    sick: Mutex<Option<(&'static [&'static str], Reach)>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -50,7 +50,7 @@ impl Courier for Scripted {
             return Err(away);
         }
         if let Some((sick, reach)) = *lock(&self.sick)
-            && message.rollout.as_str() == sick
+            && sick.contains(&message.rollout.as_str())
         {
             return Err(failure(reach, None));
         }
@@ -260,7 +260,7 @@ async fn one_rollout_in_trouble_keeps_its_own_order_and_nobody_else_waiting() {
     // Also where GitLab seems to be away whenever it is asked for this one.
     for reach in [Reach::Rollout, Reach::Everything] {
         let mut world = World::new();
-        *lock(&world.courier.sick) = Some(("web-1", reach));
+        *lock(&world.courier.sick) = Some((&["web-1"], reach));
         world.say("web-1", "note", 1);
         world.say("web-1", "status", 1);
         world.say("web-2", "note", 1);
@@ -279,6 +279,27 @@ async fn one_rollout_in_trouble_keeps_its_own_order_and_nobody_else_waiting() {
         assert_eq!(world.asked().last().unwrap(), "web-1 status 1");
         world.end().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_rollouts_in_trouble_keep_nobody_else_waiting_for_longer_than_one_pause() {
+    let mut world = World::new();
+    *lock(&world.courier.sick) = Some((&["web-1", "web-2"], Reach::Everything));
+    world.say("web-1", "note", 1);
+    world.say("web-2", "note", 1);
+    world.begin();
+    // Each fails when the other's failure is still in doubt: the pause of all is the longest by now.
+    tokio::time::sleep(HOUR).await;
+    for rollout in ["shop-1", "shop-2", "shop-3"] {
+        world.say(rollout, "note", 1);
+        tokio::time::sleep(Pace::default().most + Duration::from_secs(1)).await;
+        let asked = world.asked();
+        assert!(
+            asked.contains(&format!("{rollout} note 1")),
+            "{rollout}: {asked:?}"
+        );
+    }
+    world.end().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -22,7 +22,8 @@ use serde_json::Value;
 
 use crate::client::transport::{Transport, Trust, is_loopback};
 pub use exchange::ExchangeError;
-pub(crate) use exchange::{Exchanged, exchange};
+pub(crate) use exchange::answered;
+use exchange::{Exchanged, exchange};
 
 /// Longest answer that is read. A page of 100 merge requests is about 500 KiB.
 const BODY_BYTES_MAX: usize = 4 << 20;

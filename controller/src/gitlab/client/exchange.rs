@@ -1,9 +1,10 @@
-//! One request and its whole answer, within limits. For GitLab, and for whoever else is told something.
+//! One request and its answer, within limits. For GitLab, and for whoever else is told something.
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use rollout::Duration;
+use tokio::time::{Instant, timeout_at};
 
 use crate::client::TransportError;
 use crate::client::transport::Transport;
@@ -67,4 +68,24 @@ pub(crate) async fn exchange(
         Ok(outcome) => outcome,
         Err(_) => Err(TransportError::Late(answer_max).into()),
     }
+}
+
+/// Sends a request and waits for the head of its answer, at most `answer_max`. Nothing is done with the rest, so it may be too
+/// long, too slow or broken: up to `bytes_max` of it is read, within the same time, and then the connection serves again.
+///
+/// # Errors
+/// See [`TransportError`].
+pub(crate) async fn answered(
+    transport: &Transport,
+    request: Request<Full<Bytes>>,
+    answer_max: Duration,
+    bytes_max: usize,
+) -> Result<(StatusCode, HeaderMap), TransportError> {
+    let end = Instant::now() + answer_max;
+    let answer = timeout_at(end, transport.send(request)).await;
+    let answer = answer.map_err(|_| TransportError::Late(answer_max))??;
+    let (head, body) = answer.into_parts();
+    // What was asked is done or not done by now.
+    drop(timeout_at(end, Limited::new(body, bytes_max).collect()).await);
+    Ok((head.status, head.headers))
 }

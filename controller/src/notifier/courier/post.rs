@@ -18,10 +18,10 @@ use ring::hmac;
 use rollout::Duration;
 use serde_json::{Value, json};
 
-use super::{Reach, Undelivered};
+use super::Undelivered;
 use crate::client::transport::{Transport, Trust, is_loopback};
 use crate::gitlab::Secret;
-use crate::gitlab::client::{Exchanged, exchange, wait};
+use crate::gitlab::client::{answered, wait};
 use crate::reconciler::chain;
 use crate::spec::is_address;
 
@@ -31,7 +31,7 @@ const SECRET_BYTES_MAX: u64 = 4_096;
 /// Longest wait for an answer. Receivers of webhooks are asked to answer within 15 to 30 s (Standard Webhooks).
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 
-/// Longest answer that is read; nothing is done with it.
+/// Most of an answer that is read; nothing is done with it.
 const BODY_BYTES_MAX: usize = 64 << 10;
 
 /// What a signing secret begins with (Standard Webhooks); so no other file is ever signed with.
@@ -195,24 +195,20 @@ impl Post {
         *request.headers_mut() = headers;
         let json = HeaderValue::from_static("application/json");
         request.headers_mut().insert(CONTENT_TYPE, json);
-        let sent = exchange(transport, request, ANSWER_MAX, BODY_BYTES_MAX).await;
-        let exchanged = sent.map_err(|error| Undelivered {
-            reach: Reach::Everything,
-            after: None,
+        let sent = answered(transport, request, ANSWER_MAX, BODY_BYTES_MAX).await;
+        let (status, headers) = sent.map_err(|error| {
             // Of the address only the host: the rest of it is a secret.
-            words: format!(
-                "{whom} at {} is out of reach: {}",
-                parsed.host_str().unwrap_or_default(),
-                chain(&error)
-            ),
+            let host = parsed.host_str().unwrap_or_default();
+            let words = format!("{whom} at {host} is out of reach: {}", chain(&error));
+            Undelivered::later(words)
         })?;
-        read(whom, &exchanged)
+        read(whom, status, &headers)
     }
 }
 
-/// What an answer means. The address is the service's own: what is said there keeps nobody else waiting.
-fn read(whom: &str, exchanged: &Exchanged) -> Result<(), Undelivered> {
-    let status = exchanged.status;
+/// What an answer means. The address is the service's own: what is said there keeps nobody else waiting, and neither does
+/// silence.
+fn read(whom: &str, status: StatusCode, headers: &HeaderMap) -> Result<(), Undelivered> {
     let words = format!("{whom} answered {status}");
     if status.is_success() {
         Ok(())
@@ -221,7 +217,7 @@ fn read(whom: &str, exchanged: &Exchanged) -> Result<(), Undelivered> {
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
     ) {
         Err(Undelivered {
-            after: wait(&exchanged.headers),
+            after: wait(headers),
             ..Undelivered::later(words)
         })
     } else if status == StatusCode::GONE {
@@ -264,6 +260,12 @@ fn read_below(folder: &Path, file: &str) -> Result<Secret, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::super::Reach;
     use super::*;
 
     #[test]
@@ -296,14 +298,48 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(http::header::RETRY_AFTER, HeaderValue::from_static("3600"));
-            let exchanged = Exchanged {
-                status: StatusCode::from_u16(status).unwrap(),
-                headers,
-                body: Bytes::new(),
-            };
-            let undelivered = read("the webhook", &exchanged).unwrap_err();
+            let status = StatusCode::from_u16(status).unwrap();
+            let undelivered = read("the webhook", status, &headers).unwrap_err();
             let seconds = undelivered.after.map(|after| after.as_secs());
             assert_eq!((undelivered.reach, seconds), (reach, after), "{status}");
+        }
+    }
+
+    /// Sends something to an address of this machine.
+    async fn send_to(address: SocketAddr) -> Result<(), Undelivered> {
+        let post = Post::new(PathBuf::from("/nowhere"), None);
+        let url = format!("http://{address}/hook");
+        let sent = post.send(&url, HeaderMap::new(), "{}".into(), None, "the webhook");
+        sent.await
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_out_of_reach_keeps_no_other_service_waiting() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let undelivered = send_to(address).await.unwrap_err();
+        assert_eq!(undelivered.reach, Reach::Rollout, "{undelivered:?}");
+        assert!(undelivered.words.contains("127.0.0.1 is out of reach"));
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_is_told_however_long_the_answer_is() {
+        // Longer than what is read of it; and one that breaks off.
+        for (length, sent) in [(BODY_BYTES_MAX + 1, BODY_BYTES_MAX + 1), (2, 1)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let answering = tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = [0; 8 << 10];
+                assert!(stream.read(&mut head).await.unwrap() > 0);
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+                let answer = [head.as_bytes(), &vec![b'x'; sent]].concat();
+                // Whoever has enough of it may leave.
+                drop(stream.write_all(&answer).await);
+            });
+            assert_eq!(send_to(address).await, Ok(()), "{sent} of {length}");
+            answering.await.unwrap();
         }
     }
 

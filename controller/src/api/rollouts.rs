@@ -485,16 +485,21 @@ pub async fn undo(
     Path(name): Path<String>,
     body: Result<Json<UndoRequest>, JsonRejection>,
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
-    let Json(UndoRequest { to, by, reason }) = body?;
+    let Json(UndoRequest { to, of, by, reason }) = body?;
     check_words(&by, reason.as_deref())?;
+    if let Some(of) = &of {
+        check_text("of", of)?;
+    }
     let service = service_name(&name)?;
     // Back is never further: no commit is asked for.
     let who = caller.as_ref();
     require_for(&api, who, Rule::Operate, service.as_str(), false).await?;
     let by = author(caller.as_ref(), by);
+    let of = of.as_deref().map(RolloutId::from_text);
     let made = ask(&api, |reply| Request::Undo {
         service,
         to,
+        of,
         by,
         reason,
         reply,

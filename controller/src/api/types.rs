@@ -136,6 +136,10 @@ pub struct UndoRequest {
     /// The number of the rollout whose release shall be stable again; without it, the one before the present.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<u64>,
+    /// The newest rollout as its author saw it: refused if there is a newer one by now, so that two who undo the same release
+    /// do not undo two. For an undo alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
     /// Who says so.
     pub by: String,
     /// Why, in their words.

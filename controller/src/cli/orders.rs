@@ -165,6 +165,7 @@ pub(super) async fn retry(
     let service = newest(&order.name, "retry", client).await?.service;
     let request = UndoRequest {
         to: None,
+        of: None,
         by: order.author.author(),
         reason: order.reason,
     };
@@ -173,12 +174,13 @@ pub(super) async fn retry(
 }
 
 pub(super) async fn undo(args: UndoArgs, context: &Context, client: &Client) -> anyhow::Result<u8> {
-    let service = newest(&args.back.order.name, "undo", client).await?.service;
-    undo_service(&service, args.to, args.back, context, client).await
+    let view = newest(&args.back.order.name, "undo", client).await?;
+    undo_from(&view, args.to, args.back, context, client).await
 }
 
-async fn undo_service(
-    service: &str,
+/// Goes back from a rollout, if nobody else has done so by now.
+async fn undo_from(
+    view: &RolloutView,
     to: Option<u64>,
     args: BackArgs,
     context: &Context,
@@ -187,10 +189,11 @@ async fn undo_service(
     let BackArgs { order, wait } = args;
     let request = UndoRequest {
         to,
+        of: Some(view.id.clone()),
         by: order.author.author(),
         reason: order.reason,
     };
-    let started = client.undo(service, &request).await?;
+    let started = client.undo(&view.service, &request).await?;
     started_then_wait(started, &wait, context, client).await
 }
 
@@ -204,7 +207,7 @@ pub(super) async fn rollback(
     match &view.phase {
         // An undo that failed left requests where they were.
         Phase::RolledBack { .. } | Phase::RollingBack { .. } if goes_back => {
-            undo_service(&view.service, None, args, context, client).await
+            undo_from(&view, None, args, context, client).await
         }
         Phase::RolledBack { .. } | Phase::RollingBack { .. } => {
             if context.format == Format::Text {
@@ -217,7 +220,7 @@ pub(super) async fn rollback(
             say(&view, context)
         }
         Phase::Promoted if goes_back => gone_back(&view, "went", context),
-        Phase::Promoted => undo_service(&view.service, None, args, context, client).await,
+        Phase::Promoted => undo_from(&view, None, args, context, client).await,
         // The way back itself is no release to abort.
         Phase::Deploying { .. }
         | Phase::Analyzing { .. }

@@ -3,8 +3,9 @@
 //! An undo is no release of its own: it takes off what it undid. So pressed twice it goes back twice, and never puts what
 //! was undone up again.
 
-use rollout::{Release, ReleaseId, Rollout};
+use rollout::{Release, ReleaseId, Rollout, RolloutId, ServiceName};
 
+use super::RequestError;
 use crate::store::Saved;
 
 /// How many promoted rollouts are looked at. Who goes further back than that knows the number, and has it in `--to`.
@@ -71,6 +72,27 @@ impl<'a> Standing<'a> {
             stable.id == *release || canary.id == *release
         });
         stands || self.oldest.is_some_and(|oldest| saved.number < oldest)
+    }
+}
+
+/// Whether the newest rollout of a service is the one that whoever undoes saw, if they say which: two people who undo one
+/// release do not undo two.
+///
+/// # Errors
+/// There is a newer one.
+pub(super) fn check_newest(
+    service: &ServiceName,
+    of: Option<&RolloutId>,
+    newest: Option<&Saved>,
+) -> Result<(), RequestError> {
+    let newest = newest.map(|saved| &saved.rollout.id);
+    match of.zip(newest) {
+        Some((of, newest)) if of != newest => Err(RequestError::NotNow {
+            order: "undo",
+            rollout: of.clone(),
+            state: format!("is not the newest rollout of {service}, {newest} is"),
+        }),
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -49,6 +49,8 @@ pub enum Request {
         service: ServiceName,
         /// The rollout whose release it shall be; without it, the one before the present.
         to: Option<u64>,
+        /// The newest rollout as whoever asks saw it; nothing is undone if it is not that any more.
+        of: Option<RolloutId>,
         /// Who says so.
         by: String,
         /// In their words.
@@ -159,10 +161,11 @@ impl Reconciler {
             Request::Undo {
                 service,
                 to,
+                of,
                 by,
                 reason,
                 reply,
-            } => (reply, self.undo(&service, to, by, reason).await),
+            } => (reply, self.undo(&service, to, of, by, reason).await),
             Request::Lease { id, request, reply } => (reply, self.lease(&id, request).await),
             Request::Retry {
                 service,
@@ -535,11 +538,21 @@ impl Reconciler {
         &mut self,
         name: &ServiceName,
         to: Option<u64>,
+        of: Option<RolloutId>,
         author: String,
         reason: Option<String>,
     ) -> Result<RolloutId, RequestError> {
-        if !self.services.contains_key(name) {
+        let Some(service) = self.services.get(name) else {
             return Err(self.unknown(name.as_str()));
+        };
+        let running = service.open.last().map(|saved| &saved.rollout);
+        let going_back = running
+            .filter(|rollout| rollout.admission.goes_back && rollout.cause().is_none())
+            .map(|rollout| (rollout.id.clone(), rollout.canary.id.clone()));
+        let newest = self.store.history(Some(name), 1).await?.into_iter().next();
+        let check_newest = || back::check_newest(name, of.as_ref(), newest.as_ref());
+        if going_back.is_none() {
+            check_newest()?;
         }
         let missing = |what: String| RequestError::NoSuchRelease {
             service: name.clone(),
@@ -578,14 +591,12 @@ impl Reconciler {
             }
         };
         // Whoever asks for it again while it goes there is told so.
-        let running = self.services.get(name);
-        if let Some(running) = running.and_then(|service| service.open.last())
-            && running.rollout.admission.goes_back
-            && running.rollout.canary.id == target.id
-            && running.rollout.cause().is_none()
+        if let Some((id, release)) = &going_back
+            && *release == target.id
         {
-            return Ok(running.rollout.id.clone());
+            return Ok(id.clone());
         }
+        check_newest()?;
         if target.id == stable.id {
             return Err(RequestError::AlreadyStable {
                 service: name.clone(),
@@ -594,7 +605,6 @@ impl Reconciler {
             });
         }
         // The service is where its newest rollout is, whatever the one was called whose release it gets again.
-        let newest = self.store.history(Some(name), 1).await?.into_iter().next();
         let Rollout { environment, .. } = newest.unwrap_or_else(|| from.clone()).rollout;
         let spec = from.rollout.spec;
         self.begin(Start {

@@ -294,7 +294,10 @@ async fn goes_back_by_abort_or_undo_whatever_fits() {
         (code, posts),
         (
             0,
-            vec![("/api/v1/services/web/undo".into(), json!({ "by": "ann" }))]
+            vec![(
+                "/api/v1/services/web/undo".into(),
+                json!({ "of": "web-3", "by": "ann" })
+            )]
         )
     );
     // A second press of the button: what went back, or goes, is neither undone nor aborted.
@@ -330,7 +333,7 @@ async fn goes_back_by_abort_or_undo_whatever_fits() {
             0,
             vec![(
                 "/api/v1/services/web/undo".into(),
-                json!({ "to": 1, "by": "ann" })
+                json!({ "to": 1, "of": "web-3", "by": "ann" })
             )]
         )
     );

@@ -59,6 +59,7 @@ fn undo(reply: Reply) -> Request {
     Request::Undo {
         service: service(),
         to: None,
+        of: None,
         by: "eve".into(),
         reason: None,
         reply,

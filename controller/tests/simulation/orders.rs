@@ -203,6 +203,29 @@ async fn undo_pressed_again_never_puts_up_again_what_was_undone() {
 }
 
 #[tokio::test]
+async fn f32_two_who_undo_the_release_that_they_see_go_back_one_release() {
+    let mut world = World::new().await;
+    world.promote_now("web:v2").await;
+    let seen = world.promote_now("web:v3").await;
+    let back = world.undo_of(Some(&seen), None).await.unwrap();
+    // While it goes there, and when it is there: the question on the other's screen is still about the release that is gone.
+    assert_eq!(world.undo_of(Some(&seen), None).await.unwrap(), back);
+    world.until_phase("promoted", MINUTE).await;
+    for to in [None, Some(1)] {
+        let late = world.undo_of(Some(&seen), to).await.unwrap_err();
+        let words = "undo does nothing for web-2: it is not the newest rollout of web, web-3 is";
+        assert_eq!(late.to_string(), words);
+    }
+    assert_eq!(world.state().await.stable.release.image, "web:v2");
+    // Who sees where it is may go on.
+    world.undo_of(Some(&back), None).await.unwrap();
+    world.pass(MINUTE).await;
+    assert_eq!(world.state().await.stable.release.image, "web:v1");
+    let last = world.undo_of(Some(&seen), None).await;
+    assert!(matches!(last, Err(RequestError::NotNow { .. })), "{last:?}");
+}
+
+#[tokio::test]
 async fn undo_to_a_number_goes_back_over_several() {
     let mut world = World::new().await;
     world.promote_now("web:v2").await;

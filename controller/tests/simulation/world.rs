@@ -583,9 +583,20 @@ impl World {
     }
 
     pub(crate) async fn undo(&mut self, to: Option<u64>) -> Result<RolloutId, RequestError> {
+        self.undo_of(None, to).await
+    }
+
+    /// An undo by somebody who saw this as the newest rollout.
+    pub(crate) async fn undo_of(
+        &mut self,
+        of: Option<&RolloutId>,
+        to: Option<u64>,
+    ) -> Result<RolloutId, RequestError> {
+        let of = of.cloned();
         self.ask(|reply| Request::Undo {
             service: service(),
             to,
+            of,
             by: "bob".into(),
             reason: None,
             reply,

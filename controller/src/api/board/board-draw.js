@@ -56,7 +56,7 @@ export function actions(view, me, newest) {
   const order = (order, label, will, more = {}) => ({ id: order, label, will, path: `rollouts/${view.id}/orders`, body: { order }, ...more });
   if (view.ending === "promoted") {
     const back = Boolean(view.admission?.goes_back), went = back ? `Requests went back to ${canary} by this already. ` : "";
-    return newest ? [{ id: "undo", label: back ? "Back one more" : "Roll back", danger: true, path: `services/${service}/undo`, body: {}, will: `${went}Every request goes back from ${canary} to the release before it, at once and without analysis.` }] : [];
+    return newest ? [{ id: "undo", label: back ? "Back one more" : "Roll back", danger: true, path: `services/${service}/undo`, body: { of: view.id }, will: `${went}Every request goes back from ${canary} to the release before it, at once and without analysis.` }] : [];
   }
   if (view.ending) {
     return newest ? [{ id: "retry", label: "Try again", path: `services/${service}/retry`, body: {}, will: `A new rollout of ${canary} starts, from the first step. It was not promoted before: ${view.message}` }] : [];

@@ -311,7 +311,7 @@ impl Reconciler {
 pub(super) fn grows(command: &Command, rollout: &Rollout) -> Option<bool> {
     match command {
         Command::Approve { .. } | Command::PromoteFull => Some(true),
-        Command::Promote => Some(matches!(rollout.running_phase(), Phase::Gated { .. })),
+        Command::Promote => Some(matches!(rollout.phase, Phase::Gated { .. })),
         Command::Pause | Command::Resume | Command::Abort(_) => None,
     }
 }
@@ -353,7 +353,8 @@ fn opens_gate(command: &Command, rollout: &Rollout) -> bool {
     };
     match command {
         Command::Approve { .. } => true,
-        Command::Promote => matches!(rollout.running_phase(), Phase::Gated { .. }),
+        // While it is paused it only goes on with what it did: a gate stays shut.
+        Command::Promote => matches!(rollout.phase, Phase::Gated { .. }),
         Command::PromoteFull => match rollout.running_phase() {
             Phase::Analyzing { step, .. } | Phase::Gated { step, .. } => is_gated_from(*step),
             // What is full already has no gates.

@@ -4,6 +4,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use friday::audit::Audit;
 use friday::auth::{NewToken, Role, Tokens};
+use friday::store::Event;
 use rollout::{Duration, RolloutId, Weight};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -218,12 +219,23 @@ async fn a_gate_is_opened_by_who_may_approve_whatever_the_order_is_called() {
         order(&mut world, &operator, "pause").await.0,
         StatusCode::OK
     );
-    refused(&mut world, &["promote", "promote_full"]).await;
+    refused(&mut world, &["promote_full", "approve"]).await;
     assert_eq!(
         order(&mut world, &operator, "resume").await.0,
         StatusCode::OK
     );
     assert_eq!(world.rollout().await.phase.name(), "gated");
+    // What is paused goes on by `promote` too, to the same gate: that takes nobody's approval, and is none.
+    for token in [&operator, &approver] {
+        for (name, phase) in [("pause", "paused"), ("promote", "gated")] {
+            let (status, words) = order(&mut world, token, name).await;
+            assert_eq!(status, StatusCode::OK, "{name}: {words}");
+            assert_eq!(world.rollout().await.phase.name(), phase);
+        }
+    }
+    let events = world.events(&RolloutId::from_text("web-1")).await;
+    let is_approval = |event: &Event| event.data["approves"] == true;
+    assert!(!events.iter().any(is_approval), "{events:?}");
     assert_eq!(
         order(&mut world, &approver, "promote").await.0,
         StatusCode::OK

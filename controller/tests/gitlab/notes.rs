@@ -445,6 +445,16 @@ async fn a_merge_request_and_issues_full_of_long_texts_silence_nobody() {
     });
     world.release(2, "{ gitlab: true }", Phase::Promoted).await;
     assert_eq!(world.gitlab.records(|records| records.deployments.len()), 2);
+    world.gitlab.records(|records| {
+        for number in 900..905 {
+            let of_job = json!({ "id": 1, "commit": { "message": "x".repeat(900_000) } });
+            let environment = json!({ "name": "production" });
+            let one = json!({ "id": number, "sha": SHA, "environment": environment, "deployable": of_job });
+            records.deployments.push(one);
+        }
+    });
+    world.release(3, "{ gitlab: true }", Phase::Promoted).await;
+    assert_eq!(world.gitlab.records(|records| records.deployments.len()), 8);
     world.end().await;
 }
 

@@ -15,6 +15,10 @@ use crate::store::outbox::Message;
 /// Pages of 20 in which a record of ours is looked for. A merge request with more notes than that has other worries.
 const PAGES_MAX: usize = 50;
 
+/// Deployments of one environment among which that of a rollout, or of its job, is looked for. So many since either began
+/// are not.
+const DEPLOYMENTS_MAX: usize = 100;
+
 /// How much GitLab's clock may be behind ours. A record that was made before its rollout by more is not its own.
 const CLOCKS_MAX: Duration = Duration::from_secs(300);
 
@@ -297,36 +301,36 @@ impl Errand<'_> {
         since: Timestamp,
     ) -> Result<Option<Deployed>, Undelivered> {
         let path = format!(
-            "/deployments?environment={}&order_by=id&sort=desc&per_page=100",
+            "/deployments?environment={}&order_by=id&sort=desc&per_page=20",
             encode(environment)
         );
-        // One page: a hundred deployments of one environment since a rollout began are not.
-        let answer = self.ask_as_job(Method::GET, &path, None).await?;
-        for one in entries(&answer.body)? {
-            if one["sha"] != self.origin.sha.as_str() {
-                continue;
-            }
-            if !one["deployable"].is_null() {
-                let is_this_pipelines =
-                    one["deployable"]["pipeline"]["id"].as_u64() == Some(self.origin.pipeline_id);
-                if is_this_pipelines || one["deployable"]["id"].as_u64() == Some(self.origin.job_id)
-                {
-                    return Ok(Some(Deployed::ByJob));
-                }
-                continue;
-            }
-            let made = one["created_at"].as_str().and_then(|at| at.parse().ok());
-            let is_old = made.is_some_and(|made: Timestamp| made + CLOCKS_MAX < since);
-            let (Some(id), false) = (id(one), is_old) else {
-                continue;
-            };
-            let Message { rollout, topic, .. } = self.message;
-            if !self.store.is_anothers(rollout, topic, &id).await? {
+        let mut read = 0;
+        let mut candidates = Vec::new();
+        let of_job = |one: &Value| {
+            let job = &one["deployable"];
+            job["pipeline"]["id"].as_u64() == Some(self.origin.pipeline_id)
+                || job["id"].as_u64() == Some(self.origin.job_id)
+        };
+        let is_by_job = self.find(&path, |one| {
+            read += 1;
+            let is_of_commit = one["sha"] == self.origin.sha.as_str();
+            if is_of_commit && one["deployable"].is_null() {
+                let made = one["created_at"].as_str().and_then(|at| at.parse().ok());
+                let is_old = made.is_some_and(|made: Timestamp| made + CLOCKS_MAX < since);
                 let status = one["status"].as_str().unwrap_or_default().to_owned();
+                candidates.extend(id(one).filter(|_| !is_old).map(|id| (id, status)));
+            }
+            let is_by_job = is_of_commit && of_job(one);
+            (is_by_job || read >= DEPLOYMENTS_MAX).then_some(is_by_job)
+        });
+        let is_by_job = is_by_job.await?.unwrap_or_default();
+        let Message { rollout, topic, .. } = self.message;
+        for (id, status) in candidates {
+            if !self.store.is_anothers(rollout, topic, &id).await? {
                 return Ok(Some(Deployed::ByUs { id, status }));
             }
         }
-        Ok(None)
+        Ok(is_by_job.then_some(Deployed::ByJob))
     }
 
     async fn release(&self, tag: &str, name: &str, description: &str) -> Told {

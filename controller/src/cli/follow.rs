@@ -97,7 +97,8 @@ pub(super) fn say_lost(error: &ClientError, limit: Duration) {
     ));
 }
 
-async fn until(start: Instant, timeout: Option<Duration>) {
+/// Waits until this much time has passed; for ever without a limit.
+pub(super) async fn until(start: Instant, timeout: Option<Duration>) {
     match timeout {
         Some(timeout) => tokio::time::sleep_until(start + timeout).await,
         None => std::future::pending().await,

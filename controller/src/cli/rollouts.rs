@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use rollout::Ending;
+use tokio::time::Instant;
 
-use super::follow::{Patience, Screen, say_lost, until_ended};
+use super::follow::{Patience, Screen, say_lost, until, until_ended};
 use super::lease::{Held, LeaseArgs, told_to_stop};
 use super::output::{Context, Format, Paint, plain, table};
 use super::report::{self, Asked, ReportArgs};
@@ -192,9 +193,27 @@ async fn release(
     client: &Client,
 ) -> anyhow::Result<u8> {
     let started = if wait.wait {
-        let limit = wait.patience.unreachable_timeout;
-        let client = client.clone().patient(limit, say_lost);
-        client.deploy(request).await?
+        let Patience {
+            timeout,
+            unreachable_timeout,
+        } = wait.patience;
+        let limit = timeout.map_or(unreachable_timeout, |timeout| {
+            timeout.min(unreachable_timeout)
+        });
+        let client = client.clone();
+        // What it says it tries again for is never longer than it does.
+        let starting = async { client.patient(limit, say_lost).deploy(request).await };
+        tokio::select! {
+            biased;
+            () = until(Instant::now(), timeout) => {
+                let waited = words::rounded(timeout.unwrap_or_default());
+                return Err(GivenUp(format!(
+                    "gave up after {waited} (--timeout) without an answer; `friday list` shows whether the rollout has begun"
+                ))
+                .into());
+            }
+            started = starting => started?,
+        }
     } else {
         client.deploy(request).await?
     };

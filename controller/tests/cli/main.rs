@@ -398,6 +398,20 @@ async fn gives_up_when_its_patience_ends() {
         "{err}"
     );
 
+    // Also while nobody has answered yet, and however long it would try otherwise.
+    let (_folder, spec) = file(SPEC);
+    let hasty = deploy(&spec, "--wait --timeout 1s --unreachable-timeout 10m");
+    let (code, _, err) = run("http://127.0.0.1:1", &hasty).await;
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("trying again for 1s"), "{err}");
+    assert!(
+        err.contains("gave up after 1s (--timeout) without an answer"),
+        "{err}"
+    );
+    let patient = deploy(&spec, "--wait --timeout 10m --unreachable-timeout 1s");
+    let (code, _, err) = run("http://127.0.0.1:1", &patient).await;
+    assert_eq!(code, 30, "{err}");
+
     let url = controller.url();
     let waiting =
         tokio::spawn(async move { run(&url, "status web --unreachable-timeout 1s").await });

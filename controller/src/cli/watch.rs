@@ -118,18 +118,41 @@ impl Watching {
 
     /// Whether a person may give this order now, and the rollout would heed it.
     fn may(&self, order: Order) -> bool {
-        use rollout::Phase::{Gated, Paused, Promoted, Promoting, RolledBack, RollingBack};
+        use rollout::Phase::{
+            Analyzing, Baking, Deploying, Gated, Paused, Promoted, Promoting, RolledBack,
+            RollingBack, Warm,
+        };
         let phase = &self.view.phase;
         let is_over = matches!(phase, Promoted | RolledBack { .. } | RollingBack { .. });
         if is_over || !self.me.may_operate {
             return false;
         }
+        let is_missed = self.approvals_missing() > 0;
         match order {
-            Order::Promote => !matches!(phase, Promoting { .. } | Gated { .. } | Paused { .. }),
-            Order::PromoteFull | Order::Abort => true,
+            Order::Promote => matches!(phase, Analyzing { .. } | Baking { .. } | Warm { .. }),
+            Order::PromoteFull => !is_missed && !matches!(phase, Promoting { .. }),
+            Order::Abort => true,
             Order::Pause => !matches!(phase, Paused { .. }),
             Order::Resume => matches!(phase, Paused { .. }),
-            Order::Approve | Order::Reject => self.me.may_approve && matches!(phase, Gated { .. }),
+            Order::Approve | Order::Reject => {
+                let is_asked = matches!(phase, Gated { .. })
+                    || (is_missed && matches!(phase, Deploying { .. }));
+                self.me.may_approve && is_asked
+            }
+        }
+    }
+
+    /// How many people have yet to approve the canary's first request.
+    fn approvals_missing(&self) -> u32 {
+        let phase = &self.view.phase;
+        let at = match phase {
+            rollout::Phase::Paused { at } => at,
+            phase => phase,
+        };
+        if matches!(at, rollout::Phase::Deploying { .. }) {
+            self.view.admission.approvals_missing()
+        } else {
+            0
         }
     }
 }

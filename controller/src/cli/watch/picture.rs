@@ -297,6 +297,9 @@ fn consequence(state: &Watching, order: Order) -> String {
         Order::Pause => format!("Stay at {}%?", view.weight.set_percent),
         Order::Resume => "Go on?".to_owned(),
         Order::Abort => format!("All requests back to {}?", view.stable.release.image),
+        Order::Approve if state.approvals_missing() > 0 => {
+            "Approve the canary's first request?".to_owned()
+        }
         Order::Approve => "Open the gate?".to_owned(),
         Order::Reject => format!("Refuse, and go back to {}?", view.stable.release.image),
     }

@@ -125,6 +125,47 @@ fn an_order_is_asked_about_first_and_only_yes_is_a_yes() {
 }
 
 #[test]
+fn who_may_approve_the_first_request_has_a_key_for_it_and_none_to_promote() {
+    let deploying = Phase::Deploying {
+        elapsed: Duration::from_secs(3),
+    };
+    let keys = |watching: &mut Watching| -> String {
+        let is_asked = |key: &char| {
+            watching.asking = None;
+            watching.press(KeyEvent::new(KeyCode::Char(*key), KeyModifiers::NONE));
+            watching.asking.is_some()
+        };
+        picture::KEYS
+            .map(|(key, ..)| key)
+            .into_iter()
+            .filter(is_asked)
+            .collect()
+    };
+    let mut watching = watching(deploying.clone(), true);
+    assert_eq!(keys(&mut watching), "fha");
+    watching.view.admission.approvals_min = 1;
+    assert_eq!(keys(&mut watching), "ynha");
+    watching.press(key(KeyCode::Char('y')));
+    let last = drawn(&watching, 80, 24);
+    assert!(
+        last.contains("Approve the canary's first request?"),
+        "{last}"
+    );
+    watching.view.phase = Phase::Paused {
+        at: Box::new(deploying),
+    };
+    assert_eq!(keys(&mut watching), "ra");
+    watching.view.admission.approved_by.push("bob".into());
+    assert_eq!(keys(&mut watching), "fra");
+    watching.me.may_approve = false;
+    watching.view.phase = Phase::Gated {
+        step: 1,
+        elapsed: Duration::ZERO,
+    };
+    assert_eq!(keys(&mut watching), "fha");
+}
+
+#[test]
 fn a_viewer_gives_no_orders() {
     let mut watching = watching(analyzing(), false);
     for (with, ..) in picture::KEYS {

@@ -2,6 +2,7 @@
 
 use axum::{Extension, Json};
 
+use super::reads::may_read_all;
 use super::types::Problem;
 use super::types::me::MeView;
 use crate::auth::{Caller, Rule};
@@ -21,5 +22,6 @@ pub async fn me(caller: Option<Extension<Caller>>) -> Json<MeView> {
             .map(|Extension(caller)| caller.role.to_string()),
         may_operate: may(Rule::Operate),
         may_approve: may(Rule::Approve),
+        may_read_all: may_read_all(caller.as_ref()),
     })
 }

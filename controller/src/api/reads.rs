@@ -37,7 +37,8 @@ pub(super) fn may_read_service(caller: Option<&Extension<Caller>>, service: &Ser
     caller.is_none_or(|Extension(caller)| caller.may_somewhere(Rule::Read, service.as_str()))
 }
 
-fn may_read_all(caller: Option<&Extension<Caller>>) -> bool {
+/// Whether a caller may read what is about all services.
+pub(super) fn may_read_all(caller: Option<&Extension<Caller>>) -> bool {
     caller.is_none_or(|Extension(caller)| caller.may_everywhere(Rule::ReadAll))
 }
 

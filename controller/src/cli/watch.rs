@@ -221,6 +221,7 @@ pub(super) async fn watch(
         role: None,
         may_operate: false,
         may_approve: false,
+        may_read_all: false,
     });
     let id = view.id.clone();
     let mut watching = Watching::of(view, me, context.has_colours);

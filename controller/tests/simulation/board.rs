@@ -99,6 +99,7 @@ async fn says_who_asks_and_what_they_may_do() {
         assert_eq!(me["role"], role.as_str());
         assert_eq!(me["may_operate"], operate, "{role}");
         assert_eq!(me["may_approve"], approve, "{role}");
+        assert_eq!(me["may_read_all"], true, "{role}");
     }
 }
 

@@ -326,6 +326,9 @@ async fn who_is_granted_something_somewhere_reads_of_that_and_of_nothing_else() 
                 "/api/v1/health",
             ];
             assert!(refused.ends_with(&all), "{refused:?}");
+            // So the board asks for none of them.
+            let (_, me) = ask(&world, "GET", "/api/v1/me", &headers, Value::Null).await;
+            assert_eq!(me["may_read_all"], false, "{me}");
             let of_rollouts = refused.len() - all.len();
             let expected = if is_let_in { (0, 3) } else { (5, 0) };
             assert_eq!((of_rollouts, listed), expected, "{environment} {refused:?}");

@@ -501,4 +501,5 @@ async function every(wait, what) {
 begin();
 // A rollout that begins is found here; once it is followed, its changes come by themselves.
 every(() => (following ? SERVICES_EVERY : IDLE_EVERY), lookAtServices);
-every(() => AGENTS_EVERY, async () => drawNodes(await ask("agents")));
+// Who may read of some services alone is told nothing of nodes.
+every(() => AGENTS_EVERY, async () => drawNodes(me.may_read_all ? await ask("agents") : []));

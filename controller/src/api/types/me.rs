@@ -16,4 +16,7 @@ pub struct MeView {
     pub may_operate: bool,
     /// Whether they may approve and reject at gates.
     pub may_approve: bool,
+    /// Whether they may read what is about all services: agents, proxies, the whole event log.
+    #[serde(default)]
+    pub may_read_all: bool,
 }

@@ -24,6 +24,7 @@ fn watching(phase: Phase, may_operate: bool) -> Watching {
         role: None,
         may_operate,
         may_approve: may_operate,
+        may_read_all: true,
     };
     let mut watching = Watching::of(view(phase, Some(judged)), me, false);
     for sample in 0..30 {

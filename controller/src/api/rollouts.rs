@@ -123,10 +123,12 @@ pub(super) async fn require_for(
 /// What a request about a rollout is about. `grows` says whether its release goes further by it.
 fn target(saved: &Saved, grows: bool) -> Target<'_> {
     let rollout = &saved.rollout;
+    // The way back leads to an older commit than that of any job.
+    let is_release = grows && !rollout.admission.goes_back;
     Target {
         service: rollout.service.as_str(),
         environment: &rollout.environment,
-        commit: rollout.canary.commit.as_deref().filter(|_| grows),
+        commit: rollout.canary.commit.as_deref().filter(|_| is_release),
         project: saved.origin.as_ref().map(|origin| origin.project_id),
     }
 }

@@ -9,7 +9,7 @@ use controller_testing::identity::{
 use friday::auth::{Identities, NewToken, Role, Tokens};
 use friday::clock::Clock as _;
 use http_body_util::BodyExt as _;
-use rollout::Duration;
+use rollout::{Command, Duration, RolloutId};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
@@ -343,6 +343,35 @@ async fn who_is_granted_something_somewhere_reads_of_that_and_of_nothing_else() 
             assert!(!words.contains("web"), "{words}");
         }
     }
+}
+
+#[tokio::test]
+async fn the_way_back_is_no_release_of_the_job_that_lets_it_go_on() {
+    let (mut world, provider, machine) = guarded().await;
+    let machine = bearer(&machine);
+    let of_machine = [("authorization", machine.as_str())];
+    for (image, commit) in [("web:v2", "1".repeat(40)), ("web:v3", SHA.to_owned())] {
+        let mut body = deploy("production", &commit);
+        body["image"] = image.into();
+        let begin = request("POST", "/api/v1/rollouts", &of_machine, &body);
+        let (_, made) = answer(&mut world, begin).await;
+        let id = RolloutId::from_text(made["id"].as_str().unwrap());
+        world.order(&id, Command::PromoteFull).await.unwrap();
+        world.until_phase("promoted", Duration::from_secs(60)).await;
+    }
+    let back = world.undo(None).await.unwrap();
+    world.order(&back, Command::Pause).await.unwrap();
+    let canary = world.rollout().await.canary;
+    assert_eq!(canary.commit, Some("1".repeat(40)));
+    // The job's commit is the one that is left.
+    let job = bearer(&provider.job_token(&claims(json!({}))));
+    let of_job = [("authorization", job.as_str())];
+    let orders = format!("/api/v1/rollouts/{back}/orders");
+    let resume = json!({ "order": "resume", "by": "dana" });
+    let resume = request("POST", &orders, &of_job, &resume);
+    let (head, problem) = answer(&mut world, resume).await;
+    assert_eq!(head.status, StatusCode::OK, "{problem}");
+    world.until_phase("promoted", Duration::from_secs(60)).await;
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -74,8 +74,14 @@ impl Departures {
         (self.away(state.0, next), cookie)
     }
 
-    /// The person who comes back with this cookie; nobody comes back twice.
-    pub(super) fn come_back(&self, cookie: &str, state: &str, now: Duration) -> Option<Away> {
+    /// The person who stands at the door with this cookie, if they have not come back yet; and when they left. Whoever is sent
+    /// away again may knock once more.
+    pub(super) fn knock(
+        &self,
+        cookie: &str,
+        state: &str,
+        now: Duration,
+    ) -> Option<(Away, Duration)> {
         let (words, signature) = cookie.rsplit_once('.')?;
         let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
         let signed = format!("cookie {words}");
@@ -95,15 +101,15 @@ impl Departures {
         };
         let since = Duration::from_secs(since.parse().ok()?);
         let is_late = now.saturating_sub(since) >= self.good_for;
-        if ours != state || is_late || !self.is_first(state, since, now) {
+        if ours != state || is_late || self.back().contains_key(state) {
             return None;
         }
-        Some(self.away(state.to_owned(), next))
+        Some((self.away(state.to_owned(), next), since))
     }
 
-    /// Whether nobody has come back by this name yet.
-    fn is_first(&self, state: &str, since: Duration, now: Duration) -> bool {
-        let mut back = self.back.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Lets in a person who left then. Whether they are the first by this name: nobody comes back twice.
+    pub(super) fn come_back(&self, away: &Away, since: Duration, now: Duration) -> bool {
+        let mut back = self.back();
         if back.len() >= BACK_MAX {
             back.retain(|_, since| now.saturating_sub(*since) < self.good_for);
         }
@@ -112,7 +118,11 @@ impl Departures {
             let oldest = oldest.map(|(state, _)| state.clone());
             oldest.map(|state| back.remove(&state));
         }
-        back.insert(state.to_owned(), since).is_none()
+        back.insert(away.state.0.clone(), since).is_none()
+    }
+
+    fn back(&self) -> MutexGuard<'_, HashMap<String, Duration>> {
+        self.back.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn away(&self, state: String, next: Next) -> Away {
@@ -149,6 +159,11 @@ mod tests {
         }
     }
 
+    fn come_back(doors: &Departures, cookie: &str, state: &str, now: Duration) -> Option<Away> {
+        let (away, since) = doors.knock(cookie, state, now)?;
+        doors.come_back(&away, since, now).then_some(away)
+    }
+
     #[test]
     fn each_comes_back_once_in_its_own_browser_and_in_time() {
         let doors = Departures::new(MINUTES);
@@ -158,16 +173,20 @@ mod tests {
             assert_eq!((away.verifier.0.len(), away.nonce.0.len()), (43, 43));
             assert_ne!(away.verifier, away.nonce);
             assert_ne!(away.verifier, other.verifier);
-            let come = |cookie: &str, state: &str, now| doors.come_back(cookie, state, at(now));
+            let come = |cookie: &str, state: &str, now| come_back(&doors, cookie, state, at(now));
             assert!(come(&cookie.0, &away.state.0, 700).is_none(), "too late");
             assert!(come(&cookie.0, &other.state.0, 101).is_none());
             let forged = cookie.0.replacen(".100.", ".900.", 1);
             assert!(come(&forged, &away.state.0, 901).is_none());
             let another = Departures::new(MINUTES);
-            let there = another.come_back(&cookie.0, &away.state.0, at(101));
+            let there = another.knock(&cookie.0, &away.state.0, at(101));
             assert!(there.is_none());
             for junk in ["", ".", "a.b", "a.b.c"] {
                 assert!(come(junk, "a", 101).is_none(), "{junk}");
+            }
+            // However often they knock before.
+            for _ in 0..3 {
+                assert!(doors.knock(&cookie.0, &away.state.0, at(699)).is_some());
             }
             let back = come(&cookie.0, &away.state.0, 699).unwrap();
             assert_eq!(
@@ -184,9 +203,9 @@ mod tests {
         let (away, cookie) = doors.leave(Next::Board, at(0));
         for _ in 0..BACK_MAX + 10 {
             let (other, cookie) = doors.leave(Next::Board, at(1));
-            assert!(doors.come_back(&cookie.0, &other.state.0, at(1)).is_some());
+            assert!(come_back(&doors, &cookie.0, &other.state.0, at(1)).is_some());
         }
-        assert!(doors.come_back(&cookie.0, &away.state.0, at(30)).is_some());
+        assert!(come_back(&doors, &cookie.0, &away.state.0, at(30)).is_some());
         assert_eq!(doors.back.lock().unwrap().len(), BACK_MAX);
     }
 }

@@ -42,7 +42,8 @@ const SIGN_IN_TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// each is a request of ours to the provider, and the provider's limit is for keys and browsers too.
 const DEVICES: (u32, u32) = (50, 5);
 
-/// The same for browsers that come back: each has a code to be redeemed there, or says so.
+/// The same for browsers that come back with a code to be redeemed there. It is one limit for all who come: whoever floods it
+/// makes others wait, who then load the same page again.
 const BROWSERS: (u32, u32) = (50, 10);
 
 /// What is asked for: who it is, with login and groups.
@@ -61,7 +62,7 @@ pub(crate) enum SignInError {
     #[error("nobody has confirmed yet")]
     Pending,
     /// More than the provider shall be asked for.
-    #[error("too many sign in at this moment; begin again in some seconds")]
+    #[error("too many sign in at this moment; try again in some seconds")]
     TooMany,
     /// The provider wants to be asked less often, or shall be.
     #[error("the provider is asked too often")]
@@ -232,12 +233,17 @@ impl SignIn {
         code: Result<&str, &str>,
     ) -> Result<Back, SignInError> {
         let now = self.clock.elapsed();
-        let away = self.away.come_back(cookie, state, now);
-        let away = away.ok_or(SignInError::Unknown)?;
+        let away = self.away.knock(cookie, state, now);
+        let (away, since) = away.ok_or(SignInError::Unknown)?;
+        // A refusal is nothing to ask the provider about.
+        let code = code.map_err(|said| SignInError::Declined(said.chars().take(200).collect()))?;
+        // Whoever has to wait comes back with the same code.
         if !self.browsers.take(now) {
             return Err(SignInError::TooMany);
         }
-        let code = code.map_err(|said| SignInError::Declined(said.chars().take(200).collect()))?;
+        if !self.away.come_back(&away, since, now) {
+            return Err(SignInError::Unknown);
+        }
         let callback = self.callback();
         let form = [
             ("grant_type", "authorization_code"),

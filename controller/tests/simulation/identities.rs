@@ -519,6 +519,50 @@ async fn many_who_begin_keep_nobody_from_signing_in_nor_the_provider_busy() {
 }
 
 #[tokio::test]
+async fn who_comes_back_in_a_flood_waits_and_loads_the_same_page_again() {
+    let (world, provider, _) = guarded().await;
+    let begin = async || {
+        let (head, _) = ask(&world, "GET", "/auth/login", &[], Value::Null).await;
+        (cookies(&head), location(&head))
+    };
+    let come = async |cookie: &str, path: &str| {
+        let (head, problem) = ask(&world, "GET", path, &[("cookie", cookie)], Value::Null).await;
+        (head.status.as_u16(), problem)
+    };
+    let state = |away: &str| {
+        let url = reqwest::Url::parse(away).unwrap();
+        let mut pairs = url.query_pairs();
+        pairs
+            .find(|(name, _)| name == "state")
+            .unwrap()
+            .1
+            .into_owned()
+    };
+    let (cookie, away) = begin().await;
+    let back = path_of(&provider.agree(&away), BOARD);
+    // Who says no asks the provider nothing, and takes no place.
+    for _ in 0..100 {
+        let (cookie, away) = begin().await;
+        let path = format!("/auth/callback?error=access_denied&state={}", state(&away));
+        let (status, problem) = come(&cookie, &path).await;
+        assert_eq!((status, &problem["code"]), (403, &json!("declined")));
+    }
+    let mut statuses = Vec::new();
+    while statuses.last() != Some(&429) {
+        let (cookie, away) = begin().await;
+        let path = format!("/auth/callback?code=junk&state={}", state(&away));
+        let (status, _) = come(&cookie, &path).await;
+        statuses.push(status);
+    }
+    assert_eq!(statuses.len(), 51);
+    let (status, problem) = come(&cookie, &back).await;
+    assert_eq!(status, 429, "{problem}");
+    world.clock.pass(Duration::from_secs(1));
+    let (status, problem) = come(&cookie, &back).await;
+    assert_eq!(status, 303, "{problem}");
+}
+
+#[tokio::test]
 async fn nobody_is_signed_in_whom_nothing_is_granted() {
     let (world, provider, _) = guarded().await;
     provider.become_person(Person {

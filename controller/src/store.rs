@@ -233,6 +233,24 @@ pub trait Store: Outbox + fmt::Debug + Send + Sync {
         limit: u32,
     ) -> Result<Option<Vec<Saved>>, StoreError>;
 
+    /// Every service that has a rollout, by name.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    async fn released(&self) -> Result<Vec<ServiceName>, StoreError>;
+
+    /// The newest rollouts of these services, newest first; only those that are older than `before` if that is given. At most
+    /// `limit`; `None` if there is no rollout `before`.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    async fn history_of(
+        &self,
+        services: &[ServiceName],
+        before: Option<&RolloutId>,
+        limit: u32,
+    ) -> Result<Option<Vec<Saved>>, StoreError>;
+
     /// The newest rollouts of a service that were promoted, newest first; at most `limit`.
     ///
     /// # Errors

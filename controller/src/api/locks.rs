@@ -9,14 +9,14 @@ use tokio::sync::oneshot;
 
 use super::Api;
 use super::error::ApiError;
-use super::reads::may_read_service;
+use super::reads::{may_read_service, unknown_service};
 use super::rollouts::{author, check_text, service_name};
 use super::types::Problem;
 use super::types::locks::{LockRequest, LockView, UnlockRequest};
 use crate::admission::lock::Slot;
 use crate::admission::{Lock, LockKey, Locks};
 use crate::auth::{Caller, Rule, Target};
-use crate::reconciler::{LockAct, LockOrder, Request, RequestError};
+use crate::reconciler::{LockAct, LockOrder, Request};
 
 /// Longest time of a lock: a freeze of a month is one for `friday.yml`.
 const LOCK_FOR_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -49,17 +49,16 @@ async fn ask(api: &Api, order: LockOrder) -> Result<Json<LockView>, ApiError> {
 }
 
 /// Whether there is such a service: known here, or about to be released for the first time.
-async fn check_service(api: &Api, service: &ServiceName) -> Result<(), ApiError> {
+async fn check_service(
+    api: &Api,
+    caller: Option<&Extension<Caller>>,
+    service: &ServiceName,
+) -> Result<(), ApiError> {
     let snapshot = api.handle.snapshot.borrow().clone();
     if snapshot.services.contains_key(service) || api.handle.registry.has(service).await? {
         return Ok(());
     }
-    let known: Vec<&str> = snapshot.services.keys().map(ServiceName::as_str).collect();
-    Err(RequestError::UnknownService {
-        name: service.to_string(),
-        known: known.join(", "),
-    }
-    .into())
+    Err(unknown_service(caller, service, snapshot.services.keys()))
 }
 
 fn key(service: &str, environment: Option<String>) -> Result<LockKey, ApiError> {
@@ -143,7 +142,7 @@ pub async fn take(
     }
     let key = key(&name, body.environment)?;
     may(caller.as_ref(), Rule::Operate, &key)?;
-    check_service(&api, &key.service).await?;
+    check_service(&api, caller.as_ref(), &key.service).await?;
     let order = LockOrder {
         key,
         by: author(caller.as_ref(), body.by),

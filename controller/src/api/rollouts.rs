@@ -10,13 +10,14 @@ use tokio::sync::oneshot;
 
 use super::Api;
 use super::error::ApiError;
-use super::reads::{find_as, find_for, may_read, may_read_service, newest};
+use super::reads::{find_as, find_for, may_read, may_read_service, newest, unknown_service};
 use super::types::{
     DeployRequest, EventView, Order, OrderRequest, Problem, RolloutSummary, RolloutView,
     SPEC_BYTES_MAX, ServiceView, UndoRequest,
 };
 use super::{leases, origins, views};
 use crate::auth::{Caller, Rule, Target};
+use crate::orchestrator::OrchestratorError;
 use crate::reconciler::{DEFAULT_ENVIRONMENT, Deploy, Reply, Request, RequestError};
 use crate::spec::{self, ReadOptions};
 use crate::store::Saved;
@@ -304,7 +305,15 @@ pub async fn deploy(
         origin,
         lease: body.lease,
     };
-    let resolved = api.handle.registry.resolve(deploy).await?;
+    let service = deploy.spec.service.clone();
+    let resolved = match api.handle.registry.resolve(deploy).await {
+        Err(RequestError::Orchestrator(OrchestratorError::UnknownService { known, .. })) => {
+            let known = known.iter().filter_map(|name| name.parse().ok());
+            let known: Vec<ServiceName> = known.collect();
+            return Err(unknown_service(caller.as_ref(), &service, &known));
+        }
+        resolved => resolved?,
+    };
     let made = ask(&api, |reply| Request::Deploy(Box::new(resolved), reply)).await?;
     leases::keep_token(&api, &headers, &made.id);
     Ok((StatusCode::CREATED, made))
@@ -332,16 +341,7 @@ pub async fn list(
     if let Some(service) = service.filter(|_| saved.is_empty() && query.before.is_none()) {
         let known = api.handle.snapshot.borrow().clone();
         if !known.services.contains_key(&service) {
-            let known = known.services.keys();
-            let known: Vec<&str> = known
-                .filter(|name| may_read_service(who, name))
-                .map(ServiceName::as_str)
-                .collect();
-            return Err(RequestError::UnknownService {
-                name: service.to_string(),
-                known: known.join(", "),
-            }
-            .into());
+            return Err(unknown_service(who, &service, known.services.keys()));
         }
     }
     Ok(Json(saved.iter().map(views::summary).collect()))

@@ -369,6 +369,15 @@ impl Sqlite {
         })
     }
 
+    /// Where a rollout is in the order of their starts.
+    async fn place(&self, id: &RolloutId) -> Result<Option<i64>, StoreError> {
+        sqlx::query_scalar("SELECT rowid FROM rollouts WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(|error| self.failed("reading older rollouts", error))
+    }
+
     fn all_saved(&self, rows: &[SqliteRow]) -> Result<Vec<Saved>, StoreError> {
         rows.iter().map(|row| self.saved(row)).collect()
     }
@@ -441,12 +450,7 @@ impl Store for Sqlite {
         limit: u32,
     ) -> Result<Option<Vec<Saved>>, StoreError> {
         let failed = |error| self.failed("reading older rollouts", error);
-        let at: Option<i64> = sqlx::query_scalar("SELECT rowid FROM rollouts WHERE id = ?")
-            .bind(before.as_str())
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(failed)?;
-        let Some(at) = at else {
+        let Some(at) = self.place(before).await? else {
             return Ok(None);
         };
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
@@ -458,6 +462,49 @@ impl Store for Sqlite {
         .fetch_all(&self.pool)
         .await
         .map_err(failed)?;
+        self.all_saved(&rows).map(Some)
+    }
+
+    async fn released(&self) -> Result<Vec<ServiceName>, StoreError> {
+        let names: Vec<String> =
+            sqlx::query_scalar("SELECT DISTINCT service FROM rollouts ORDER BY service")
+                .fetch_all(&self.pool)
+                .await
+                .map_err(|error| self.failed("reading the services", error))?;
+        names
+            .into_iter()
+            .map(|name| {
+                ServiceName::try_from(name).map_err(|error| StoreError::Corrupt {
+                    file: self.file.display().to_string(),
+                    reason: format!("the service of a rollout: {error}"),
+                })
+            })
+            .collect()
+    }
+
+    async fn history_of(
+        &self,
+        services: &[ServiceName],
+        before: Option<&RolloutId>,
+        limit: u32,
+    ) -> Result<Option<Vec<Saved>>, StoreError> {
+        let at = match before {
+            None => i64::MAX,
+            Some(before) => match self.place(before).await? {
+                None => return Ok(None),
+                Some(at) => at,
+            },
+        };
+        // `+`: from the newest on, without sorting whole rollouts. Only those that fit are read whole.
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{ROLLOUT} WHERE rowid < ?1 AND +service IN (SELECT value FROM json_each(?2)) ORDER BY rowid DESC LIMIT ?3"
+        )))
+        .bind(at)
+        .bind(json(&services))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(|error| self.failed("reading the history", error))?;
         self.all_saved(&rows).map(Some)
     }
 

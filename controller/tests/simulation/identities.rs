@@ -11,6 +11,7 @@ use friday::clock::Clock as _;
 use http_body_util::BodyExt as _;
 use rollout::{Command, Duration, RolloutId};
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 use tower::ServiceExt as _;
 
 use crate::api::answer;
@@ -47,6 +48,7 @@ jobs:
     - {{ project: 4711, role: operator, services: [web], environments: [production], refs: [main] }}
     - {{ project: 8888, role: viewer }}
     - {{ project: 9000, role: operator, services: [web], environments: [production] }}
+    - {{ project: 9001, role: operator, services: [nope], environments: [production] }}
 people:
   client: {CLIENT}
   secret_file: {}
@@ -341,6 +343,76 @@ async fn who_is_granted_something_somewhere_reads_of_that_and_of_nothing_else() 
             assert_eq!(head.status, StatusCode::NOT_FOUND);
             let words = problem["detail"].as_str().unwrap();
             assert!(!words.contains("web"), "{words}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_list_reads_no_rollout_of_services_that_are_not_its_readers() {
+    let (mut world, provider, machine) = guarded().await;
+    let machine = bearer(&machine);
+    let of_machine = [("authorization", machine.as_str())];
+    for image in ["web:v2", "web:v3"] {
+        let mut body = deploy("production", SHA);
+        body["image"] = image.into();
+        let begin = request("POST", "/api/v1/rollouts", &of_machine, &body);
+        let (head, made) = answer(&mut world, begin).await;
+        assert_eq!(head.status, StatusCode::CREATED, "{made}");
+    }
+    // Somebody else's, and such that whoever reads it fails.
+    let url = format!("sqlite://{}", world.file().display());
+    let mut store = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query("INSERT INTO rollouts (id, service, number, ended, canary, body) VALUES ('shop-1', 'shop', 1, 1, 'x', '{}')")
+        .execute(&mut store)
+        .await
+        .unwrap();
+    let job = bearer(&provider.job_token(&claims(json!({}))));
+    let of_job = [("authorization", job.as_str())];
+    let read = async |headers: &[(&str, &str)], query: &str| {
+        let path = format!("/api/v1/rollouts?{query}");
+        let (head, list) = ask(&world, "GET", &path, headers, Value::Null).await;
+        let list = list.as_array().cloned().unwrap_or_default();
+        let ids = list
+            .iter()
+            .map(|one| one["id"].as_str().unwrap().to_owned());
+        (head.status.as_u16(), ids.collect::<Vec<_>>().join(" "))
+    };
+    for (query, expected) in [
+        ("limit=10", (200, "web-2 web-1")),
+        ("limit=1", (200, "web-2")),
+        ("limit=10&before=web-2", (200, "web-1")),
+        ("limit=10&before=shop-1", (200, "web-2 web-1")),
+        ("limit=10&before=shop-2", (404, "")),
+        ("service=web", (200, "web-2 web-1")),
+        ("service=shop", (404, "")),
+    ] {
+        let (status, ids) = read(&of_job, query).await;
+        assert_eq!((status, ids.as_str()), expected, "{query}");
+    }
+    assert_eq!(read(&of_machine, "limit=10").await.0, 503);
+}
+
+#[tokio::test]
+async fn a_refusal_names_no_service_that_is_not_its_readers() {
+    let (world, provider, machine) = guarded().await;
+    let other = json!({ "project_id": "9001", "job_project_id": "9001", "jti": "nope" });
+    let other = bearer(&provider.job_token(&claims(other)));
+    let machine = bearer(&machine);
+    let mut release = deploy("production", SHA);
+    release["spec"] = FRIDAY_YML.replace("service: web", "service: nope").into();
+    let lock = json!({ "by": "ada", "reason": "migration", "environment": "production" });
+    for (method, path, body) in [
+        ("POST", "/api/v1/rollouts", release),
+        ("PUT", "/api/v1/services/nope/lock", lock),
+        ("GET", "/api/v1/rollouts?service=nope", Value::Null),
+    ] {
+        for (token, known) in [(&machine, "known: web"), (&other, "known: none")] {
+            let headers = [("authorization", token.as_str())];
+            let (head, problem) = ask(&world, method, path, &headers, body.clone()).await;
+            assert_eq!(head.status, StatusCode::NOT_FOUND, "{problem}");
+            assert_eq!(problem["code"], "unknown_service");
+            let words = problem["detail"].as_str().unwrap();
+            assert!(words.ends_with(known), "{path} {words}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -404,6 +404,11 @@ impl World {
     /// The time that only passes.
     pub(crate) fn now(&self) -> Duration {
         self.clock.elapsed()
+    }
+
+    /// Where the store is.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
     }
 
     /// The HTTP API of this controller.

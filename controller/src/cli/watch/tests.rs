@@ -132,9 +132,8 @@ fn who_may_approve_the_first_request_has_a_key_for_it_and_none_to_promote() {
     };
     let keys = |watching: &mut Watching| -> String {
         let is_asked = |key: &char| {
-            watching.asking = None;
             watching.press(KeyEvent::new(KeyCode::Char(*key), KeyModifiers::NONE));
-            watching.asking.is_some()
+            watching.asking.take().is_some()
         };
         picture::KEYS
             .map(|(key, ..)| key)

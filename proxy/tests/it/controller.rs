@@ -71,9 +71,17 @@ impl Ledger {
     }
 }
 
+/// The table that is given out.
+#[derive(Debug, Clone, Default)]
+struct Offer {
+    table: Option<RouteTable>,
+    /// To whom: to whoever has an older one, or to all.
+    insists: bool,
+}
+
 #[derive(Debug, Clone)]
 struct Shared {
-    table: watch::Receiver<Option<RouteTable>>,
+    offer: watch::Receiver<Offer>,
     ledger: Arc<Mutex<Ledger>>,
     fate: fn(usize) -> Fate,
 }
@@ -82,7 +90,7 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) struct Controller {
     pub(crate) address: SocketAddr,
-    table: watch::Sender<Option<RouteTable>>,
+    offer: watch::Sender<Offer>,
     ledger: Arc<Mutex<Ledger>>,
     task: JoinHandle<()>,
 }
@@ -97,10 +105,13 @@ impl Controller {
     pub(crate) async fn with_fate(table: Option<RouteTable>, fate: fn(usize) -> Fate) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (table, watched) = watch::channel(table);
+        let (offer, watched) = watch::channel(Offer {
+            table,
+            insists: false,
+        });
         let ledger = Arc::<Mutex<Ledger>>::default();
         let shared = Shared {
-            table: watched,
+            offer: watched,
             ledger: Arc::clone(&ledger),
             fate,
         };
@@ -114,7 +125,7 @@ impl Controller {
         });
         Self {
             address,
-            table,
+            offer,
             ledger,
             task,
         }
@@ -122,7 +133,17 @@ impl Controller {
 
     /// Gives out another table.
     pub(crate) fn set(&self, table: RouteTable) {
-        self.table.send_replace(Some(table));
+        self.offer(table, false);
+    }
+
+    /// Gives out another table, also to whoever has a newer one: as a controller that was replaced and does not know it.
+    pub(crate) fn insist(&self, table: RouteTable) {
+        self.offer(table, true);
+    }
+
+    fn offer(&self, table: RouteTable, insists: bool) {
+        let table = Some(table);
+        self.offer.send_replace(Offer { table, insists });
     }
 
     /// Looks at the ledger.
@@ -172,13 +193,12 @@ async fn give(
 ) -> Response {
     assert_eq!(name, "edge");
     let generation: Generation = have.generation.parse().unwrap();
-    let newer = shared.table.wait_for(|table| {
-        table
-            .as_ref()
-            .is_some_and(|table| table.generation > generation)
+    let newer = shared.offer.wait_for(|offer| {
+        let table = offer.table.as_ref();
+        table.is_some_and(|table| offer.insists || table.generation > generation)
     });
     match tokio::time::timeout(Duration::from_secs(have.wait_seconds), newer).await {
-        Ok(Ok(table)) => Json(table.clone()).into_response(),
+        Ok(Ok(offer)) => Json(offer.table.clone()).into_response(),
         Ok(Err(_)) | Err(_) => StatusCode::NO_CONTENT.into_response(),
     }
 }

@@ -12,6 +12,7 @@ mod controller;
 mod copies;
 mod draining;
 mod failing;
+mod fencing;
 mod killed;
 mod load;
 mod long_lived;

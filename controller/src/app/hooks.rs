@@ -247,35 +247,90 @@ impl Worker {
         of_pipeline.map(|saved| saved.rollout.id.clone()).collect()
     }
 
-    /// Whether GitLab itself says that the pipeline was cancelled. Without a token, and where it does not answer, the hint is
-    /// believed: it was proven, and what follows only goes back or stands still.
+    /// Whether the pipeline was cancelled, as far as that can be read back. Without a token the hint is believed.
     async fn is_cancelled(&self, project_id: u64, pipeline_id: u64) -> bool {
-        let Some(gitlab) = self.gitlab.as_ref().filter(|gitlab| gitlab.has_token()) else {
-            return true;
-        };
-        let path = format!("/projects/{project_id}/pipelines/{pipeline_id}");
-        for asked in 1..=ASKED_MAX {
-            let answer = gitlab
-                .call(Method::GET, &path, None, Credential::Project)
-                .await;
-            match answer {
-                Ok(answer) => {
-                    let status = answer.body.get("status").and_then(Value::as_str);
-                    return status.is_some_and(Hint::is_cancelled);
-                }
-                Err(error) if error.is_temporary() && asked < ASKED_MAX => {
-                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        pipeline_id,
-                        error = chain(&error),
-                        "whether the pipeline was cancelled cannot be read back; its hook is believed"
-                    );
-                    return true;
-                }
+        match self.gitlab.as_ref().filter(|gitlab| gitlab.has_token()) {
+            Some(gitlab) => is_cancelled(gitlab, project_id, pipeline_id, ASK_AGAIN_AFTER).await,
+            None => true,
+        }
+    }
+}
+
+/// Whether GitLab itself says that the pipeline was cancelled; where it does not answer, it is asked again after `pause`, and
+/// at last the hint is believed: it was proven, and what follows only goes back or stands still.
+async fn is_cancelled(gitlab: &Gitlab, project_id: u64, pipeline_id: u64, pause: Duration) -> bool {
+    let path = format!("/projects/{project_id}/pipelines/{pipeline_id}");
+    for asked in 1..=ASKED_MAX {
+        let answer = gitlab
+            .call(Method::GET, &path, None, Credential::Project)
+            .await;
+        match answer {
+            Ok(answer) => {
+                let status = answer.body.get("status").and_then(Value::as_str);
+                return status.is_some_and(Hint::is_cancelled);
+            }
+            Err(error) if error.is_temporary() && asked < ASKED_MAX => {
+                tokio::time::sleep(pause).await;
+            }
+            Err(error) => {
+                tracing::warn!(
+                    pipeline_id,
+                    error = chain(&error),
+                    "whether the pipeline was cancelled cannot be read back; its hook is believed"
+                );
+                return true;
             }
         }
-        true
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use controller_testing::gitlab::{Fault, Gitlab as StandIn, PROJECT, PROJECT_TOKEN};
+
+    use super::*;
+    use crate::gitlab::Secret;
+
+    const PIPELINE: u64 = 90_001;
+
+    async fn asks(stand_in: &StandIn, pipeline: u64) -> bool {
+        let token = Secret::from_text(PROJECT_TOKEN);
+        let gitlab = Gitlab::new(&stand_in.url(), None, token).unwrap();
+        is_cancelled(&gitlab, PROJECT, pipeline, Duration::from_millis(1)).await
+    }
+
+    #[tokio::test]
+    async fn a_hint_is_believed_unless_gitlab_itself_contradicts_it() {
+        use Fault::{BadGateway, Internal, Limited, Nonsense};
+        for (status, faults, expected, asked) in [
+            ("canceled", &[][..], true, 1),
+            ("canceling", &[], true, 1),
+            ("running", &[], false, 1),
+            ("success", &[], false, 1),
+            ("running", &[Internal, BadGateway], false, 3),
+            ("canceled", &[Limited, Nonsense], true, 3),
+            // It does not answer: the hint was proven, and what follows only goes back.
+            ("running", &[Internal, Internal, Internal], true, 3),
+        ] {
+            let stand_in = StandIn::start().await.unwrap();
+            stand_in.records(|records| records.set_pipeline(PIPELINE, status));
+            stand_in.fail(faults.iter().copied());
+            let believed = asks(&stand_in, PIPELINE).await;
+            let seen = stand_in.seen().len();
+            assert_eq!((believed, seen), (expected, asked), "{status} {faults:?}");
+        }
+        let stand_in = StandIn::start().await.unwrap();
+        assert!(asks(&stand_in, 1).await, "nobody knows that pipeline");
+        assert_eq!(stand_in.seen().len(), 1, "404 does not pass by itself");
+    }
+
+    #[tokio::test]
+    async fn contract_a_pipeline_is_read_back_as_gitlab_documents() {
+        let stand_in = StandIn::start_checked().await.unwrap();
+        stand_in.records(|records| records.set_pipeline(PIPELINE, "canceled"));
+        assert!(asks(&stand_in, PIPELINE).await);
+        assert_eq!(stand_in.seen().len(), 1);
+        assert_eq!(stand_in.mistakes(), Vec::<String>::new());
     }
 }

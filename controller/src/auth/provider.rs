@@ -280,6 +280,8 @@ fn malformed(url: &str, reason: &dyn std::fmt::Display) -> ProviderError {
 
 #[cfg(test)]
 mod tests {
+    use controller_testing::gitlab::{Gitlab as StandIn, PROJECT, PROJECT_TOKEN};
+
     use super::*;
 
     const DOCUMENT: &str = include_str!("../../../tests/data/gitlab/openid-configuration.json");
@@ -306,5 +308,21 @@ mod tests {
         let near = DOCUMENT.replace(keys, "http://127.0.0.1/keys");
         assert!(read(&near).is_err(), "not even to this machine");
         assert!(read("[]").is_err());
+    }
+
+    #[tokio::test]
+    async fn contract_a_job_is_asked_for_as_gitlab_documents() {
+        let stand_in = StandIn::start_checked().await.unwrap();
+        stand_in.records(|records| records.set_job(500_123, "running"));
+        let provider = Provider::new(&stand_in.url(), None).unwrap();
+        let state = |job| provider.job_state(PROJECT, job, PROJECT_TOKEN);
+        assert_eq!(state(500_123).await.unwrap(), "running");
+        let unknown = state(1).await.unwrap_err();
+        assert!(
+            matches!(unknown, ProviderError::Refused { .. }),
+            "{unknown:?}"
+        );
+        assert_eq!(stand_in.seen().len(), 2);
+        assert_eq!(stand_in.mistakes(), Vec::<String>::new());
     }
 }

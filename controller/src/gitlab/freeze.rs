@@ -178,10 +178,99 @@ impl FreezePeriods {
 
 #[cfg(test)]
 mod tests {
+    use controller_testing::gitlab::{Fault, Gitlab as StandIn, PROJECT, PROJECT_TOKEN};
+    use rollout::Timestamp;
     use serde_json::json;
 
     use super::*;
-    use rollout::Timestamp;
+    use crate::clock::SystemClock;
+    use crate::gitlab::Secret;
+
+    fn reader(stand_in: &StandIn, token: &str) -> (FreezePeriods, watch::Receiver<Arc<Periods>>) {
+        let gitlab = Gitlab::new(&stand_in.url(), None, Secret::from_text(token)).unwrap();
+        let sooner = Arc::default();
+        FreezePeriods::new(gitlab, &PROJECT.to_string(), SystemClock::new(), sooner)
+    }
+
+    /// How many periods were read, or why none.
+    fn known(periods: &watch::Receiver<Arc<Periods>>) -> Result<usize, String> {
+        match &**periods.borrow() {
+            Periods::Read { windows, .. } => Ok(windows.len()),
+            Periods::Unknown(why) => Err(why.clone()),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_read_holds_while_gitlab_fails_and_before_that_nothing_is_known() {
+        let never = "the freeze periods of GitLab project 4711 were not read yet";
+        for fault in Fault::ALL {
+            let stand_in = StandIn::start().await.unwrap();
+            let (reader, periods) = reader(&stand_in, PROJECT_TOKEN);
+            assert_eq!(known(&periods).unwrap_err(), never);
+            stand_in.fail([fault]);
+            // GitLab's own word on when to come back counts for more: at once, of the stand-in.
+            let (pause, first) = match fault {
+                Fault::Slow => (READ_EVERY, Ok(())),
+                Fault::Limited => (Duration::ZERO, Err(())),
+                Fault::Well
+                | Fault::LimitedWithoutWords
+                | Fault::Internal
+                | Fault::BadGateway
+                | Fault::Closed
+                | Fault::ClosedAfterwards
+                | Fault::Nonsense
+                | Fault::InternalAfterwards => (AGAIN_AFTER, Err(())),
+            };
+            assert_eq!(reader.read_once().await, pause, "{fault:?}");
+            match first {
+                Ok(()) => assert_eq!(known(&periods), Ok(0)),
+                Err(()) => {
+                    let why = known(&periods).unwrap_err();
+                    assert!(why.contains("4711 cannot be read: "), "{fault:?}: {why}");
+                    assert!(!why.contains(PROJECT_TOKEN), "{why}");
+                }
+            }
+            stand_in.records(|records| records.add_freeze_period("0 18 * * 5", "0 7 * * 1"));
+            assert_eq!(reader.read_once().await, READ_EVERY, "{fault:?}");
+            assert_eq!(known(&periods), Ok(1), "{fault:?}");
+            stand_in.fail([fault]);
+            assert_eq!(reader.read_once().await, pause, "{fault:?}");
+            assert_eq!(known(&periods), Ok(1), "{fault:?}: what was read holds");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_pass_by_itself_ends_what_was_read() {
+        let stand_in = StandIn::start().await.unwrap();
+        let (mut reader, periods) = reader(&stand_in, PROJECT_TOKEN);
+        stand_in.records(|records| records.add_freeze_period("0 18 * * 5", "0 7 * * 1"));
+        reader.read_once().await;
+        assert_eq!(known(&periods), Ok(1));
+        // A period that cannot be told is one that may be on.
+        stand_in.records(|records| records.add_freeze_period("soon", "0 7 * * 1"));
+        assert_eq!(reader.read_once().await, AGAIN_AFTER);
+        let why = known(&periods).unwrap_err();
+        assert!(why.contains("cannot be told"), "{why}");
+        stand_in.records(|records| records.freeze_periods.pop());
+        reader.read_once().await;
+        assert_eq!(known(&periods), Ok(1), "somebody mended it");
+        // The token ran out.
+        let other = Secret::from_text("glpat-that-ran-out");
+        reader.gitlab = Gitlab::new(&stand_in.url(), None, other).unwrap();
+        assert_eq!(reader.read_once().await, AGAIN_AFTER);
+        let why = known(&periods).unwrap_err();
+        assert!(why.contains("401"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn contract_freeze_periods_are_asked_for_as_gitlab_documents() {
+        let stand_in = StandIn::start_checked().await.unwrap();
+        let (reader, periods) = reader(&stand_in, PROJECT_TOKEN);
+        reader.read_once().await;
+        assert_eq!(known(&periods), Ok(0));
+        assert_eq!(stand_in.seen().len(), 1);
+        assert_eq!(stand_in.mistakes(), Vec::<String>::new());
+    }
 
     #[test]
     fn reads_the_answer_of_gitlabs_own_document() {

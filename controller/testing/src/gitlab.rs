@@ -141,6 +141,22 @@ impl Gitlab {
         })
     }
 
+    /// The same, which checks every request from the first on.
+    ///
+    /// # Errors
+    /// There is no free port.
+    ///
+    /// # Panics
+    /// Nobody says where GitLab's document is.
+    pub async fn start_checked() -> io::Result<Self> {
+        let folder = contract_folder().expect(
+            "FRIDAY_GITLAB_CONTRACT names the folder of GitLab's API document; leave this test out with --skip contract_",
+        );
+        let gitlab = Self::start().await?;
+        gitlab.check(Contract::read(&folder));
+        Ok(gitlab)
+    }
+
     /// Its address.
     #[must_use]
     pub fn url(&self) -> String {

@@ -46,7 +46,10 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let gitlab = StandIn::start().await.unwrap();
+        Self::on(StandIn::start().await.unwrap()).await
+    }
+
+    async fn on(gitlab: StandIn) -> Self {
         gitlab.records(|records| records.add_merge_request(118, "merged"));
         let folder = tempfile::tempdir().unwrap();
         let secrets = folder.path().join("secrets");
@@ -534,13 +537,25 @@ async fn a_file_outside_the_folder_of_secrets_is_not_sent_anywhere() {
 /// Runs where `FRIDAY_GITLAB_CONTRACT` names the folder of GitLab's API document.
 #[tokio::test]
 async fn contract_every_request_is_one_that_gitlab_documents() {
-    let folder = contract_folder().expect("FRIDAY_GITLAB_CONTRACT names the folder of GitLab's API document; leave this test out with --skip contract_");
-    let mut world = World::new().await;
-    world.gitlab.check(Contract::read(Path::new(&folder)));
+    let mut world = World::on(StandIn::start_checked().await.unwrap()).await;
     world.release(1, ALL_OF_GITLAB, Phase::Promoted).await;
     world.restart().await;
-    world.release(2, ALL_OF_GITLAB, Phase::Promoted).await;
-    assert!(world.gitlab.seen().len() > 30);
+    let back = |cause| Phase::RolledBack { cause };
+    let judged = back(Cause::Evidence {
+        signal: "errors".into(),
+    });
+    let superseded = back(Cause::Superseded {
+        by: RolloutId::from_text("web-4"),
+    });
+    world.release(2, ALL_OF_GITLAB, judged).await;
+    world.release(3, ALL_OF_GITLAB, superseded).await;
+    world.release(4, ALL_OF_GITLAB, Phase::Promoted).await;
+    assert_eq!(
+        world.left(),
+        "deployments success,failed,canceled,success; statuses success; notes 4 (2 promoted); \
+         issues closed,closed,closed,closed; releases web-1,web-4"
+    );
+    assert!(world.gitlab.seen().len() > 50);
     assert_eq!(world.gitlab.mistakes(), Vec::<String>::new());
     world.end().await;
 }

@@ -4,11 +4,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::{Body, Bytes};
 use axum::http::{Request, StatusCode};
+use controller_testing::eventually;
+use controller_testing::gitlab::{Gitlab as StandIn, PROJECT, PROJECT_TOKEN};
+use friday::admission::Freezes;
+use friday::admission::freeze::Frozen;
 use friday::api::webhooks::{QUEUE_MAX, Webhooks};
 use friday::app::{HookArgs, OnPipelineCancel};
 use friday::clock::Clock;
 use friday::gitlab::webhook::{BODY_BYTES_MAX, Hint, Keys};
+use friday::gitlab::{Gitlab, Secret};
 use futures::{StreamExt as _, stream};
+use rollout::policy::Policy;
 use rollout::{Duration, Ending};
 use serde_json::json;
 use std::sync::Arc;
@@ -20,6 +26,9 @@ use crate::world::World;
 
 const TOKEN: &str = "correct horse battery staple";
 const MINUTE: Duration = Duration::from_secs(60);
+
+/// Longest wait for what follows from a hook: far below the minute after which freeze periods are read anyway.
+const SOON: Duration = Duration::from_secs(20);
 
 fn pipeline(status: &str) -> String {
     json!({
@@ -192,5 +201,120 @@ async fn a_cancelled_pipeline_ends_or_holds_its_own_rollout_alone() {
         }
         stop.cancel();
         working.await.unwrap();
+    }
+}
+
+/// A GitLab whose freeze periods are read, and whose hooks are taken.
+struct Hooked {
+    gitlab: StandIn,
+    freezes: Freezes,
+    stop: CancellationToken,
+    working: tokio::task::JoinHandle<()>,
+}
+
+impl Hooked {
+    async fn up(world: &mut World) -> Self {
+        let gitlab = StandIn::start().await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+        let args = HookArgs {
+            freeze_project: Some(PROJECT.to_string()),
+            webhook_secret_file: Some(file),
+            ..HookArgs::default()
+        };
+        let token = Secret::from_text(PROJECT_TOKEN);
+        let client = Gitlab::new(&gitlab.url(), None, token).unwrap();
+        let clock: Arc<dyn Clock> = world.clock.clone();
+        let hooks = args.open(Some(&client), &clock).unwrap();
+        world.webhooks = hooks.webhooks.clone();
+        let freezes = hooks.freezes.clone();
+        world.freeze_by(freezes.clone());
+        let stop = CancellationToken::new();
+        let working = tokio::spawn(hooks.run(world.handle.clone(), stop.clone()));
+        let hooked = Self {
+            gitlab,
+            freezes,
+            stop,
+            working,
+        };
+        hooked.says(world, &Frozen::No).await;
+        hooked
+    }
+
+    /// Requests of this path so far.
+    fn asked(&self, path: &str) -> usize {
+        let seen = self.gitlab.seen();
+        seen.iter().filter(|one| one.path.ends_with(path)).count()
+    }
+
+    /// Waits until freezes are known to be like this.
+    async fn says(&self, world: &World, expected: &Frozen) {
+        let look = async || {
+            let (now, elapsed) = (world.clock.now(), world.clock.elapsed());
+            let policy = Policy::default();
+            self.freezes.ask(&policy, "test", now, elapsed)
+        };
+        eventually("freezes", SOON, look, |seen| seen == expected).await;
+    }
+
+    async fn down(self) {
+        self.stop.cancel();
+        self.working.await.unwrap();
+    }
+}
+
+fn push() -> String {
+    include_str!("../../../tests/data/gitlab/webhook-push.json").to_owned()
+}
+
+#[tokio::test]
+async fn a_push_brings_a_new_freeze_at_once() {
+    let mut world = World::new().await;
+    let hooked = Hooked::up(&mut world).await;
+    // It is Friday, 16:00 by UTC.
+    hooked
+        .gitlab
+        .records(|records| records.add_freeze_period("0 12 * * 5", "0 7 * * 1"));
+    let status = deliver(&mut world, TOKEN, "push-1", push()).await;
+    assert_eq!(status, StatusCode::OK);
+    let frozen = "by a freeze period of GitLab until 2026-11-23 07:00:00Z";
+    hooked.says(&world, &Frozen::Yes(frozen.to_owned())).await;
+    let refused = world.deploy("web:v2").await.unwrap_err().to_string();
+    assert!(refused.contains(frozen), "{refused}");
+    assert_eq!(hooked.asked("/freeze_periods"), 2, "once each");
+    hooked.down().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_pipeline_is_read_back_before_anything_is_ended() {
+    for (status, phase) in [("running", "analyzing"), ("canceled", "rolled_back")] {
+        let mut world = World::new().await;
+        let origin = json!({ "project_id": PROJECT, "pipeline_id": 90_001, "job_id": 1 });
+        world.origin = Some(serde_json::from_value(origin).unwrap());
+        let hooked = Hooked::up(&mut world).await;
+        hooked
+            .gitlab
+            .records(|records| records.set_pipeline(90_001, status));
+        world.deploy("web:v2").await.unwrap();
+        world.until_phase("analyzing", MINUTE).await;
+        deliver(&mut world, TOKEN, "1", pipeline("canceled")).await;
+        if phase == "rolled_back" {
+            let ended = async || {
+                world.step().await;
+                world.rollout().await.ending()
+            };
+            eventually("its end", SOON, ended, Option::is_some).await;
+            assert_eq!(world.rollout().await.ending(), Some(Ending::Aborted));
+        } else {
+            // Hints are worked on one after the other: what the push does comes after.
+            deliver(&mut world, TOKEN, "2", push()).await;
+            let read = async || hooked.asked("/freeze_periods");
+            eventually("freeze periods read anew", SOON, read, |read| *read > 1).await;
+            world.pass(Duration::from_secs(2)).await;
+            assert_eq!(world.rollout().await.phase.name(), phase);
+        }
+        assert_eq!(hooked.asked("/pipelines/90001"), 1, "{status}");
+        hooked.down().await;
     }
 }

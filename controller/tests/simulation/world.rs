@@ -401,6 +401,12 @@ impl World {
         self.handle = handle;
     }
 
+    /// The controller asks these freezes too.
+    pub(crate) fn freeze_by(&mut self, freezes: friday::admission::Freezes) {
+        let reconciler = self.reconciler.take();
+        self.reconciler = reconciler.map(|reconciler| reconciler.with_freezes(freezes));
+    }
+
     /// The time that only passes.
     pub(crate) fn now(&self) -> Duration {
         self.clock.elapsed()

@@ -19,6 +19,12 @@ pub struct Records {
     pub issues: Vec<Value>,
     /// Releases.
     pub releases: Vec<Value>,
+    /// Freeze periods, oldest first.
+    pub freeze_periods: Vec<Value>,
+    /// Pipelines.
+    pub pipelines: Vec<Value>,
+    /// Jobs.
+    pub jobs: Vec<Value>,
     /// What came to the alert endpoint.
     pub alerts: Vec<Value>,
     /// What came to the chat.
@@ -74,6 +80,37 @@ impl Records {
         ));
     }
 
+    /// A freeze from one cron to the next of the other, both by UTC.
+    pub fn add_freeze_period(&mut self, start: &str, end: &str) {
+        let samples = sample(include_str!(
+            "../../../../tests/data/gitlab/rest-freeze-periods.json"
+        ));
+        let mut one = samples[0].clone();
+        one["id"] = json!(self.id());
+        one["freeze_start"] = json!(start);
+        one["freeze_end"] = json!(end);
+        one["cron_timezone"] = json!("UTC");
+        self.freeze_periods.push(one);
+    }
+
+    /// A pipeline in this state, in place of what it was in.
+    pub fn set_pipeline(&mut self, id: u64, status: &str) {
+        self.pipelines.retain(|one| one["id"] != id);
+        self.pipelines.push(like(
+            include_str!("../../../../tests/data/gitlab/rest-pipeline.json"),
+            json!({ "id": id, "status": status }),
+        ));
+    }
+
+    /// A job in this state, in place of what it was in.
+    pub fn set_job(&mut self, id: u64, status: &str) {
+        self.jobs.retain(|one| one["id"] != id);
+        self.jobs.push(like(
+            include_str!("../../../../tests/data/gitlab/rest-manual-job.json"),
+            json!({ "id": id, "status": status }),
+        ));
+    }
+
     fn id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
@@ -109,6 +146,7 @@ impl Records {
             ("POST", ["statuses", _])
                 | ("POST" | "PUT", ["merge_requests", _, "notes", ..])
                 | ("POST" | "PUT", ["issues", ..])
+                | ("GET", ["freeze_periods"] | ["jobs", _])
         );
         if needs_project && seen.token != "project" {
             return refused(403, "403 Forbidden");
@@ -202,6 +240,9 @@ impl Records {
                 self.releases.push(seen.body.clone());
                 (201, seen.body.clone())
             }
+            ("GET", ["freeze_periods"]) => (200, json!(self.freeze_periods)),
+            ("GET", ["pipelines", id]) => one_of(&self.pipelines, id),
+            ("GET", ["jobs", id]) => one_of(&self.jobs, id),
             _ => refused(404, "404 Not Found"),
         }
     }
@@ -298,6 +339,12 @@ fn decode(text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The record with this id.
+fn one_of(all: &[Value], id: &str) -> Answer {
+    let found = all.iter().find(|one| is(one.get("id"), id));
+    found.map_or_else(|| refused(404, "404 Not found"), |one| (200, one.clone()))
 }
 
 /// Whether a number of a record is the one in a path.

@@ -314,6 +314,66 @@ async fn a_deployment_that_its_job_made_is_left_to_the_job() {
 }
 
 #[tokio::test]
+async fn a_deployment_that_became_its_jobs_after_it_was_ours_is_refused_once_and_left_to_the_job() {
+    let table = [
+        (false, Phase::Promoted, "success", "(1 promoted)"),
+        (
+            true,
+            Phase::RolledBack {
+                cause: Cause::Evidence {
+                    signal: "errors".into(),
+                },
+            },
+            "failed",
+            "(0 promoted)",
+        ),
+    ];
+    for (by_job_token, end, status, promoted) in table {
+        let mut world = World::new().await;
+        let id = RolloutId::from_text("web-1");
+        if by_job_token {
+            world.tokens.keep(&id, JobToken::new(JOB_TOKEN).unwrap());
+        }
+        let start = world.saved(1, DEPLOYING, "{ gitlab: true }");
+        world.moves(None, &start).await;
+        world.until_told().await;
+        let remembered = world.store.told(&id, "deployment").await.unwrap();
+        assert!(remembered.is_some(), "ours is remembered");
+        world
+            .gitlab
+            .records(|records| records.give_deployments_to_their_jobs(PIPELINE));
+        let over = world.saved(1, end, "{ gitlab: true }");
+        world.moves(Some(&start), &over).await;
+        world.until_told().await;
+        let seen = world.gitlab.seen();
+        let puts = seen
+            .iter()
+            .filter(|one| one.method == "PUT" && one.path.contains("/deployments/"));
+        let puts: Vec<_> = puts
+            .map(|one| (one.token, one.body["status"].as_str().unwrap()))
+            .collect();
+        // The project token may do more than a job's: it is tried too, and then nobody is.
+        let as_whom: &[&str] = if by_job_token {
+            &["job", "project"]
+        } else {
+            &["project"]
+        };
+        let expected: Vec<_> = as_whom.iter().map(|token| (*token, status)).collect();
+        assert_eq!(puts, expected);
+        assert_eq!(
+            world.left(),
+            format!(
+                "deployments running; statuses {status}; notes 1 {promoted}; issues ; releases "
+            ),
+            "the record is the job's to move, and all else is told"
+        );
+        let state = world.store.outbox_state().await.unwrap();
+        assert_eq!(state.dead_count, 0, "no error for people: {state:?}");
+        world.end().await;
+    }
+}
+
+#[tokio::test]
 async fn a_job_token_suffices_for_deployments_and_gives_way_when_its_job_ends() {
     let mut world = World::new().await;
     let id = RolloutId::from_text("web-1");

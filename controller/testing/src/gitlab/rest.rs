@@ -111,6 +111,13 @@ impl Records {
         ));
     }
 
+    /// Every deployment is some job's own from now on: GitLab moves it with the job, and lets nobody else.
+    pub fn give_deployments_to_their_jobs(&mut self, pipeline: u64) {
+        for one in &mut self.deployments {
+            one["deployable"] = json!({ "id": 1, "pipeline": { "id": pipeline } });
+        }
+    }
+
     fn id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id

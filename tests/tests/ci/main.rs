@@ -10,6 +10,7 @@
 )]
 
 mod cancelled;
+mod features;
 mod files;
 mod policy;
 mod releases;

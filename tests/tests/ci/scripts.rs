@@ -5,15 +5,15 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::site::{git, repository};
+use crate::site::repository;
 
-fn program(at: &Path, text: &str) {
+pub(crate) fn program(at: &Path, text: &str) {
     fs::create_dir_all(at.parent().unwrap()).unwrap();
     fs::write(at, text).unwrap();
     fs::set_permissions(at, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-fn copied(name: &str, into: &Path) {
+pub(crate) fn copied(name: &str, into: &Path) {
     let to = into.join(name);
     fs::create_dir_all(to.parent().unwrap()).unwrap();
     let done = Command::new("cp")
@@ -25,54 +25,13 @@ fn copied(name: &str, into: &Path) {
     assert!(done.success(), "{name}");
 }
 
-fn said(done: &Output) -> String {
+pub(crate) fn said(done: &Output) -> String {
     let (out, err) = (
         String::from_utf8_lossy(&done.stdout),
         String::from_utf8_lossy(&done.stderr),
     );
     assert!(done.status.success(), "{out}\n{err}");
     format!("{out}\n{err}")
-}
-
-#[test]
-fn a_token_in_the_address_of_a_remote_is_not_shown() {
-    let dir = tempfile::tempdir().unwrap();
-    let (checkout, bare) = (dir.path().join("project"), dir.path().join("bare.git"));
-    for name in [
-        "pipeline-demo/add-new-feature.sh",
-        "pipeline-demo/pipeline.yml",
-        "pipeline-demo/features",
-        "pipeline-demo/src/features.rs",
-        "pipeline-demo/src/features",
-    ] {
-        copied(name, &checkout);
-    }
-    git(&checkout, &["init", "--quiet", "--initial-branch", "main"]);
-    let place = bare.to_str().unwrap();
-    git(&checkout, &["init", "--quiet", "--bare", place]);
-    let address = "https://ann:glpat-0123456789@gitlab.example.com/shop/web.git";
-    git(&checkout, &["remote", "add", "gitlab", address]);
-    // Pushes go next door, whatever the address says.
-    let next_door = format!("url.{place}.pushInsteadOf");
-    git(&checkout, &["config", &next_door, address]);
-    git(&checkout, &["add", "--all"]);
-    git(&checkout, &["commit", "--quiet", "--message", "before"]);
-    let done = Command::new(checkout.join("pipeline-demo/add-new-feature.sh"))
-        .args(["--feature", "emoji", "--remote", "gitlab"])
-        .envs([
-            ("GIT_AUTHOR_NAME", "ada"),
-            ("GIT_AUTHOR_EMAIL", "ada@example.test"),
-        ])
-        .envs([
-            ("GIT_COMMITTER_NAME", "ada"),
-            ("GIT_COMMITTER_EMAIL", "ada@example.test"),
-        ])
-        .output()
-        .unwrap();
-    let said = said(&done);
-    assert!(!said.contains("glpat"), "{said}");
-    let page = "https://gitlab.example.com/shop/web/-/pipelines";
-    assert!(said.contains(page), "{said}");
 }
 
 #[test]

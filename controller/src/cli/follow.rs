@@ -11,6 +11,9 @@ use crate::api::types::RolloutView;
 use crate::client::{Changes, Client, ClientError, pause};
 use crate::words;
 
+#[cfg(test)]
+mod tests;
+
 /// Longest silence in a log that is only added to. CI systems and people take a job for dead after some; GitLab's
 /// runner shows nothing in between. Below 30 s, which is our promise.
 const HEARTBEAT: Duration = Duration::from_secs(20);
@@ -39,13 +42,23 @@ pub(super) async fn until_ended(
     patience: &Patience,
     screen: &mut Screen<'_>,
 ) -> anyhow::Result<RolloutView> {
+    let mut follower = Follower::of(id, client);
+    until_seen_ended(id, async || follower.next().await, patience, screen).await
+}
+
+/// The same by whatever looks at it.
+async fn until_seen_ended(
+    id: &str,
+    mut look: impl AsyncFnMut() -> Result<RolloutView, ClientError>,
+    patience: &Patience,
+    screen: &mut Screen<'_>,
+) -> anyhow::Result<RolloutView> {
     let start = Instant::now();
     let mut reached = start;
-    let mut follower = Follower::of(id, client);
     let mut last: Option<RolloutView> = None;
     let mut heartbeat = tokio::time::interval_at(start + HEARTBEAT, HEARTBEAT);
     loop {
-        let next = follower.next();
+        let next = look();
         tokio::pin!(next);
         let next = loop {
             tokio::select! {

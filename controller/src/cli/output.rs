@@ -36,7 +36,14 @@ pub(super) struct Context {
     /// Whether it is a job of some CI system that asks, and nobody at a screen.
     pub(super) in_ci: bool,
     pub(super) clock: Arc<dyn Clock>,
+    /// Where a test hears what would be printed.
+    #[cfg(test)]
+    pub(super) heard: Option<Heard>,
 }
+
+/// What would be printed, each with when.
+#[cfg(test)]
+pub(super) type Heard = Arc<std::sync::Mutex<Vec<(tokio::time::Instant, String)>>>;
 
 impl Context {
     /// The surroundings of this process.
@@ -54,6 +61,8 @@ impl Context {
             in_gitlab: is_on("GITLAB_CI") && !is_terminal,
             in_ci: (is_on("GITLAB_CI") || is_on("CI")) && !is_terminal,
             clock: SystemClock::new(),
+            #[cfg(test)]
+            heard: None,
         }
     }
 
@@ -65,12 +74,25 @@ impl Context {
 
     /// Prints text to standard output and sees it through.
     pub(super) fn say(&self, text: &str) -> anyhow::Result<()> {
-        put(std::io::stdout().lock(), text)
+        self.put(std::io::stdout().lock(), text)
     }
 
     /// Prints text to standard error, beside a result on standard output.
     pub(super) fn note(&self, text: &str) -> anyhow::Result<()> {
-        put(std::io::stderr().lock(), text)
+        self.put(std::io::stderr().lock(), text)
+    }
+
+    fn put(&self, out: impl Write, text: &str) -> anyhow::Result<()> {
+        #[cfg(test)]
+        if let Some(heard) = &self.heard {
+            let now = tokio::time::Instant::now();
+            heard
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .push((now, text.to_owned()));
+            return Ok(());
+        }
+        put(out, text)
     }
 
     /// Prints a document: as JSON, or as the text that `words` makes of it.

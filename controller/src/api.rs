@@ -12,6 +12,7 @@ use axum::routing::{get, post};
 use tokio::sync::watch;
 use utoipa::OpenApi;
 
+use crate::admission::Freezes;
 use crate::agents::Agents;
 use crate::auth::{self, Tokens};
 use crate::clock::Clock;
@@ -65,6 +66,10 @@ pub struct Api {
     pub job_tokens: Arc<JobTokens>,
     /// Where GitLab's hooks come in, if they are taken.
     pub webhooks: Option<Arc<webhooks::Webhooks>>,
+    /// The address of the GitLab that is told and asked, if one is named.
+    pub gitlab: Option<String>,
+    /// Which freezes are on.
+    pub freezes: Freezes,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Turns true when the server stops: waits and streams end.

@@ -374,6 +374,7 @@ pub async fn run(
         .with_freezes(hooks.freezes.clone())
         .with_audience(telling.audience.clone());
     let webhooks = hooks.webhooks.clone();
+    let (gitlab, freezes) = (hooks.gitlab_url(), hooks.freezes.clone());
     let hooks_stop = CancellationToken::new();
     let mut hooked = tokio::spawn(hooks.run(handle.clone(), hooks_stop.clone()));
     let job_tokens: Arc<JobTokens> = Arc::default();
@@ -396,6 +397,8 @@ pub async fn run(
         tokens,
         job_tokens,
         webhooks,
+        gitlab,
+        freezes,
         clock,
         stopping: stopped,
     };

@@ -4,6 +4,7 @@
 //! is well is said in a line too, so that silence is never taken for health.
 
 mod engine;
+mod gitlab;
 mod outbox;
 mod rollouts;
 
@@ -123,7 +124,9 @@ pub fn diagnose(facts: &Facts<'_>) -> Vec<Finding> {
     found.extend(agents(facts));
     found.extend(metrics(facts));
     found.extend(incidents(facts));
-    found.extend(outbox::outbox(facts.health));
+    let late = outbox::outbox(facts.health);
+    found.extend(gitlab::gitlab(facts.health, &late));
+    found.extend(late);
     found.extend(rollouts::rollouts(facts));
     found
 }

@@ -55,6 +55,19 @@ impl Freezes {
         }
     }
 
+    /// How long ago GitLab's were read, or why they are not known; `None` where nobody asks for them.
+    #[must_use]
+    pub fn of_gitlab(&self, elapsed: Duration) -> Option<Result<Duration, String>> {
+        let periods = self.gitlab.as_ref()?.borrow().clone();
+        Some(match &*periods {
+            Periods::Unknown(why) => Err(why.clone()),
+            Periods::Read { at, .. } => match elapsed.saturating_sub(*at) {
+                age if age > PERIODS_AGE_MAX => Err(too_old()),
+                age => Ok(age),
+            },
+        })
+    }
+
     /// Whether one is on for a rollout by this policy to `environment`, `now` by the time of day and `elapsed` by the time
     /// that only passes.
     #[must_use]
@@ -90,10 +103,7 @@ impl Freezes {
         match &**gitlab.borrow() {
             Periods::Unknown(why) => Frozen::Unknown(why.clone()),
             Periods::Read { at, .. } if elapsed.saturating_sub(*at) > PERIODS_AGE_MAX => {
-                Frozen::Unknown(format!(
-                    "GitLab's freeze periods were read more than {} hours ago",
-                    PERIODS_AGE_MAX.as_secs() / 3_600
-                ))
+                Frozen::Unknown(too_old())
             }
             Periods::Read { windows, .. } => {
                 let mut last = None;
@@ -114,6 +124,13 @@ impl Freezes {
             }
         }
     }
+}
+
+fn too_old() -> String {
+    format!(
+        "GitLab's freeze periods were read more than {} hours ago",
+        PERIODS_AGE_MAX.as_secs() / 3_600
+    )
 }
 
 fn shown(at: Timestamp) -> String {

@@ -1,5 +1,6 @@
 //! Whether the controller works, and its own metrics.
 
+mod gitlab;
 mod outbox;
 
 use axum::Json;
@@ -81,6 +82,7 @@ pub async fn health(State(api): State<Api>) -> Json<HealthView> {
         incidents: super::alerts::views(&snapshot),
         outbox,
         untold,
+        gitlab: gitlab::view(&api).await,
     })
 }
 

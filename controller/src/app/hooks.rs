@@ -131,6 +131,12 @@ fn key(option: &str, file: Option<&Path>) -> anyhow::Result<Option<String>> {
 }
 
 impl Hooks {
+    /// The address of the GitLab that is asked, if one is named.
+    #[must_use]
+    pub fn gitlab_url(&self) -> Option<String> {
+        self.gitlab.as_ref().map(|gitlab| gitlab.url().to_owned())
+    }
+
     /// Reads freeze periods and works on hints until told to stop.
     pub async fn run(self, handle: Handle, stop: CancellationToken) {
         let Self {

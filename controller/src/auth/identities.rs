@@ -4,13 +4,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rollout::Duration;
+
 use super::Caller;
 use super::directory::{self, Directory};
 use super::file::read_limited;
 use super::id_token::verify;
 use super::identity::Identity;
 use super::jws::Unverified;
-use super::keys::Keys;
+use super::keys::{Keys, KeysState};
 use super::people::{Back, Next, OnDevice, SignIn, SignInError, SignedIn};
 use super::provider::{Provider, ProviderError};
 use super::refusal::Refusal;
@@ -154,6 +156,16 @@ impl Identities {
     pub(crate) fn knows(&self, project: u64) -> bool {
         let jobs = self.directory.jobs.as_ref();
         jobs.is_none_or(|jobs| jobs.policy.projects.contains(&project))
+    }
+
+    /// Whoever vouches.
+    pub(crate) fn issuer(&self) -> &str {
+        self.provider.issuer()
+    }
+
+    /// How the issuer's keys are; it is asked for at most `limit`.
+    pub(crate) async fn keys(&self, limit: Duration) -> KeysState {
+        self.keys.state(&self.provider, limit).await
     }
 
     /// Signing in, if people are let in.

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rollout::Duration;
+use tokio::time::timeout;
 
 use super::jws::KeySet;
 use super::provider::Provider;
@@ -39,6 +40,17 @@ struct Held {
     had: Option<Duration>,
     /// When the last fetch began, whatever came of it.
     tried: Option<Duration>,
+    /// Why the last one brought nothing.
+    trouble: Option<String>,
+}
+
+/// How the keys are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeysState {
+    /// Whether there are any that count.
+    pub(crate) is_there: bool,
+    /// Why none could be had at the last attempt.
+    pub(crate) trouble: Option<String>,
 }
 
 /// What is to be done for a key.
@@ -120,32 +132,108 @@ impl Keys {
         let set = match provider.keys().await {
             Ok(document) => KeySet::read(&document),
             Err(error) => {
+                self.note(|held| held.trouble = Some(chain(&error)));
                 tracing::warn!(error = %chain(&error), "the issuer's keys cannot be had; the last good ones are used");
                 return kept.ok_or_else(none);
             }
         };
         let Some(set) = set.map(Arc::new) else {
+            let words = format!("{} has no key that we can use", provider.issuer());
+            self.note(|held| held.trouble = Some(words));
             tracing::warn!(issuer = %provider.issuer(), "the issuer's document of keys holds none that we can use; the last good ones are used");
             return kept.ok_or_else(none);
         };
         self.note(|held| {
             held.set = Arc::clone(&set);
             held.had = Some(now);
+            held.trouble = None;
         });
         Ok(set)
     }
 
-    fn note(&self, change: impl FnOnce(&mut Held)) {
+    /// How they are. They are asked for, for at most `limit`, unless that was done just now.
+    pub(super) async fn state(&self, provider: &Provider, limit: Duration) -> KeysState {
+        // No key has this name, so all are looked at anew.
+        let asked = timeout(limit, self.with("", provider)).await;
+        let trouble = match asked {
+            Ok(_) => self.note(|held| held.trouble.clone()),
+            Err(_) => Some(format!("no answer within {limit:?}")),
+        };
+        let is_there = match self.need("") {
+            Need::Nothing(_) => true,
+            Need::Fetch(kept) | Need::Wait(kept) => kept.is_some(),
+        };
+        KeysState { is_there, trouble }
+    }
+
+    fn note<T>(&self, change: impl FnOnce(&mut Held) -> T) -> T {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut held);
+        change(&mut held)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use controller_testing::identity::Signer;
+    use controller_testing::identity::{Person, Provider as StandIn, Signer};
+    use rollout::Timestamp;
 
     use super::*;
+
+    /// A clock that is set by hand.
+    #[derive(Debug, Default)]
+    struct ByHand(Mutex<Duration>);
+
+    impl ByHand {
+        fn pass(&self, time: Duration) {
+            *self.0.lock().unwrap() += time;
+        }
+    }
+
+    impl Clock for ByHand {
+        fn now(&self) -> Timestamp {
+            Timestamp::UNIX_EPOCH
+        }
+
+        fn elapsed(&self) -> Duration {
+            *self.0.lock().unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn how_they_are_is_asked_for_at_most_once_a_minute() {
+        let dana = Person {
+            id: 42,
+            login: "dana".to_owned(),
+            groups: Vec::new(),
+        };
+        let stand_in = StandIn::start(0, dana).await;
+        let provider = Provider::new(&stand_in.issuer(), None).unwrap();
+        let clock = Arc::<ByHand>::default();
+        let keys = Keys::new(clock.clone());
+        let limit = Duration::from_secs(20);
+        stand_in.fail(true);
+        let state = keys.state(&provider, limit).await;
+        let words = state.trouble.unwrap();
+        assert!(!state.is_there && words.contains("500"), "{words}");
+        // What was said is said again until it is time to ask.
+        stand_in.fail(false);
+        assert!(keys.state(&provider, limit).await.trouble.is_some());
+        clock.pass(FIRST_FETCH_EVERY);
+        let well = KeysState {
+            is_there: true,
+            trouble: None,
+        };
+        assert_eq!(keys.state(&provider, limit).await, well);
+        assert_eq!(keys.state(&provider, limit).await, well);
+        assert_eq!(stand_in.key_requests(), 1);
+        stand_in.fail(true);
+        clock.pass(FETCH_EVERY);
+        let state = keys.state(&provider, limit).await;
+        assert!(state.is_there && state.trouble.is_some(), "{state:?}");
+        clock.pass(KEPT_MAX);
+        let state = keys.state(&provider, limit).await;
+        assert!(!state.is_there && state.trouble.is_some(), "{state:?}");
+    }
 
     #[test]
     fn asks_at_most_once_a_minute_and_keeps_the_last_good_set_for_a_day() {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::{Body, Bytes};
-use axum::http::{Request, StatusCode};
+use axum::http::{Method, Request, StatusCode};
 use controller_testing::eventually;
 use controller_testing::gitlab::{Gitlab as StandIn, PROJECT, PROJECT_TOKEN};
 use friday::admission::Freezes;
@@ -16,12 +16,12 @@ use friday::gitlab::{Gitlab, Secret};
 use futures::{StreamExt as _, stream};
 use rollout::policy::Policy;
 use rollout::{Duration, Ending};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::api::answer;
+use crate::api::{answer, call};
 use crate::world::World;
 
 const TOKEN: &str = "correct horse battery staple";
@@ -228,6 +228,7 @@ impl Hooked {
         let clock: Arc<dyn Clock> = world.clock.clone();
         let hooks = args.open(Some(&client), &clock).unwrap();
         world.webhooks = hooks.webhooks.clone();
+        world.gitlab = hooks.gitlab_url();
         let freezes = hooks.freezes.clone();
         world.freeze_by(freezes.clone());
         let stop = CancellationToken::new();
@@ -283,6 +284,32 @@ async fn a_push_brings_a_new_freeze_at_once() {
     let refused = world.deploy("web:v2").await.unwrap_err().to_string();
     assert!(refused.contains(frozen), "{refused}");
     assert_eq!(hooked.asked("/freeze_periods"), 2, "once each");
+    hooked.down().await;
+}
+
+#[tokio::test]
+async fn health_says_whether_freeze_periods_are_known() {
+    let mut world = World::new().await;
+    let hooked = Hooked::up(&mut world).await;
+    world.pass(Duration::from_secs(10)).await;
+    let path = "/api/v1/health";
+    let (_, health) = call(&mut world, Method::GET, path, None).await;
+    let gitlab = &health["gitlab"];
+    assert_eq!(gitlab["url"], hooked.gitlab.url());
+    let periods = &gitlab["freeze_periods"];
+    assert!(periods["age_seconds"].as_f64() >= Some(10.0), "{gitlab}");
+    assert_eq!(
+        (&periods["trouble"], &gitlab["keys"]),
+        (&Value::Null, &Value::Null)
+    );
+    // Somebody writes a period that nobody can tell.
+    hooked
+        .gitlab
+        .records(|records| records.add_freeze_period("soon", "0 7 * * 1"));
+    deliver(&mut world, TOKEN, "push-1", push()).await;
+    let look = async || call(&mut world, Method::GET, path, None).await.1;
+    let is_unknown = |health: &Value| health["gitlab"]["freeze_periods"]["trouble"].is_string();
+    eventually("freeze periods that are not known", SOON, look, is_unknown).await;
     hooked.down().await;
 }
 

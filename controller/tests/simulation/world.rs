@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use controller_testing::{FakeClock, FakeMetricsSource, FakeOrchestrator};
+use friday::admission::Freezes;
 use friday::agents::Agents;
 use friday::auth::Tokens;
 use friday::clock::Clock;
@@ -322,6 +323,9 @@ pub(crate) struct World {
     pub(crate) lease: Option<friday::lease::Terms>,
     /// Where hooks come in, if they are taken.
     pub(crate) webhooks: Option<Arc<friday::api::webhooks::Webhooks>>,
+    /// The GitLab's address, if there is one.
+    pub(crate) gitlab: Option<String>,
+    freezes: Freezes,
     reconciler: Option<Reconciler>,
     pub(crate) handle: Handle,
     /// Tells the API when the controller stops, which it never does here.
@@ -358,6 +362,8 @@ impl World {
             origin: None,
             lease: None,
             webhooks: None,
+            gitlab: None,
+            freezes: Freezes::default(),
             reconciler: Some(reconciler),
             handle,
             stopping: watch::Sender::new(false),
@@ -402,7 +408,8 @@ impl World {
     }
 
     /// The controller asks these freezes too.
-    pub(crate) fn freeze_by(&mut self, freezes: friday::admission::Freezes) {
+    pub(crate) fn freeze_by(&mut self, freezes: Freezes) {
+        self.freezes = freezes.clone();
         let reconciler = self.reconciler.take();
         self.reconciler = reconciler.map(|reconciler| reconciler.with_freezes(freezes));
     }
@@ -427,6 +434,8 @@ impl World {
             stopping: self.stopping.subscribe(),
             tokens: self.tokens.clone(),
             webhooks: self.webhooks.clone(),
+            gitlab: self.gitlab.clone(),
+            freezes: self.freezes.clone(),
             job_tokens: Arc::default(),
         })
     }

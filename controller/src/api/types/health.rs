@@ -35,6 +35,43 @@ pub struct HealthView {
     /// Messages that were given up, newest first, some of very many.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub untold: Vec<UntoldView>,
+    /// How GitLab can be asked; absent where none was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gitlab: Option<GitlabView>,
+}
+
+/// What releases need to know of GitLab.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct GitlabView {
+    /// Its address.
+    pub url: String,
+    /// Its freeze periods, as they were last read; absent where none are asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze_periods: Option<FreezePeriodsView>,
+    /// The keys of those it vouches for, as they were asked for just now; absent where it vouches for nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<KeysView>,
+}
+
+/// How freeze periods are known.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FreezePeriodsView {
+    /// How long ago they were read; absent where they are not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_seconds: Option<f64>,
+    /// Why they are not known: nothing begins then without the emergency word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+/// Whether those whom GitLab vouches for can be let in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeysView {
+    /// Whether there are any that count: they do for a day.
+    pub is_there: bool,
+    /// Why none could be had at the last attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// Messages that wait for one destination.

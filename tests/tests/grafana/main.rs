@@ -153,12 +153,13 @@ async fn every_query_has_data_and_alerts_fire_and_hold() {
     drop(eventually(what, PATIENCE, look, leads).await);
 
     // A user who sends as much as all others, and stays with one release: no share of requests is as the weight says then.
+    let since = prometheus.now();
     let user = demo.keep_sending_as_one_user();
     let id = demo
         .deploy_by(&spec_for_users_who_stay(), "worker:v1")
         .await;
     for alert in ["FridaySplitMismatch", "FridayRolloutStuck"] {
-        prometheus.fires(alert, ALERT_MAX, from).await;
+        prometheus.fires(alert, ALERT_MAX, since).await;
     }
     demo.until(&id, "it is held for that", |view| {
         view.message.contains("not split")
@@ -166,20 +167,25 @@ async fn every_query_has_data_and_alerts_fire_and_hold() {
     .await;
     user.abort();
     // A proxy that says nothing any more, and lets no request through.
+    let since = prometheus.now();
     let frozen = demo.freeze("proxy");
     let fired = r#"ALERTS{alertname="FridayProxySilent",alertstate="firing",proxy="demo"}"#;
     prometheus
         .until("FridayProxySilent fires", ALERT_MAX, fired)
         .await;
     prometheus
-        .fires("PipelineLagGrowing", ALERT_MAX, from)
+        .fires("PipelineLagGrowing", ALERT_MAX, since)
         .await;
     drop(frozen);
     let told = async || alertmanager.alerts().await;
     let is_there = |alerts: &String| alerts.contains("FridayProxySilent");
     eventually("the Alertmanager is told of it", PATIENCE, told, is_there).await;
-    // The controller.
+    // A controller that nobody can ask. Before the first scrape there was none either.
+    let since = prometheus.now();
     let frozen = demo.freeze("serve");
+    prometheus
+        .fires("FridayControllerDown", ALERT_MAX, since)
+        .await;
     for (alert, cause) in alerts::CAUSED {
         prometheus.fires(alert, ALERT_MAX, from).await;
         println!("{alert} fired: {cause}");

@@ -1,32 +1,29 @@
-//! Four engines in no swarm, Terraform with a state of the test's own, and what is looked at from outside.
+//! Four engines in no swarm, and Terraform with a state of the test's own.
+
+mod looks;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use system_tests::{Lab, PATIENCE, SshDaemons, friday, pause};
+use system_tests::{Lab, SshDaemons, friday, images};
 use tempfile::TempDir;
 
 /// Longest time of one command, in seconds: an apply waits for at most 120 in several places.
 const COMMAND_SECONDS_MAX: &str = "240";
 
-/// How often it is looked, after a pause of 50 ms and what the look takes, for what comes about by itself: for a minute at least.
-const LOOKS_MAX: u32 = 1200;
-
 /// How many engines there are.
 const ENGINES: u32 = 4;
 
-/// A tweet as the worker takes it.
-const TWEET: &str = r#"{"data":{"id":"1","author_id":"7","text":"I love this #friday"}}"#;
-
 /// What `swarm/build` makes: targets and images.
-const IMAGES: [(&str, &str); 5] = [
+const IMAGES: [(&str, &str); 7] = [
     ("controller", "friday:tests"),
     ("agent", "friday-agent:tests"),
     ("proxy", "friday-proxy:tests"),
+    ("pipeline", "tweets-pipeline:tests"),
+    ("producer", "tweets-producer:tests"),
     ("worker", "tweets-worker:v1"),
     ("worker", "tweets-worker:v2"),
 ];
@@ -76,7 +73,7 @@ fn finish(what: &str, output: &std::process::Output) -> (Option<i32>, String) {
     (output.status.code(), said)
 }
 
-/// Builds them on the first engine, and copies them to the others.
+/// Builds them on the first engine, and copies to the others what may run there.
 fn make_images(lab: &Lab) {
     for (target, image) in IMAGES {
         let mut command = Command::new("timeout");
@@ -92,6 +89,8 @@ fn make_images(lab: &Lab) {
         assert_eq!(code, Some(0), "{image} cannot be built: {said}");
     }
     lab.spread(&IMAGES.map(|(_, image)| image));
+    // Whoever keeps data does so on the first node.
+    images::make(lab);
 }
 
 /// Terraform on a lab's engines, with a folder of its own.
@@ -118,9 +117,17 @@ impl<'a> Bench<'a> {
         self.folder.path().join(name).display().to_string()
     }
 
-    /// The variables for both modules on these nodes, all managers.
+    /// The variables for both modules on these nodes, all managers: what releases, and a service that nobody calls but the
+    /// test.
     pub(crate) fn with_platform(&self, nodes: &[u32]) -> Value {
         self.variables(nodes, true)
+    }
+
+    /// The same with all parts that this machine has programs for.
+    pub(crate) fn with_all_parts(&self, nodes: &[u32]) -> Value {
+        let mut variables = self.with_platform(nodes);
+        variables["parts"] = json!(["agent", "pipeline", "prometheus", "worker"]);
+        variables
     }
 
     /// The variables for the swarm on these nodes and nothing on it.
@@ -129,7 +136,7 @@ impl<'a> Bench<'a> {
     }
 
     fn variables(&self, nodes: &[u32], with_platform: bool) -> Value {
-        let hosts: Map<String, Value> = nodes
+        let hosts = nodes
             .iter()
             .map(|node| {
                 let labels = if *node == 1 {
@@ -137,19 +144,30 @@ impl<'a> Bench<'a> {
                 } else {
                     json!({})
                 };
-                let docker_host = match self.ssh {
-                    Some(daemons) => daemons.docker_host(*node),
-                    None => format!("unix://{}", self.lab.socket(*node).display()),
-                };
-                let host = json!({
-                    "docker_host": docker_host,
-                    "advertise_address": address(*node),
-                    "role": "manager",
-                    "labels": labels,
-                });
-                (format!("n{node}"), host)
+                self.host(*node, "manager", labels)
             })
             .collect();
+        self.variables_of(hosts, with_platform)
+    }
+
+    fn host(&self, node: u32, role: &str, labels: Value) -> (String, Value) {
+        let host = json!({
+            "docker_host": self.docker_host(node),
+            "advertise_address": address(node),
+            "role": role,
+            "labels": labels,
+        });
+        (format!("n{node}"), host)
+    }
+
+    fn docker_host(&self, node: u32) -> String {
+        match self.ssh {
+            Some(daemons) => daemons.docker_host(node),
+            None => format!("unix://{}", self.lab.socket(node).display()),
+        }
+    }
+
+    fn variables_of(&self, hosts: Map<String, Value>, with_platform: bool) -> Value {
         json!({
             "hosts": hosts,
             "with_platform": with_platform,
@@ -158,7 +176,13 @@ impl<'a> Bench<'a> {
                 "agent": "friday-agent:tests",
                 "proxy": "friday-proxy:tests",
                 "worker": "tweets-worker:v1",
+                "pipeline": "tweets-pipeline:tests",
+                "producer": "tweets-producer:tests",
+                "kafka": images::KAFKA,
+                "postgres": images::POSTGRES,
+                "prometheus": images::PROMETHEUS,
             },
+            "parts": ["agent", "worker"],
             // Each engine of the lab listens elsewhere, and is called as its folder is.
             "docker_socket": format!("{}/{{{{.Node.Hostname}}}}/docker.sock", self.lab.dir().display()),
             "secrets_folder": self.path("secrets"),
@@ -295,186 +319,6 @@ impl<'a> Bench<'a> {
             words += &ask(&["service", "logs", "--raw", "--tail", "8", service]);
         }
         words
-    }
-
-    /// Waits until a look at the world shows what is expected.
-    fn until(&self, what: &str, mut look: impl FnMut() -> Result<(), String>) {
-        let mut last = String::new();
-        for _ in 0..LOOKS_MAX {
-            match look() {
-                Ok(()) => return,
-                Err(seen) => last = seen,
-            }
-            pause();
-        }
-        panic!("{what}: last seen {last}\n{}", self.words());
-    }
-
-    /// A request through a node's proxy reaches a worker.
-    pub(crate) fn answers(&self, node: u32) {
-        let url = format!("http://{}:8080/tasks", address(node));
-        self.lab.within_node(1, move || async move {
-            let client = reqwest::Client::builder()
-                .no_proxy()
-                .timeout(Duration::from_secs(5))
-                .build()
-                .unwrap();
-            let ask = async || match client.post(&url).body(TWEET).send().await {
-                Ok(answer) => answer.status().to_string(),
-                Err(error) => error.to_string(),
-            };
-            let what = format!("a worker answers through {url}");
-            controller_testing::eventually(&what, PATIENCE, ask, |seen| seen == "200 OK").await;
-        });
-    }
-
-    /// Waits until the swarm has exactly these nodes, and they are managers that can be reached.
-    pub(crate) fn are_managers(&self, nodes: &[u32]) {
-        let expected: Vec<String> = nodes
-            .iter()
-            .map(|node| format!("n{node} Ready Active Reachable"))
-            .collect();
-        self.until(&format!("the swarm is {expected:?}"), || {
-            let format = "{{.Hostname}} {{.Status}} {{.Availability}} {{.ManagerStatus}}";
-            let list = ["node", "ls", "--format", format];
-            // Who leads may have changed, and nobody may lead for a moment.
-            let members = self.lab.try_docker(1, &list, Stdio::null())?;
-            let members = members.replace("Leader", "Reachable");
-            let mut seen: Vec<&str> = members.lines().collect();
-            seen.sort_unstable();
-            if seen == expected {
-                Ok(())
-            } else {
-                Err(members)
-            }
-        });
-    }
-
-    /// Waits until of the managers exactly these can be reached.
-    pub(crate) fn until_reachable(&self, nodes: &[u32]) {
-        let expected: Vec<String> = nodes.iter().map(|node| format!("n{node}")).collect();
-        self.until("the managers that can be reached", || {
-            let format = "{{.Hostname}} {{.ManagerStatus}}";
-            let list = ["node", "ls", "--format", format];
-            // Nobody may lead for a moment.
-            let members = self.lab.try_docker(1, &list, Stdio::null())?;
-            let reachable = |line: &&str| line.ends_with("Reachable") || line.ends_with("Leader");
-            let mut seen: Vec<&str> = members
-                .lines()
-                .filter(reachable)
-                .filter_map(|line| line.split(' ').next())
-                .collect();
-            seen.sort_unstable();
-            if seen == expected {
-                Ok(())
-            } else {
-                Err(members)
-            }
-        });
-    }
-
-    /// What a node's engine says of its place in a swarm.
-    pub(crate) fn membership(&self, node: u32) -> String {
-        let format = "{{.Swarm.LocalNodeState}}";
-        self.lab.docker(node, &["info", "--format", format])
-    }
-
-    /// The tasks of a service that run.
-    pub(crate) fn tasks(&self, service: &str) -> Vec<String> {
-        let filter = "desired-state=running";
-        let format = "{{.ID}} {{.CurrentState}}";
-        let list = [
-            "service", "ps", "--filter", filter, "--format", format, service,
-        ];
-        let tasks = self.lab.try_docker(1, &list, Stdio::null());
-        let running = |line: &&str| line.contains(" Running ");
-        let id = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
-        tasks
-            .unwrap_or_default()
-            .lines()
-            .filter(running)
-            .map(id)
-            .collect()
-    }
-
-    pub(crate) fn until_running(&self, service: &str) {
-        self.until(&format!("{service} runs"), || {
-            if self.tasks(service).is_empty() {
-                Err("no task of it".to_owned())
-            } else {
-                Ok(())
-            }
-        });
-    }
-
-    pub(crate) fn image_of(&self, service: &str) -> String {
-        let format = "{{.Spec.TaskTemplate.ContainerSpec.Image}}";
-        self.docker(&["service", "inspect", "--format", format, service])
-    }
-
-    /// Neither what opens the swarm, nor what opens the controller.
-    pub(crate) fn no_secret_is_in_the_state(&self) {
-        let state = fs::read_to_string(self.path("state")).unwrap();
-        let secrets = self.folder.path().join("secrets");
-        let mut kept = vec!["SWMTKN".to_owned()];
-        for name in ["operator_token", "postgres_password", "tokens"] {
-            let text = fs::read_to_string(secrets.join(name)).unwrap();
-            kept.extend(text.lines().map(str::trim).map(str::to_owned));
-        }
-        kept.retain(|secret| !secret.is_empty());
-        for secret in kept {
-            assert!(!state.contains(&secret), "the state has a secret");
-        }
-    }
-
-    /// Removes the volumes of a node that left the swarm while the stack was on it.
-    pub(crate) fn forget_data(&self, node: u32) {
-        for volume in self.lab.docker(node, &["volume", "ls", "--quiet"]).lines() {
-            assert_eq!(volume, "friday_proxy", "data that nobody has lost");
-            self.lab.docker(node, &["volume", "rm", volume]);
-        }
-    }
-
-    /// Nothing on any engine, no secret here, nothing in the state.
-    pub(crate) fn nothing_is_left(&self) {
-        for node in 1..=ENGINES {
-            // An engine takes a moment to clean up after a swarm.
-            self.until(&format!("nothing is left on node {node}"), || {
-                let left = self.left_on(node);
-                if left.is_empty() {
-                    Ok(())
-                } else {
-                    Err(left.join(", "))
-                }
-            });
-        }
-        assert!(
-            !self.folder.path().join("secrets").exists(),
-            "the folder of secrets is left"
-        );
-        let state = self.path("state");
-        let (code, said) = self.terraform(&["state", "list", &format!("-state={state}")]);
-        assert_eq!((code, said.trim()), (Some(0), ""), "the state is not empty");
-    }
-
-    fn left_on(&self, node: u32) -> Vec<String> {
-        let mut left = Vec::new();
-        let membership = self.membership(node);
-        if membership != "inactive" {
-            left.push(format!("it is {membership} in a swarm"));
-        }
-        // Every engine makes the last when it is first in a swarm, and keeps it.
-        let own = ["bridge", "host", "none", "docker_gwbridge"];
-        for (what, list) in [
-            ("container", ["ps", "--all", "--format", "{{.Names}}"]),
-            ("volume", ["volume", "ls", "--format", "{{.Name}}"]),
-            ("network", ["network", "ls", "--format", "{{.Name}}"]),
-        ] {
-            let names = self.lab.docker(node, &list);
-            let names = names.lines().filter(|name| !own.contains(name));
-            left.extend(names.map(|name| format!("{what} {name}")));
-        }
-        left
     }
 }
 

@@ -10,13 +10,27 @@
 mod bench;
 
 use serde_json::json;
-use system_tests::SshDaemons;
+use system_tests::{SshDaemons, stack};
 
 use bench::{Bench, with_engines};
 
 /// The service that Friday releases, and its canary.
 const WORKER: &str = "friday_tweets-worker";
 const CANARY: &str = "friday_tweets-worker-canary";
+
+/// What runs with all parts.
+const PARTS: [&str; 10] = [
+    "friday_agent",
+    "friday_controller",
+    "friday_feeder",
+    "friday_kafka",
+    "friday_postgres",
+    "friday_producer",
+    "friday_prometheus",
+    "friday_proxy",
+    "friday_sink",
+    WORKER,
+];
 
 #[test]
 fn bare_engines_become_a_system_that_releases_while_terraform_applies_and_are_bare_again() {
@@ -81,14 +95,20 @@ fn bare_engines_become_a_system_that_releases_while_terraform_applies_and_are_ba
 }
 
 #[test]
-fn hosts_that_are_reached_by_ssh_alone_become_a_system_and_are_bare_again() {
+fn hosts_that_are_reached_by_ssh_alone_become_the_whole_system_and_are_bare_again() {
     with_engines(|lab| {
         let daemons = SshDaemons::start(lab, &[1, 2, 3]);
         let bench = Bench::new(lab, Some(&daemons));
-        let three = bench.with_platform(&[1, 2, 3]);
+        let three = bench.with_all_parts(&[1, 2, 3]);
         bench.apply(&three);
         bench.are_managers(&[1, 2, 3]);
-        bench.answers(2);
+        for part in PARTS {
+            bench.until_running(part);
+        }
+        let services = bench.friday("list");
+        assert!(services.contains(WORKER), "{services}");
+        bench.stores_tweets(&[1, 2, 3]);
+        stack::until_everything_is_scraped(lab);
         bench.nothing_to_do(&three);
         bench.no_secret_is_in_the_state();
         bench.destroy(&three);

@@ -21,6 +21,10 @@ variable "images" {
   type = map(string)
 }
 
+variable "parts" {
+  type = set(string)
+}
+
 variable "docker_socket" {
   type = string
 }
@@ -47,11 +51,12 @@ module "platform" {
   secrets_folder   = var.secrets_folder
   secrets_revision = var.secrets_revision
   images           = var.images
-  parts            = ["agent", "worker"]
+  parts            = var.parts
   docker_socket    = var.docker_socket
   resolve_images   = "never"
   board_port       = 7443
   wait_seconds     = 120
+  tweets_rate      = 50
 }
 
 output "proxy" {

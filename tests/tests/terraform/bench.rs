@@ -135,6 +135,15 @@ impl<'a> Bench<'a> {
         self.variables(nodes, false)
     }
 
+    /// The variables for the swarm alone on these nodes, with their roles and labels.
+    pub(crate) fn swarm_of(&self, nodes: &[(u32, &str, Value)]) -> Value {
+        let hosts = nodes
+            .iter()
+            .map(|(node, role, labels)| self.host(*node, role, labels.clone()))
+            .collect();
+        self.variables_of(hosts, false)
+    }
+
     fn variables(&self, nodes: &[u32], with_platform: bool) -> Value {
         let hosts = nodes
             .iter()
@@ -298,6 +307,21 @@ impl<'a> Bench<'a> {
             self.words()
         );
         said
+    }
+
+    /// Joins an engine to the swarm of another, as somebody else would.
+    pub(crate) fn join(&self, node: u32, token: &str, to: u32) {
+        let (from, to) = (address(node), format!("{}:2377", address(to)));
+        let join = [
+            "swarm",
+            "join",
+            "--token",
+            token,
+            "--advertise-addr",
+            &from,
+            &to,
+        ];
+        self.lab.docker(node, &join);
     }
 
     fn docker(&self, arguments: &[&str]) -> String {

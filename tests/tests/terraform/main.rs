@@ -8,6 +8,7 @@
 )]
 
 mod bench;
+mod roles;
 
 use serde_json::json;
 use system_tests::{SshDaemons, stack};

@@ -91,6 +91,26 @@ impl Bench<'_> {
         });
     }
 
+    /// A node has exactly these labels; of a host, besides the module's own, which say the names of those it `gave`.
+    pub(crate) fn has_labels(&self, node: u32, mut expected: Value, gave: Option<&str>) {
+        if let Some(names) = gave {
+            expected["friday.host"] = json!(format!("friday/n{node}"));
+            expected["friday.docker-host"] = json!(self.docker_host(node));
+            expected["friday.labels"] = json!(names);
+        }
+        let format = "{{json .Spec.Labels}}";
+        let name = format!("n{node}");
+        let labels = self.docker(&["node", "inspect", "--format", format, &name]);
+        let labels: Value = serde_json::from_str(&labels).unwrap();
+        assert_eq!(labels, expected, "{name}");
+    }
+
+    /// Which swarm a manager is in.
+    pub(crate) fn swarm_id(&self, node: u32) -> String {
+        let format = "{{.Swarm.Cluster.ID}}";
+        self.lab.docker(node, &["info", "--format", format])
+    }
+
     /// Waits until of the managers exactly these can be reached.
     pub(crate) fn until_reachable(&self, nodes: &[u32]) {
         let expected: Vec<String> = nodes.iter().map(|node| format!("n{node}")).collect();

@@ -9,6 +9,8 @@ locals {
   secret = abspath(pathexpand(var.secrets_folder))
   file   = yamldecode(file("${local.folder}/stack.yml"))
 
+  engines = join("\n", values(var.nodes)[*].docker_host)
+
   managers = sort([for name, node in var.nodes : name if node.role == "manager"])
   state    = one([for name, node in var.nodes : name if node.role == "manager" && lookup(node.labels, "friday.state", "") == "here"])
 
@@ -49,9 +51,12 @@ locals {
     name = "friday_${name}_${contains(keys(local.paths), name) ? substr(filesha256(local.paths[name]), 0, 12) : "$${HASH_${name}}"}"
   } } }
 
+  # Whose a volume is can be seen on it when its host is no member of the swarm any more.
+  volumes = { for name, volume in local.file.volumes : name => merge(try(merge(volume), {}), { labels = { "friday.platform" = "$${PLATFORM_ID}" } }) }
+
   stack = jsonencode(merge(
-    { for key, value in local.file : key => value if !contains(["services", "configs", "secrets"], key) },
-    { services = { for name in local.names : name => local.services[name] }, configs = local.declared.configs, secrets = local.declared.secrets },
+    { for key, value in local.file : key => value if !contains(["services", "configs", "secrets", "volumes"], key) },
+    { services = { for name in local.names : name => local.services[name] }, configs = local.declared.configs, secrets = local.declared.secrets, volumes = local.volumes },
   ))
   first = jsonencode(merge(
     { for key, value in local.file : key => value if !contains(["services", "configs", "secrets"], key) },
@@ -77,7 +82,7 @@ locals {
 resource "terraform_data" "stack" {
   input = {
     docker_host  = var.nodes[local.managers[0]].docker_host
-    engines      = join("\n", values(var.nodes)[*].docker_host)
+    engines      = local.engines
     secrets      = var.secrets_folder
     keep_data    = tostring(var.keep_data)
     wait_seconds = tostring(var.wait_seconds)
@@ -90,9 +95,29 @@ resource "terraform_data" "stack" {
     environment = {
       DOCKER_HOST           = self.input.docker_host
       PLATFORM_ENGINES      = self.input.engines
+      PLATFORM_ID           = self.id
       PLATFORM_KEEP         = self.input.keep_data
       PLATFORM_WAIT_SECONDS = self.input.wait_seconds
       FRIDAY_SECRETS        = self.input.secrets
+    }
+  }
+}
+
+# Every engine that was ever part of it is written down, for a destroy after some have left.
+resource "terraform_data" "engines" {
+  triggers_replace = {
+    stack   = terraform_data.stack.id
+    engines = local.engines
+  }
+
+  provisioner "local-exec" {
+    interpreter = ["bash", "${path.module}/scripts/platform"]
+    command     = "remember"
+    environment = {
+      DOCKER_HOST           = var.nodes[local.managers[0]].docker_host
+      PLATFORM_ENGINES      = local.engines
+      PLATFORM_WAIT_SECONDS = tostring(var.wait_seconds)
+      FRIDAY_SECRETS        = local.secret
     }
   }
 }
@@ -106,6 +131,7 @@ resource "terraform_data" "deploy" {
     secrets     = var.secrets_revision
     board       = var.board_port == null ? "" : var.nodes[local.state].address
   }
+  depends_on = [terraform_data.engines]
 
   provisioner "local-exec" {
     interpreter = ["bash", "${path.module}/scripts/platform"]
@@ -120,6 +146,7 @@ resource "terraform_data" "deploy" {
         FRIDAY_IMAGE          = lookup(var.images, "controller", regex(":-(.*)}$", local.file.services.controller.image)[0])
         PLATFORM_ADDRESS      = var.board_port == null ? "" : var.nodes[local.state].address
         PLATFORM_FOLDER       = local.folder
+        PLATFORM_ID           = terraform_data.stack.id
         PLATFORM_STACK        = local.stack
         PLATFORM_FIRST        = local.first
         PLATFORM_SERVICES     = join(" ", local.names)

@@ -265,9 +265,11 @@ impl<'a> Bench<'a> {
         said.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    pub(crate) fn destroy(&self, variables: &Value) {
+    /// Destroys what was applied by these variables; what Terraform said.
+    pub(crate) fn destroy(&self, variables: &Value) -> String {
         let (code, said) = self.change("destroy", variables);
         assert_eq!(code, Some(0), "destroy: {said}\n{}", self.words());
+        said
     }
 
     /// A plan by these variables is empty.
@@ -322,6 +324,13 @@ impl<'a> Bench<'a> {
             &to,
         ];
         self.lab.docker(node, &join);
+    }
+
+    /// Makes a volume as a stack of the same name would, which is not the module's.
+    pub(crate) fn make_volume(&self, node: u32, name: &str) {
+        let label = "com.docker.stack.namespace=friday";
+        let create = ["volume", "create", "--label", label, name];
+        self.lab.docker(node, &create);
     }
 
     fn docker(&self, arguments: &[&str]) -> String {

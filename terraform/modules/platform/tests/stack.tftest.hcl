@@ -32,6 +32,10 @@ run "plans_the_whole_stack_and_the_released_service_apart" {
     error_message = "secrets are read, and their hashes made, by the script that deploys them"
   }
   assert {
+    condition     = alltrue([for volume in values(jsondecode(local.stack).volumes) : volume.labels["friday.platform"] == "$${PLATFORM_ID}"])
+    error_message = "volumes bear the name of the deployment that they are of"
+  }
+  assert {
     condition     = output.proxy == { a = "http://10.0.0.11:8080", b = "http://[fd00::12]:8080" } && output.board == null
     error_message = "users call every node; the board is not published unless it is asked for"
   }

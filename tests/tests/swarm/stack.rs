@@ -1,13 +1,14 @@
 //! README's section "On your Swarm", word for word, on an engine that is no swarm yet: the whole system from `swarm/up` on,
-//! a release of the worker under tweets, a second one from a GitLab, and `swarm/down`.
+//! a release of the worker under tweets, in which the controller dies, a second one from a GitLab, and `swarm/down`.
 
 mod gitlab;
 mod images;
+mod outage;
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 use system_tests::{Lab, START_TRIES, friday, pause};
@@ -39,7 +40,11 @@ fn readmes_steps_release_a_worker_on_a_swarm_and_lose_no_tweet() {
     );
     let swarm = OwnSwarm::new();
     for step in before {
-        swarm.run(step);
+        if step.starts_with("swarm/friday deploy ") {
+            outage::while_it_runs(&swarm, step);
+        } else {
+            swarm.run(step);
+        }
     }
     assert_eq!(
         swarm.image_of("friday_tweets-worker"),
@@ -139,6 +144,21 @@ impl OwnSwarm {
 
     /// Runs a step in the repository, as if typed on the node; what it printed.
     fn run(&self, step: &str) -> String {
+        let output = self.output(step);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        println!("$ {step}\n{out}{err}");
+        assert!(
+            output.status.success(),
+            "{step}: {}\n{out}{err}{}",
+            output.status,
+            self.words()
+        );
+        out
+    }
+
+    /// The same of a step that may fail.
+    fn output(&self, step: &str) -> Output {
         let mut command = Command::new("timeout");
         command
             .args(["--kill-after=10", STEP_SECONDS_MAX, "bash", "-c", step])
@@ -156,21 +176,8 @@ impl OwnSwarm {
             command.env_remove(name);
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        let output = self
-            .lab
-            .spawn_in_node(1, command)
-            .wait_with_output()
-            .unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let (out, err) = (text(&output.stdout), text(&output.stderr));
-        println!("$ {step}\n{out}{err}");
-        assert!(
-            output.status.success(),
-            "{step}: {}\n{out}{err}{}",
-            output.status,
-            self.words()
-        );
-        out
+        let child = self.lab.spawn_in_node(1, command);
+        child.wait_with_output().unwrap()
     }
 
     /// The last words of every service, for whoever looks for what went wrong.

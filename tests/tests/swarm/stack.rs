@@ -1,9 +1,11 @@
 //! README's section "On your Swarm", word for word, on an engine that is no swarm yet: the whole system from `swarm/up` on,
-//! a release of the worker under tweets, in which the controller dies, a second one from a GitLab, and `swarm/down`.
+//! a release of the worker under tweets, in which the controller dies, a second one from a GitLab, a service that is adopted,
+//! and `swarm/down`.
 
 mod gitlab;
 mod images;
 mod outage;
+mod yours;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -32,7 +34,10 @@ const STORED_LOOKS_MAX: u32 = 120;
 
 #[test]
 fn readmes_steps_release_a_worker_on_a_swarm_and_lose_no_tweet() {
-    let steps = steps_of_readme();
+    let blocks = blocks_of_readme();
+    let [steps, of_yours] = &blocks[..] else {
+        panic!("two blocks of commands in the section, not {blocks:?}")
+    };
     let (last, before) = steps.split_last().unwrap();
     assert!(
         last.starts_with("swarm/down"),
@@ -80,17 +85,21 @@ fn readmes_steps_release_a_worker_on_a_swarm_and_lose_no_tweet() {
         tasks.lines().filter(of_worker).map(str::to_owned).collect()
     };
     assert_eq!(others(&before), others(&after));
+    yours::is_adopted(&swarm, of_yours);
     swarm.run(last);
     swarm.nothing_is_left();
 }
 
-/// The commands of the section's first block.
-fn steps_of_readme() -> Vec<String> {
+/// The commands of the section, block by block.
+fn blocks_of_readme() -> Vec<Vec<String>> {
     let text = fs::read_to_string(repository().join("README.md")).unwrap();
     let (_, section) = text.split_once("\n## On your Swarm\n").unwrap();
-    let (_, block) = section.split_once("\n```sh\n").unwrap();
-    let (block, _) = block.split_once("\n```").unwrap();
-    block.lines().map(str::to_owned).collect()
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let lines = |block: &str| {
+        let (block, _) = block.split_once("\n```").unwrap();
+        block.lines().map(str::to_owned).collect()
+    };
+    section.split("\n```sh\n").skip(1).map(lines).collect()
 }
 
 fn repository() -> PathBuf {

@@ -1,7 +1,8 @@
 //! README's section "On your Swarm", word for word, on an engine that is no swarm yet: the whole system from `swarm/up` on,
-//! a release of the worker under tweets, in which the controller dies, a second one from a GitLab, a service that is adopted,
-//! and `swarm/down`.
+//! a release of the worker under tweets, in which the controller dies, a second one from a GitLab, a service that is adopted, an
+//! alert, and `swarm/down`.
 
+mod alerts;
 mod gitlab;
 mod images;
 mod outage;
@@ -86,6 +87,7 @@ fn readmes_steps_release_a_worker_on_a_swarm_and_lose_no_tweet() {
     };
     assert_eq!(others(&before), others(&after));
     yours::is_adopted(&swarm, of_yours);
+    alerts::reach_the_controller(&swarm);
     swarm.run(last);
     swarm.nothing_is_left();
 }
@@ -136,8 +138,8 @@ impl OwnSwarm {
             ("KAFKA_IMAGE", images::KAFKA.to_owned()),
             ("POSTGRES_IMAGE", images::POSTGRES.to_owned()),
             ("PROMETHEUS_IMAGE", images::PROMETHEUS.to_owned()),
+            ("ALERTMANAGER_IMAGE", images::ALERTMANAGER.to_owned()),
             // No registry is in reach, and nobody packages Grafana here.
-            ("ALERTMANAGERS", "0".to_owned()),
             ("GRAFANAS", "0".to_owned()),
             ("TWEETS_FILE", path("tweets.jsonl")),
             ("TWEETS_RATE", RATE.to_string()),
@@ -351,8 +353,9 @@ impl OwnSwarm {
 }
 
 /// What Prometheus finds.
-const SCRAPED: [&str; 7] = [
+const SCRAPED: [&str; 8] = [
     "friday_agent",
+    "friday_alertmanager",
     "friday_controller",
     "friday_feeder",
     "friday_producer",

@@ -16,6 +16,9 @@ pub(super) const POSTGRES: &str = "postgres:tests";
 /// Prometheus: Debian's.
 pub(super) const PROMETHEUS: &str = "prometheus:tests";
 
+/// Alertmanager: Debian's.
+pub(super) const ALERTMANAGER: &str = "alertmanager:tests";
+
 const KAFKA_FILE: &str = r#"FROM scratch
 COPY --chown=1000:1000 data/ /var/lib/kafka/data/
 COPY root/ /
@@ -49,6 +52,12 @@ COPY root/ /
 ENTRYPOINT ["/usr/bin/prometheus"]
 "#;
 
+const ALERTMANAGER_FILE: &str = r#"FROM scratch
+COPY --chown=65534:65534 data/ /alertmanager/
+COPY root/ /
+ENTRYPOINT ["/usr/bin/prometheus-alertmanager"]
+"#;
+
 /// As much of wget as is asked for: the body of a page to standard output or nowhere, and whether it was there.
 const WGET: &str = r#"#!/bin/bash
 set -e
@@ -68,12 +77,13 @@ while IFS= read -r -u 3 line || [ -n "$line" ]; do echo "$line"; done >"$to"
 [ "$status" = 200 ]
 "#;
 
-/// Makes all three on the lab's first node.
+/// Makes all four on the lab's first node.
 pub(super) fn make(lab: &Lab) {
     let folder = lab.dir().join("images");
     kafka(lab, &folder.join("kafka"));
     postgres(lab, &folder.join("postgres"));
     prometheus(lab, &folder.join("prometheus"));
+    alertmanager(lab, &folder.join("alertmanager"));
 }
 
 fn kafka(lab: &Lab, context: &Path) {
@@ -129,9 +139,28 @@ fn prometheus(lab: &Lab, context: &Path) {
         "/usr/bin/prometheus",
     );
     add_shell(&root);
-    fs::write(root.join("bin/wget"), WGET).unwrap();
-    fs::set_permissions(root.join("bin/wget"), fs::Permissions::from_mode(0o755)).unwrap();
+    add_wget(&root);
     build(lab, context, PROMETHEUS, PROMETHEUS_FILE);
+}
+
+fn alertmanager(lab: &Lab, context: &Path) {
+    let root = context.join("root");
+    for program in ["/usr/bin/prometheus-alertmanager", "/usr/bin/amtool"] {
+        assert!(
+            Path::new(program).exists(),
+            "{program} is missing; tests/run installs it: apt-get install prometheus-alertmanager"
+        );
+        add_program(&root, Path::new(program), program);
+    }
+    add_shell(&root);
+    add_wget(&root);
+    build(lab, context, ALERTMANAGER, ALERTMANAGER_FILE);
+}
+
+fn add_wget(root: &Path) {
+    let wget = root.join("bin/wget");
+    fs::write(&wget, WGET).unwrap();
+    fs::set_permissions(&wget, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// A shell, by both its names.

@@ -29,7 +29,7 @@ pub(super) fn is_adopted(swarm: &OwnSwarm, steps: &[String]) {
         "--endpoint-mode=dnsrr",
         "--env=PORT=9000",
         "--update-order=start-first",
-        "--update-monitor=40s",
+        "--update-monitor=60s",
         "--limit-cpu=0.50",
         "--limit-memory=128M",
         "tweets-worker:v1",
@@ -49,7 +49,7 @@ pub(super) fn is_adopted(swarm: &OwnSwarm, steps: &[String]) {
         "ok    engine",
         "ok    proxy ",
         "ok    service friday_tweets-worker",
-        "ok    agents",
+        "ok    agent ",
     ] {
         assert!(said.contains(words), "{words:?} in {said}");
     }

@@ -56,7 +56,7 @@ pub struct Cli {
 
 const EXIT_CODES: &str = "\
 Exit codes of `deploy --wait` and `status`, and of every other command as far as they apply:
-   0  promoted, or done                      14  not ready: the canary never became ready
+   0  promoted, or done                      14  not ready: the canary never became ready, or nobody has its image
   10  rolled back on evidence                20  refused: lint, lock, gate, permission, unknown name
   11  aborted by a person                    30  controller, engine or metrics out of reach
   12  superseded by a newer release           2  wrong usage

@@ -19,6 +19,9 @@ pub const POSTGRES: &str = "postgres:tests";
 /// Prometheus: Debian's.
 pub const PROMETHEUS: &str = "prometheus:tests";
 
+/// Alertmanager: Debian's.
+pub const ALERTMANAGER: &str = "alertmanager:tests";
+
 const KAFKA_FILE: &str = r#"FROM scratch
 COPY --chown=1000:1000 data/ /var/lib/kafka/data/
 COPY root/ /
@@ -52,6 +55,12 @@ COPY root/ /
 ENTRYPOINT ["/usr/bin/prometheus"]
 "#;
 
+const ALERTMANAGER_FILE: &str = r#"FROM scratch
+COPY --chown=65534:65534 data/ /alertmanager/
+COPY root/ /
+ENTRYPOINT ["/usr/bin/prometheus-alertmanager"]
+"#;
+
 /// As much of wget as is asked for: the body of a page to standard output or nowhere, and whether it was there.
 const WGET: &str = r#"#!/bin/bash
 set -e
@@ -71,7 +80,7 @@ while IFS= read -r -u 3 line || [ -n "$line" ]; do echo "$line"; done >"$to"
 [ "$status" = 200 ]
 "#;
 
-/// Makes all three on the lab's first node, where the stack keeps its data.
+/// Makes all four on the lab's first node, where the stack keeps its data.
 ///
 /// # Panics
 /// A program is missing (then the panic says how to install it), or an image cannot be built.
@@ -80,6 +89,7 @@ pub fn make(lab: &Lab) {
     kafka(lab, &folder.join("kafka"));
     postgres(lab, &folder.join("postgres"));
     prometheus(lab, &folder.join("prometheus"));
+    alertmanager(lab, &folder.join("alertmanager"));
 }
 
 fn kafka(lab: &Lab, context: &Path) {
@@ -133,9 +143,28 @@ fn prometheus(lab: &Lab, context: &Path) {
         "/usr/bin/prometheus",
     );
     add_shell(&root);
-    write(&root.join("bin/wget"), WGET);
-    set_mode(&root.join("bin/wget"), 0o755);
+    add_wget(&root);
     build(lab, context, PROMETHEUS, PROMETHEUS_FILE);
+}
+
+fn alertmanager(lab: &Lab, context: &Path) {
+    let root = context.join("root");
+    for program in ["/usr/bin/prometheus-alertmanager", "/usr/bin/amtool"] {
+        assert!(
+            Path::new(program).exists(),
+            "{program} is missing; tests/run installs it: apt-get install prometheus-alertmanager"
+        );
+        add_program(&root, Path::new(program), program);
+    }
+    add_shell(&root);
+    add_wget(&root);
+    build(lab, context, ALERTMANAGER, ALERTMANAGER_FILE);
+}
+
+fn add_wget(root: &Path) {
+    let wget = root.join("bin/wget");
+    write(&wget, WGET);
+    set_mode(&wget, 0o755);
 }
 
 /// A shell, by both its names.

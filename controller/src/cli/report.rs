@@ -278,6 +278,7 @@ fn outcome(rollout: Option<&RolloutView>, code: u8) -> &'static str {
         (Some(Ending::Superseded), _) => "superseded",
         (Some(Ending::InsufficientEvidence), _) => "insufficient_evidence",
         (Some(Ending::NotReady), _) => "not_ready",
+        (None, 14) => "not_ready",
         (None, 20) => "refused",
         (None, 30) => "unreachable",
         (None, _) if rollout.is_some() => "running",

@@ -154,6 +154,8 @@ impl ClientError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Address { .. } | Self::Authorities { .. } => 2,
+            // Nobody has the image: its canary can never become ready.
+            Self::Refused { problem, .. } if problem.code == "unknown_image" => 14,
             Self::Refused { .. } => 20,
             Self::Unreachable { .. }
             | Self::Untrusted { .. }

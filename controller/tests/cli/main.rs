@@ -218,6 +218,20 @@ async fn tells_refused_unreachable_failed_and_wrong_usage_apart() {
             (code, "", &json!("why"))
         );
     }
+    // An image that nobody has: refused before there is a canary, which could never become ready.
+    let (folder, spec) = file(SPEC);
+    let controller = Controller::refuse(422, problem(422, "unknown_image")).await;
+    let report = folder.path().join("report");
+    let more = format!("--wait --report {}", report.display());
+    let (code, _, err) = run(&controller.url(), &deploy(&spec, &more)).await;
+    assert_eq!(code, 14, "{err}");
+    let left = std::fs::read_to_string(report.join("friday.json")).unwrap();
+    let left: Value = serde_json::from_str(&left).unwrap();
+    assert_eq!(
+        (&left["outcome"], &left["exit_code"]),
+        (&json!("not_ready"), &json!(14))
+    );
+
     let stranger = Controller::refuse(404, json!("<html>")).await;
     let (code, _, err) = run(&stranger.url(), "list").await;
     assert_eq!(code, 30);

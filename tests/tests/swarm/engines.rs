@@ -13,7 +13,7 @@ use system_tests::{Lab, Part, START_TRIES, friday, pause};
 
 use crate::failures::ends_as_not_ready;
 use crate::seats::Seats;
-use crate::stage::listed;
+use crate::stage::{Stage, listed};
 use crate::world::{LIMIT, World, service, spec, until};
 
 /// Where a registry listens in a node's network. Engines trust loopback without TLS.
@@ -177,6 +177,34 @@ fn f47_an_image_that_its_registry_lost_ends_with_exit_14_and_the_engines_words()
         "127.0.0.1:5000/worker:gone",
         &["No such image: 127.0.0.1:5000/worker:gone@sha256:"],
     );
+}
+
+#[test]
+fn f47_a_tag_that_its_registry_does_not_have_ends_with_exit_14_and_the_registrys_words() {
+    let world = World::new();
+    let registry = Registry::start(world.lab());
+    registry.take(world.lab(), NEXT_IMAGE, "127.0.0.1:5000/worker:v2");
+    world.create(&[]);
+    let socket = world.lab().socket(1);
+    world.lab().within(move || async move {
+        let stage = Stage::start(socket).await;
+        let file = stage.path("friday.yml");
+        let image = "127.0.0.1:5000/worker:typo";
+        let ended = stage
+            .command(&["deploy", "-f", &file, "--image", image, "--wait"])
+            .await;
+        assert_eq!(ended.code, 14, "{}{}", ended.out, ended.err);
+        for words in [image, "127.0.0.1:5000 says: ", "manifest unknown"] {
+            assert!(ended.err.contains(words), "{words:?} in {}", ended.err);
+        }
+        // Nothing was started for it.
+        let services = stage.client.services().await.unwrap();
+        assert!(services[0].rollout.is_none(), "{services:?}");
+        stage.until_alone("worker worker:v1 2/2").await;
+        assert_eq!(stage.endpoints(0).await, (2, 0));
+        let (answered, failed) = stage.end().await;
+        assert_eq!(failed, 0, "of {answered}");
+    });
 }
 
 fn openssl(folder: &Path, arguments: &str) {

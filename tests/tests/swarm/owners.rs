@@ -1,10 +1,13 @@
 //! What owners do to their service while a rollout runs: it is noticed and handled, and never fought.
 
+use std::fs;
+use std::path::Path;
+
 use controller_testing::contract::{IMAGE, NEXT_IMAGE};
 use friday::api::types::Order;
 use rollout::Ending;
 
-use crate::stage::Stage;
+use crate::stage::{SPEC, Stage};
 use crate::world::{LIMIT, World, docker};
 
 /// A rollout that is aborted after its service lost every task by this order.
@@ -59,31 +62,102 @@ fn overtaken(order: &'static [&'static str], ends: bool) {
         let id = stage.on_trial(NEXT_IMAGE).await;
         docker(&socket, order);
         if ends {
-            let (view, most) = stage.end_of(&id, LIMIT).await;
-            assert_eq!(view.ending, Some(Ending::Superseded), "{}", view.message);
-            assert!(
-                view.message.contains("somebody deployed another release"),
-                "{}",
-                view.message
-            );
-            assert_eq!(stage.exit_code(&["status", &id, "--no-wait"]).await, 0);
-            assert_eq!(stage.exit_code(&["status", &id]).await, 12);
-            assert!(most <= 2500, "{most}");
+            superseded(&stage, &id).await;
             stage.until_alone("worker worker:own 2/2").await;
         } else {
-            stage.order(&id, Order::Resume).await;
-            let (view, _) = stage.end_of(&id, 2 * LIMIT).await;
-            assert_eq!(view.ending, Some(Ending::Promoted), "{}", view.message);
-            let format = "{{.Spec.Labels.of}}";
-            let label = docker(
-                &socket,
-                &["service", "inspect", "--format", format, "worker"],
-            );
-            assert_eq!(label, "owner", "what the owner changed is kept");
+            kept(&stage, &id, &socket, "worker").await;
         }
-        let (answered, failed) = stage.end().await;
-        assert!(answered > 0);
-        assert_eq!(failed, 0, "of {answered}");
+        nobody_noticed(stage).await;
+    });
+}
+
+/// The rollout ends, because its service has another release now.
+async fn superseded(stage: &Stage, id: &str) {
+    let (view, most) = stage.end_of(id, LIMIT).await;
+    assert_eq!(view.ending, Some(Ending::Superseded), "{}", view.message);
+    assert!(
+        view.message.contains("somebody deployed another release"),
+        "{}",
+        view.message
+    );
+    assert_eq!(stage.exit_code(&["status", id, "--no-wait"]).await, 0);
+    assert_eq!(stage.exit_code(&["status", id]).await, 12);
+    assert!(most <= 2500, "{most}");
+}
+
+/// The rollout goes on to its end, and the release runs with what the owner changed.
+async fn kept(stage: &Stage, id: &str, socket: &Path, service: &str) {
+    stage.order(id, Order::Resume).await;
+    let (view, _) = stage.end_of(id, 2 * LIMIT).await;
+    assert_eq!(view.ending, Some(Ending::Promoted), "{}", view.message);
+    let format = "{{.Spec.Labels.of}} {{.Spec.TaskTemplate.ContainerSpec.Env}}";
+    let seen = docker(socket, &["service", "inspect", "--format", format, service]);
+    assert_eq!(seen, "owner [OF=owner]", "what the owner changed is kept");
+}
+
+async fn nobody_noticed(stage: Stage) {
+    let (answered, failed) = stage.end().await;
+    assert!(answered > 0);
+    assert_eq!(failed, 0, "of {answered}");
+}
+
+/// A stack of one service, as its owner would write it.
+fn stack_file(image: &str, of: &str) -> String {
+    format!(
+        "\
+version: \"3.8\"
+services:
+  worker:
+    image: {image}
+    environment: {{ OF: {of} }}
+    networks: [mesh]
+    stop_grace_period: 2s
+    deploy:
+      replicas: 2
+      endpoint_mode: dnsrr
+      labels: {{ of: {of} }}
+      update_config: {{ order: start-first }}
+      restart_policy: {{ delay: 200ms }}
+networks:
+  mesh: {{ external: true }}
+"
+    )
+}
+
+/// `docker stack deploy`, which writes the whole of a service's spec and removes what its file does not have.
+fn deploy_stack(socket: &Path, folder: &Path, image: &str, of: &str) {
+    let file = folder.join("stack.yml");
+    fs::write(&file, stack_file(image, of)).unwrap();
+    let file = file.display().to_string();
+    let options = ["--prune", "--resolve-image", "never"];
+    let order = [&["stack", "deploy", "--compose-file", &file], &options[..]].concat();
+    docker(socket, &[&order[..], &["shop"]].concat());
+}
+
+/// The owner deploys the whole stack file again, with this image, while a canary has a quarter of the requests.
+fn deployed_again(image: &'static str, ends: bool) {
+    let world = World::new();
+    world.lab().image("worker:own", &["tag", "own"]);
+    let socket = world.lab().socket(1);
+    world.lab().within(move || async move {
+        let folder = tempfile::tempdir().unwrap();
+        deploy_stack(&socket, folder.path(), IMAGE, "before");
+        let spec = SPEC.replace("service: worker", "service: shop_worker");
+        let stage = Stage::start_by(socket.clone(), &spec).await;
+        let id = stage.on_trial(NEXT_IMAGE).await;
+        deploy_stack(&socket, folder.path(), image, "owner");
+        if ends {
+            superseded(&stage, &id).await;
+            stage.until_alone("shop_worker worker:own 2/2").await;
+        } else {
+            let services = docker(&socket, &["service", "ls", "--format", "{{.Name}}"]);
+            assert_eq!(
+                services, "shop_worker\nshop_worker-canary",
+                "--prune takes no canary along"
+            );
+            kept(&stage, &id, &socket, "shop_worker").await;
+        }
+        nobody_noticed(stage).await;
     });
 }
 
@@ -118,6 +192,16 @@ fn what_else_the_owner_changes_during_a_rollout_is_kept_and_ends_nothing() {
         ],
         false,
     );
+}
+
+#[test]
+fn a_stack_with_another_image_deployed_during_a_rollout_ends_it_and_stays() {
+    deployed_again("worker:own", true);
+}
+
+#[test]
+fn a_stack_with_the_image_that_runs_deployed_during_a_rollout_is_kept_and_ends_nothing() {
+    deployed_again(IMAGE, false);
 }
 
 #[test]

@@ -1,12 +1,16 @@
 //! README's section "On your Swarm", word for word, on an engine that is no swarm yet: the whole system from `swarm/up` on,
-//! a release of the worker under tweets, a second one from a GitLab, and `swarm/down`.
+//! a release of the worker under tweets, in which the controller dies, a second one from a GitLab, a service that is adopted, an
+//! alert, and `swarm/down`.
 
+mod alerts;
 mod gitlab;
+mod outage;
+mod yours;
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 use system_tests::{Lab, friday, images, pause, stack};
@@ -30,7 +34,10 @@ const STORED_LOOKS_MAX: u32 = 120;
 
 #[test]
 fn readmes_steps_release_a_worker_on_a_swarm_and_lose_no_tweet() {
-    let steps = steps_of_readme();
+    let blocks = blocks_of_readme();
+    let [steps, of_yours] = &blocks[..] else {
+        panic!("two blocks of commands in the section, not {blocks:?}")
+    };
     let (last, before) = steps.split_last().unwrap();
     assert!(
         last.starts_with("swarm/down"),
@@ -38,7 +45,11 @@ fn readmes_steps_release_a_worker_on_a_swarm_and_lose_no_tweet() {
     );
     let swarm = OwnSwarm::new();
     for step in before {
-        swarm.run(step);
+        if step.starts_with("swarm/friday deploy ") {
+            outage::while_it_runs(&swarm, step);
+        } else {
+            swarm.run(step);
+        }
     }
     assert_eq!(
         swarm.image_of("friday_tweets-worker"),
@@ -53,7 +64,8 @@ fn readmes_steps_release_a_worker_on_a_swarm_and_lose_no_tweet() {
             .count(),
         0
     );
-    stack::until_everything_is_scraped(&swarm.lab);
+    let scraped = [&stack::SCRAPED[..], &["friday_alertmanager"]].concat();
+    stack::until_scraped(&swarm.lab, &scraped);
     swarm.run("! swarm/friday list --url http://controller:7070");
     let gitlab = GitLab::start(&swarm);
     swarm.run(&gitlab.up(""));
@@ -74,17 +86,22 @@ fn readmes_steps_release_a_worker_on_a_swarm_and_lose_no_tweet() {
         tasks.lines().filter(of_worker).map(str::to_owned).collect()
     };
     assert_eq!(others(&before), others(&after));
+    yours::is_adopted(&swarm, of_yours);
+    alerts::reach_the_controller(&swarm);
     swarm.run(last);
     swarm.nothing_is_left();
 }
 
-/// The commands of the section's first block.
-fn steps_of_readme() -> Vec<String> {
+/// The commands of the section, block by block.
+fn blocks_of_readme() -> Vec<Vec<String>> {
     let text = fs::read_to_string(repository().join("README.md")).unwrap();
     let (_, section) = text.split_once("\n## On your Swarm\n").unwrap();
-    let (_, block) = section.split_once("\n```sh\n").unwrap();
-    let (block, _) = block.split_once("\n```").unwrap();
-    block.lines().map(str::to_owned).collect()
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let lines = |block: &str| {
+        let (block, _) = block.split_once("\n```").unwrap();
+        block.lines().map(str::to_owned).collect()
+    };
+    section.split("\n```sh\n").skip(1).map(lines).collect()
 }
 
 fn repository() -> PathBuf {
@@ -121,8 +138,8 @@ impl OwnSwarm {
             ("KAFKA_IMAGE", images::KAFKA.to_owned()),
             ("POSTGRES_IMAGE", images::POSTGRES.to_owned()),
             ("PROMETHEUS_IMAGE", images::PROMETHEUS.to_owned()),
+            ("ALERTMANAGER_IMAGE", images::ALERTMANAGER.to_owned()),
             // No registry is in reach, and nobody packages Grafana here.
-            ("ALERTMANAGERS", "0".to_owned()),
             ("GRAFANAS", "0".to_owned()),
             ("TWEETS_FILE", path("tweets.jsonl")),
             ("TWEETS_RATE", RATE.to_string()),
@@ -138,6 +155,21 @@ impl OwnSwarm {
 
     /// Runs a step in the repository, as if typed on the node; what it printed.
     fn run(&self, step: &str) -> String {
+        let output = self.output(step);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        println!("$ {step}\n{out}{err}");
+        assert!(
+            output.status.success(),
+            "{step}: {}\n{out}{err}{}",
+            output.status,
+            self.words()
+        );
+        out
+    }
+
+    /// The same of a step that may fail.
+    fn output(&self, step: &str) -> Output {
         let mut command = Command::new("timeout");
         command
             .args(["--kill-after=10", STEP_SECONDS_MAX, "bash", "-c", step])
@@ -155,21 +187,8 @@ impl OwnSwarm {
             command.env_remove(name);
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        let output = self
-            .lab
-            .spawn_in_node(1, command)
-            .wait_with_output()
-            .unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let (out, err) = (text(&output.stdout), text(&output.stderr));
-        println!("$ {step}\n{out}{err}");
-        assert!(
-            output.status.success(),
-            "{step}: {}\n{out}{err}{}",
-            output.status,
-            self.words()
-        );
-        out
+        let child = self.lab.spawn_in_node(1, command);
+        child.wait_with_output().unwrap()
     }
 
     /// The last words of every service, for whoever looks for what went wrong.

@@ -122,7 +122,8 @@ impl Stage {
         stage
     }
 
-    fn path(&self, name: &str) -> String {
+    /// Where something is in its folder: `friday.yml`, the controller's state.
+    pub(crate) fn path(&self, name: &str) -> String {
         self.dir.path().join(name).display().to_string()
     }
 

@@ -117,7 +117,7 @@ fn hosts_that_are_reached_by_ssh_alone_become_the_whole_system_and_are_bare_agai
         let services = bench.friday("list");
         assert!(services.contains(WORKER), "{services}");
         bench.stores_tweets(&[1, 2, 3]);
-        stack::until_everything_is_scraped(lab);
+        stack::until_scraped(lab, &stack::SCRAPED);
         bench.nothing_to_do(&three);
         bench.no_secret_is_in_the_state();
         bench.destroy(&three);

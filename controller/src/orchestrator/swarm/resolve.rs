@@ -21,8 +21,9 @@ impl Swarm {
             service: service.to_string(),
             reason,
         };
-        let reference = Reference::parse(image).ok_or_else(|| {
-            unknown("that is no image: expected REGISTRY/NAME:TAG or NAME@sha256:DIGEST".to_owned())
+        let reference = Reference::parse(image).ok_or_else(|| OrchestratorError::Refused {
+            what: format!("image {image:?}"),
+            reason: "that is no image: expected REGISTRY/NAME:TAG or NAME@sha256:DIGEST".to_owned(),
         })?;
         if let Some(digest) = &reference.digest {
             let pinned = self.found(&reference, digest).await.map_err(unknown)?;

@@ -9,6 +9,7 @@
 
 mod adopt;
 mod agents;
+mod by_the_readme;
 mod constant_load;
 mod contract;
 mod crowd;
@@ -20,6 +21,5 @@ mod own;
 mod owners;
 mod releases;
 mod seats;
-mod stack;
 mod stage;
 mod world;

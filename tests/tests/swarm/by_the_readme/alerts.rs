@@ -1,7 +1,7 @@
 //! Alertmanager in the stack: ready with the stack's own configuration, and heard by the controller, by TLS and with its token.
 
 use serde_json::Value;
-use system_tests::pause;
+use system_tests::{pause, stack};
 
 use super::OwnSwarm;
 
@@ -13,7 +13,7 @@ const SUMMARY: &str = "the warehouse burns";
 
 /// Fires an alert that asks for rollouts to be held, and waits until the controller knows of it.
 pub(super) fn reach_the_controller(swarm: &OwnSwarm) {
-    let alertmanager = swarm.container("friday_alertmanager");
+    let alertmanager = stack::container(&swarm.lab, 1, "friday_alertmanager");
     let url = "http://127.0.0.1:9093";
     let ready = format!("{url}/-/ready");
     swarm.docker(&[

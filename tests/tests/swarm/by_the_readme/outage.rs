@@ -1,7 +1,7 @@
 //! The controller's task dies in the middle of a release: Swarm starts another one, which goes on from the volume of the first.
 
 use serde_json::Value;
-use system_tests::pause;
+use system_tests::{pause, stack};
 
 use super::{OwnSwarm, STEP_SECONDS_MAX};
 
@@ -42,7 +42,7 @@ fn kill_the_controller_on_trial(swarm: &OwnSwarm) {
     for _ in 0..TRIAL_LOOKS_MAX {
         let view = rollout(swarm).unwrap_or_default();
         if view["weight"]["seen_percent"].as_f64() > Some(0.0) {
-            let controller = swarm.container("friday_controller");
+            let controller = stack::container(&swarm.lab, 1, "friday_controller");
             swarm.docker(&["kill", &controller]);
             println!("killed the controller's container at {}", view["phase"]);
             return;

@@ -48,12 +48,13 @@ async fn an_upgraded_connection_waits_for_a_program_that_does_not_read_for_a_whi
     let mut client = TcpStream::connect(proxy.listen).await.unwrap();
     client.write_all(UPGRADE).await.unwrap();
     let (mut upstream, _) = listener.accept().await.unwrap();
-    read_until(&mut upstream, "first ").await;
+    read_until(&mut upstream, "\r\n\r\n").await;
     let answer =
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: parrot\r\n\r\n";
     upstream.write_all(answer.as_bytes()).await.unwrap();
     let answer = read_until(&mut client, "\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    read_until(&mut upstream, "first ").await;
 
     let large = vec![b'x'; LARGE_BYTES];
     let sent = large.clone();

@@ -156,6 +156,11 @@ fn alertmanager(lab: &Lab, context: &Path) {
         );
         add_program(&root, Path::new(program), program);
     }
+    // It reads them also where none is used.
+    for templates in ["default.tmpl", "email.tmpl"] {
+        let path = format!("/usr/share/prometheus/alertmanager/{templates}");
+        add_file(&root, Path::new(&path), &path);
+    }
     add_shell(&root);
     add_wget(&root);
     build(lab, context, ALERTMANAGER, ALERTMANAGER_FILE);

@@ -48,8 +48,9 @@ pub(super) fn write_files(
         // The release's own name is part of the definition: two releases that behave alike are still two.
         let (fault, mut command) = (word(fault), vec![program.as_str(), "work", "--fault"]);
         command.push(&fault);
+        command.extend(["--environment", ENVIRONMENT]);
         command.extend(traces.iter().map(String::as_str));
-        json!({ "command": command, "env": { "WORKER_VERSION": release, "FRIDAY_ENVIRONMENT": ENVIRONMENT } })
+        json!({ "command": command, "env": { "WORKER_VERSION": release } })
     };
     let mut images = serde_json::Map::new();
     images.insert(

@@ -201,7 +201,13 @@ fn f47_a_tag_that_its_registry_does_not_have_ends_with_exit_14_and_the_registrys
         let services = stage.client.services().await.unwrap();
         assert!(services[0].rollout.is_none(), "{services:?}");
         stage.until_alone("worker worker:v1 2/2").await;
-        assert_eq!(stage.endpoints(0).await, (2, 0));
+        controller_testing::eventually(
+            "both stable tasks get requests, and no canary",
+            LIMIT,
+            async || stage.endpoints(0).await,
+            |seen| *seen == (2, 0),
+        )
+        .await;
         let (answered, failed) = stage.end().await;
         assert_eq!(failed, 0, "of {answered}");
     });

@@ -90,7 +90,7 @@ impl World {
     }
 }
 
-/// A lab that no test uses now. Engines of this age do crash now and then; one that did so while nobody used it is left.
+/// A lab that no test uses now. One whose engine is gone was in nobody's hands when that happened: it is left, with its words.
 fn free() -> Option<Lab> {
     loop {
         let lab = LABS.lock().unwrap_or_else(PoisonError::into_inner).pop()?;

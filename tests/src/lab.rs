@@ -311,6 +311,39 @@ impl Lab {
         self.nodes().into_iter().all(|node| asked(node).is_ok())
     }
 
+    /// Waits until no task of a service that was removed runs any more. Else the names of those that do.
+    ///
+    /// # Errors
+    /// They still run after ten seconds.
+    ///
+    /// # Panics
+    /// An engine does not answer.
+    pub fn wait_for_rest(&self) -> Result<(), Vec<String>> {
+        let mut left = Vec::new();
+        for _ in 0..START_TRIES {
+            left = self.running_tasks();
+            if left.is_empty() {
+                return Ok(());
+            }
+            pause();
+        }
+        Err(left)
+    }
+
+    fn running_tasks(&self) -> Vec<String> {
+        let ask = [
+            "ps",
+            "--filter",
+            "label=com.docker.swarm.task",
+            "--format",
+            "{{.Names}} {{.Status}}",
+        ];
+        let asked = self.nodes().into_iter().map(|node| self.docker(node, &ask));
+        let answers: Vec<String> = asked.collect();
+        let lines = answers.iter().flat_map(|answer| answer.lines());
+        lines.map(str::to_owned).collect()
+    }
+
     /// Prints what each engine said when it crashed, or else last.
     pub fn print_words(&self) {
         for node in self.nodes() {

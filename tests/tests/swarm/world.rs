@@ -90,14 +90,20 @@ impl World {
     }
 }
 
-/// A lab that no test uses now. One whose engine is gone was in nobody's hands when that happened: it is left, with its words.
+/// A lab that no test uses now, and on which nothing of the last one runs. One whose engine is gone was in nobody's hands when that
+/// happened, and one whose engine does not stop what it was told to remove is no clean start: they are left, with their words.
 fn free() -> Option<Lab> {
     loop {
         let lab = LABS.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-        if lab.is_well() {
+        if !lab.is_well() {
+            println!("a lab's engine died between two tests, and another takes its place");
+        } else if let Err(left) = lab.wait_for_rest() {
+            println!(
+                "a lab's engine still runs {left:?} of services that are gone, and another takes its place"
+            );
+        } else {
             return Some(lab);
         }
-        println!("a lab's engine died between two tests, and another takes its place");
         lab.print_words();
     }
 }

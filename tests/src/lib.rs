@@ -5,6 +5,7 @@
 
 mod broker;
 mod browser;
+mod disk;
 pub mod images;
 mod lab;
 mod load;
@@ -21,6 +22,7 @@ mod stream;
 
 pub use broker::{Broker, TANSU_VERSION, tansu};
 pub use browser::{Browser, DESK, ENTER, ESCAPE, PHONE};
+pub use disk::SmallDisk;
 pub use lab::{Lab, NETWORK, Orders, PORT, START_TRIES, pause};
 pub use load::{Load, Outcome};
 pub use machine::{Running, is_alive, listening, running_of};

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use controller_testing::eventually;
-use friday::api::types::RolloutView;
+use friday::api::types::{DeployRequest, Order, OrderRequest, RolloutView};
 use friday::client::Client;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -223,11 +223,32 @@ impl Demo {
 
     /// The same by another file.
     pub(crate) async fn deploy_by(&self, spec: &str, image: &str) -> String {
-        let mut request = deploy_request(spec, image);
+        self.ask_for(deploy_request(spec, image)).await
+    }
+
+    /// The same of one that was rolled back before.
+    pub(crate) async fn deploy_again(&self, image: &str) -> String {
+        let mut request = deploy_request(SPEC, image);
+        request.retry = true;
+        self.ask_for(request).await
+    }
+
+    async fn ask_for(&self, mut request: DeployRequest) -> String {
         request.environment = Some(ENVIRONMENT.to_owned());
         let view = self.client.deploy(&request).await;
-        view.unwrap_or_else(|error| panic!("{image} is refused: {error:?}"))
+        view.unwrap_or_else(|error| panic!("{} is refused: {error:?}", request.image))
             .id
+    }
+
+    pub(crate) async fn order(&self, id: &str, order: Order) {
+        let request = OrderRequest {
+            order,
+            by: "test".to_owned(),
+            reason: None,
+            emergency: None,
+        };
+        let answer = self.client.order(id, &request).await;
+        answer.unwrap_or_else(|error| panic!("{order:?} of {id} is refused: {error:?}"));
     }
 
     pub(crate) async fn until(

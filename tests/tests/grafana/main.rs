@@ -8,6 +8,7 @@
 )]
 
 mod alerts;
+mod alone;
 mod boards;
 mod demo;
 mod monitoring;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use boards::{Choice, Question};
 use controller_testing::eventually;
 use demo::{Demo, ENVIRONMENT};
+use friday::api::types::Order;
 use friday_traces::testing::{Mood, Receiver};
 use monitoring::{Alertmanager, Prometheus, Seen};
 use rollout::{Ending, Phase};
@@ -32,8 +34,8 @@ const DATA_MAX: Duration = Duration::from_secs(60);
 /// Longest wait for an alert: 30 s of silence are the longest that one takes, and some scrapes.
 const ALERT_MAX: Duration = Duration::from_secs(60);
 
-/// Whether it is an alert's: while all is well it has nothing, and that is right. That each fires where its cause is, promtool's
-/// tests show, and this one for some.
+/// Whether it is an alert's: while all is well it has nothing, and that is right. That each fires where its cause is, and only
+/// there, these tests and promtool's show.
 fn is_alert(question: &Question) -> bool {
     question.place.starts_with("alert ")
 }
@@ -166,6 +168,15 @@ async fn every_query_has_data_and_alerts_fire_and_hold() {
     })
     .await;
     user.abort();
+    // Somebody who knows better promotes what was rolled back before.
+    demo.order(&id, Order::Abort).await;
+    demo.until(&id, "it has ended", |view| view.ending.is_some())
+        .await;
+    let id = demo.deploy_again("worker:errors").await;
+    demo.order(&id, Order::PromoteFull).await;
+    prometheus
+        .fires("FridayUsersSeeFailures", ALERT_MAX, from)
+        .await;
     // A proxy that says nothing any more, and lets no request through.
     let since = prometheus.now();
     let frozen = demo.freeze("proxy");
@@ -186,7 +197,7 @@ async fn every_query_has_data_and_alerts_fire_and_hold() {
     prometheus
         .fires("FridayControllerDown", ALERT_MAX, since)
         .await;
-    for (alert, cause) in alerts::CAUSED {
+    for (alert, cause) in alerts::OF_THE_DEMO {
         prometheus.fires(alert, ALERT_MAX, from).await;
         println!("{alert} fired: {cause}");
     }

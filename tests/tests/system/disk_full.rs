@@ -1,88 +1,16 @@
 //! The disk of the state is full: no new release, and always a way back.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
 use controller_testing::eventually;
 use friday::api::types::Order;
 use friday::client::ClientError;
 use rollout::Ending;
-use system_tests::{PATIENCE, Scene, run};
-
-/// The size of the disk: the state of one rollout takes about 1 MiB, its reserve another.
-const DISK: &str = "size=8m";
-
-/// Longest time of mounting.
-const MOUNT_MAX: Duration = Duration::from_secs(10);
-
-/// A small disk. Gone when it is dropped.
-struct Disk {
-    at: tempfile::TempDir,
-    mounted: bool,
-}
-
-impl Disk {
-    async fn mount() -> Self {
-        let at = tempfile::Builder::new()
-            .prefix("friday-disk-")
-            .tempdir()
-            .unwrap();
-        let mut disk = Self { at, mounted: false };
-        let path = disk.at.path().to_str().unwrap().to_owned();
-        let ended = run(
-            Path::new("mount"),
-            &["-t", "tmpfs", "-o", DISK, "friday-test", &path],
-            MOUNT_MAX,
-        )
-        .await;
-        assert_eq!(
-            ended.code,
-            0,
-            "no small disk can be mounted ({}); run as root: mount -t tmpfs -o {DISK} friday-test {path}",
-            ended.err.trim()
-        );
-        disk.mounted = true;
-        disk
-    }
-
-    /// Takes all the space that is left. Dropping the file does not give it back.
-    fn fill(&self) -> PathBuf {
-        let file = self.at.path().join("ballast");
-        let mut ballast = File::options()
-            .create(true)
-            .append(true)
-            .open(&file)
-            .unwrap();
-        let mut piece = vec![1_u8; 64 << 10];
-        while !piece.is_empty() {
-            if ballast.write_all(&piece).is_err() {
-                piece.truncate(piece.len() / 2);
-            }
-        }
-        file
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        if self.mounted {
-            let ended = std::process::Command::new("umount")
-                .arg(self.at.path())
-                .status();
-            if !ended.is_ok_and(|status| status.success()) {
-                eprintln!("{} is still mounted", self.at.path().display());
-            }
-        }
-    }
-}
+use system_tests::{PATIENCE, Scene, SmallDisk};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f40_on_a_full_disk_no_release_starts_and_an_abort_still_takes_the_traffic_back() {
-    let disk = Disk::mount().await;
+    let disk = SmallDisk::mount().await;
     let mut scene = Scene::prepare();
-    scene.keep_state_in(&disk.at.path().join("controller"));
+    scene.keep_state_in(&disk.path().join("controller"));
     scene.start_controller().await;
     scene.start_proxy().await;
     let load = scene.load(100);

@@ -7,6 +7,8 @@ mod language;
 mod mentions;
 mod sentiment;
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use crate::tweet::Tweet;
@@ -44,7 +46,8 @@ pub(crate) fn flip_sentiment(features: &mut Map<String, Value>) {
 
 /// Words that follow `sigil` (`#` or `@`) at the start of a word, without the sigil, in order, each once.
 fn words_after(sigil: char, text: &str, continues: fn(char) -> bool) -> Vec<String> {
-    let mut found: Vec<String> = Vec::new();
+    let mut found = Vec::new();
+    let mut seen = HashSet::new();
     let mut before = None;
     for (at, character) in text.char_indices() {
         let starts = character == sigil && !before.is_some_and(char::is_alphanumeric);
@@ -54,9 +57,9 @@ fn words_after(sigil: char, text: &str, continues: fn(char) -> bool) -> Vec<Stri
         }
         let rest = &text[at + sigil.len_utf8()..];
         let end = rest.find(|c| !continues(c)).unwrap_or(rest.len());
-        let word = rest[..end].to_owned();
-        if !word.is_empty() && !found.contains(&word) {
-            found.push(word);
+        let word = &rest[..end];
+        if !word.is_empty() && seen.insert(word) {
+            found.push(word.to_owned());
         }
     }
     found
@@ -80,6 +83,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tweet::RECORD_BYTES_MAX;
 
     #[test]
     fn every_feature_has_a_name_of_its_own() {
@@ -91,6 +95,18 @@ mod tests {
         assert_eq!(result["mentions"], serde_json::json!(["ferris"]));
         assert_eq!(result["sentiment"]["label"], "positive");
         assert_eq!(result["language"]["code"], "eng");
+    }
+
+    /// As many words as a record has room for: comparing each with all others would take half a minute.
+    #[test]
+    fn a_tweet_of_nothing_but_tags_and_mentions_is_done_in_time() {
+        let words = RECORD_BYTES_MAX / 8;
+        let text: String = (0..words).map(|n| format!("#a{n:05} ")).collect();
+        let tags = &all_of(&tweet(&text))["hashtags"];
+        assert_eq!(tags.as_array().unwrap().len(), words);
+        let text = text.replace('#', "@");
+        let mentions = &all_of(&tweet(&text))["mentions"];
+        assert_eq!(mentions.as_array().unwrap().len(), words);
     }
 
     proptest! {

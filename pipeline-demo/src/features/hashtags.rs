@@ -1,5 +1,7 @@
 //! The hashtags of a tweet.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::{Feature, words_after};
@@ -14,13 +16,11 @@ impl Feature for Hashtags {
 
     /// In lower case, because X treats `#Rust` and `#rust` as one; a tag of digits alone is none.
     fn of(&self, tweet: &Tweet) -> Value {
-        let mut tags: Vec<String> = Vec::new();
-        for tag in words_after('#', &tweet.text, |c| c.is_alphanumeric() || c == '_') {
-            let tag = tag.to_lowercase();
-            if !tag.chars().all(char::is_numeric) && !tags.contains(&tag) {
-                tags.push(tag);
-            }
-        }
+        let words = words_after('#', &tweet.text, |c| c.is_alphanumeric() || c == '_');
+        let mut seen = HashSet::new();
+        let tags = words.into_iter().map(|tag| tag.to_lowercase());
+        let tags = tags.filter(|tag| !tag.chars().all(char::is_numeric));
+        let tags: Vec<String> = tags.filter(|tag| seen.insert(tag.clone())).collect();
         tags.into()
     }
 }

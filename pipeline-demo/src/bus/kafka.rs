@@ -51,6 +51,11 @@ const LINGER_MS: &str = "20";
 /// there. An idle consumer asks as often.
 const FETCH_WAIT_MS: &str = "50";
 
+/// Bytes of one answer to a question for records: some thousand tweets, and the least that librdkafka takes. In its default of
+/// 50 MiB a consumer that was away for a while is given all that it missed at once, and has nothing to do until the broker has
+/// read that and the client unpacked it.
+const FETCHED_AT_ONCE: &str = "1048576";
+
 /// What a consumer fetches ahead, in KiB, of all its partitions together: thousands of tweets. librdkafka's default of 64 MiB is
 /// much for one small process, which holds it all while it lags.
 const FETCHED_AHEAD_KIB: &str = "4096";
@@ -160,6 +165,7 @@ impl Kafka {
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "earliest")
             .set("fetch.wait.max.ms", FETCH_WAIT_MS)
+            .set("fetch.max.bytes", FETCHED_AT_ONCE)
             .set("queued.max.messages.kbytes", FETCHED_AHEAD_KIB)
             .set("fetch.queue.backoff.ms", FETCH_PAUSE_MS);
         config

@@ -208,6 +208,10 @@ struct Feed {
     /// How long one attempt may take
     #[arg(long, value_name = "N", default_value = "10", value_parser = seconds)]
     attempt_seconds: Duration,
+    /// Keep a tweet as a dead letter once so many attempts of it have failed while other tasks were answered, so that it holds
+    /// back nothing for longer; 0: never
+    #[arg(long, value_name = "ATTEMPTS", default_value_t = feeder::LETTER_AFTER_DEFAULT)]
+    letter_after: u32,
     /// Send every task to one release, whatever the weights
     #[arg(long, value_enum)]
     pin: Option<Pin>,
@@ -406,6 +410,7 @@ async fn feed(args: Feed, shutdown: CancellationToken) -> anyhow::Result<Value> 
         proxy: args.proxy,
         in_flight_max: args.in_flight as usize,
         attempt_wait_max: args.attempt_seconds,
+        letter_after: (args.letter_after > 0).then_some(args.letter_after),
         pin: args.pin,
         server: args.served.or_any_port(),
         identity: args.labels.into(),

@@ -43,6 +43,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::bus::{Bus, BusError};
@@ -135,7 +136,10 @@ pub async fn run(
         None => None,
         Some(uploads) => Some(admission(uploads, &config).await?),
     };
-    let bus = config.bus.open().await?;
+    let bus = tokio::select! {
+        bus = config.bus.open() => bus?,
+        () = shutdown.cancelled() => return Ok(Ingested::default()),
+    };
     let server = Server::bind(&config.server).await?;
     let intake = Arc::new(Intake {
         bus,
@@ -151,6 +155,7 @@ pub async fn run(
         counted: intake.clone(),
     };
     let mut routes = server::routes(health);
+    let running = TaskTracker::new();
     if let Some((clients, answers)) = admission {
         let ingest = Ingest {
             clients,
@@ -158,6 +163,7 @@ pub async fn run(
             intake: intake.clone(),
             limits: config.limits,
             at_once: Semaphore::new(config.limits.at_once_max),
+            running: running.clone(),
             uploads: telemetry.counters(
                 "pipeline_ingest_uploads_total",
                 "Uploads, by what became of them.",
@@ -184,6 +190,13 @@ pub async fn run(
             served = &mut serving => break served?,
             () = &mut watching, if is_watching => is_watching = false,
         }
+    }
+    running.close();
+    if timeout(BUS_WAIT_MAX, running.wait()).await.is_err() {
+        warn!(
+            uploads = running.len(),
+            "ingest: gave up uploads the bus did not take"
+        );
     }
     let ingested = intake.now();
     info!(?ingested, "ingest: ended");
@@ -259,12 +272,25 @@ struct Ingest {
     limits: UploadLimits,
     at_once: Semaphore,
     uploads: IntCounterVec,
+    /// Uploads that are not answered yet, also those whose client is gone.
+    running: TaskTracker,
 }
 
+/// The server drops its call when the client hangs up. An upload that was read goes on all the same: half of one would be
+/// neither accepted nor refused.
 async fn post(State(ingest): State<Arc<Ingest>>, request: Request) -> Response {
-    let outcome = ingest.upload(request).await.unwrap_or_else(|early| early);
-    ingest.uploads.with_label_values(&[outcome.label]).inc();
-    *outcome.response
+    let running = ingest.running.clone();
+    let uploading = running.spawn(async move {
+        let outcome = ingest.upload(request).await.unwrap_or_else(|early| early);
+        ingest.uploads.with_label_values(&[outcome.label]).inc();
+        *outcome.response
+    });
+    uploading.await.unwrap_or_else(|error| {
+        error!(error = chain(&error), "ingest: an upload ended early");
+        let detail =
+            "a defect of this service; send the same again, what is there already is stored once";
+        problem(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+    })
 }
 
 impl Ingest {

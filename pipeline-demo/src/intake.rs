@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use crate::backoff::{Hush, wait_after};
-use crate::bus::{Bus, BusError, NewRecord, TWEETS};
+use crate::bus::{Bus, BusError, NewRecord, Position, TWEETS};
 use crate::source::SourceRecord;
 use crate::telemetry::chain;
 
@@ -45,22 +45,7 @@ pub(crate) async fn append_all(
         // It begins with them one after the other, which is the order in which the bus gets them. Within tokio's budget it
         // would be stopped after 128, and would begin with the next ones before it came back to that one.
         let appended = unconstrained(join_all(appending)).await;
-        let mut failed_keys: HashSet<Bytes> = HashSet::new();
-        let mut trouble = None;
-        let mut again = Vec::new();
-        for (record, appended) in records.into_iter().zip(appended) {
-            let key = record.key.as_ref();
-            match appended {
-                Ok(_) if key.is_none_or(|key| !failed_keys.contains(key)) => {}
-                Ok(_) => again.push(record),
-                Err(error) if error.is_transient() => {
-                    failed_keys.extend(key.cloned());
-                    trouble = Some(error);
-                    again.push(record);
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let (again, trouble) = to_repeat(records.into_iter().zip(appended))?;
         let Some(error) = trouble else {
             return Ok(());
         };
@@ -78,6 +63,33 @@ pub(crate) async fn append_all(
     }
 }
 
+/// Of records that were handed to the bus in this order, and what it said: those that have to be appended again, in their
+/// order, and the last trouble, if there was any. Pure.
+///
+/// # Errors
+/// When trying again does not mend it.
+pub(crate) fn to_repeat(
+    answered: impl IntoIterator<Item = (SourceRecord, Result<Position, BusError>)>,
+) -> Result<(Vec<SourceRecord>, Option<BusError>), BusError> {
+    let mut failed_keys: HashSet<Bytes> = HashSet::new();
+    let mut trouble = None;
+    let mut again = Vec::new();
+    for (record, appended) in answered {
+        let key = record.key.as_ref();
+        match appended {
+            Ok(_) if key.is_none_or(|key| !failed_keys.contains(key)) => {}
+            Ok(_) => again.push(record),
+            Err(error) if error.is_transient() => {
+                failed_keys.extend(key.cloned());
+                trouble = Some(error);
+                again.push(record);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((again, trouble))
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
@@ -85,7 +97,7 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
-    use crate::bus::{Consumer, Position, Reader, Span, Standing};
+    use crate::bus::{Consumer, Reader, Span, Standing};
     use jiff::Timestamp;
 
     /// A log in memory that refuses the values it is told to, once each.

@@ -6,16 +6,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use futures::stream::FuturesUnordered;
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
 use prometheus::IntCounter;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::task::unconstrained;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::backoff::{Hush, wait_after};
-use crate::bus::{Bus, BusConfig, BusError, NewRecord, TWEETS};
+use crate::bus::{Bus, BusConfig, BusError, NewRecord, Position, TWEETS};
+use crate::intake::{append_all, to_repeat};
 use crate::server::{self, Counted, Health, Server, ServerConfig, ServerError};
 use crate::source::{Source, SourceConfig, SourceError, SourceRecord};
 use crate::telemetry::{Identity, Telemetry, chain};
@@ -31,6 +34,9 @@ const CATCH_UP_MAX: Duration = Duration::from_secs(1);
 /// Records that may wait for the bus at once: at 5,000 a second 6 s of a bus that does not answer, 13 MB at 400 bytes a
 /// record. Without a rate it is what makes batches large, and a broker writes a batch at once.
 const UNACKNOWLEDGED_MAX: usize = 32_768;
+
+/// Bytes of those records at most, because a record may have 256 KiB. One above it is sent all the same.
+const UNACKNOWLEDGED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// How long the records on their way may take once the producer is told to stop.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -183,86 +189,137 @@ impl Producer {
     ) -> Result<Produced, ProducerError> {
         let started = Instant::now();
         let ends = self.duration.map(|duration| started + duration);
-        let over = async {
+        let over = || async move {
             match ends {
                 Some(ends) => sleep_until(ends).await,
                 None => std::future::pending().await,
             }
         };
-        tokio::pin!(over);
         let mut pace = Pace::new(self.rate);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut on_their_way = FuturesUnordered::new();
+        let mut on_their_way = OnTheirWay::default();
         let mut open = true;
         while open {
             tokio::select! {
                 () = shutdown.cancelled() => open = false,
-                () = &mut over => open = false,
-                Some(appended) = on_their_way.next() => self.count(appended)?,
+                () = over() => open = false,
+                Some(answered) = on_their_way.next() => {
+                    let stopping = async {
+                        tokio::select! {
+                            () = shutdown.cancelled() => {}
+                            () = over() => {}
+                        }
+                        sleep(STOP_WAIT_MAX).await;
+                    };
+                    tokio::select! {
+                        settled = self.settle(answered, &mut on_their_way) => settled?,
+                        () = stopping => {
+                            warn!("produce: gave up records the bus did not take");
+                            return Ok(self.counts.now());
+                        }
+                    }
+                }
                 _ = tick.tick() => {
-                    let room = UNACKNOWLEDGED_MAX - on_their_way.len();
+                    let room = UNACKNOWLEDGED_MAX - on_their_way.records.len();
                     for _ in 0..pace.due(started.elapsed()).min(room as u64) {
+                        if on_their_way.bytes >= UNACKNOWLEDGED_BYTES_MAX {
+                            break;
+                        }
                         let Some(record) = source.next().await? else {
                             open = false;
                             break;
                         };
                         pace.sent += 1;
-                        on_their_way.push(self.append(record, pace.sent));
+                        on_their_way.push(&*self.bus, record);
                     }
                 }
             }
         }
         // What is on its way is finished and counted. A record that is given up here may be durable or not; it is not
         // counted as produced, so nothing that was promised is missing.
-        let stopping = Instant::now() + STOP_WAIT_MAX;
-        loop {
-            tokio::select! {
-                appended = on_their_way.next() => match appended {
-                    Some(appended) => self.count(appended)?,
-                    None => break,
-                },
-                () = sleep_until(stopping) => {
-                    warn!(records = on_their_way.len(), "produce: gave up records the bus did not take");
-                    break;
-                }
+        let finishing = async {
+            while let Some(answered) = on_their_way.next().await {
+                self.settle(answered, &mut on_their_way).await?;
             }
+            Ok::<(), BusError>(())
+        };
+        match timeout_at(Instant::now() + STOP_WAIT_MAX, finishing).await {
+            Ok(finished) => finished?,
+            Err(_) => warn!("produce: gave up records the bus did not take"),
         }
         Ok(self.counts.now())
     }
 
-    /// Appends one record, and tries again as long as the bus may come back.
-    async fn append(&self, record: SourceRecord, number: u64) -> Result<SourceRecord, BusError> {
-        let mut failures = 0;
-        loop {
-            let new = NewRecord {
-                key: record.key.clone(),
-                value: record.value.clone(),
-            };
-            match self.bus.produce(TWEETS, new).await {
-                Ok(_) => return Ok(record),
-                Err(error) if error.is_transient() => {
-                    failures += 1;
-                    if self.hush.may_speak() {
-                        warn!(
-                            error = chain(&error),
-                            failures, "produce: the bus did not take a record, trying again"
-                        );
-                    }
-                    sleep(wait_after(failures, &number.to_string())).await;
-                }
-                Err(error) => return Err(error),
+    /// Counts a record that the bus has. When it did not take one, that one and all that follow it under its key are appended
+    /// again before anything new is: so the last ones of each key stand in their order.
+    async fn settle(
+        &self,
+        (record, appended): Answered,
+        on_their_way: &mut OnTheirWay<'_>,
+    ) -> Result<(), BusError> {
+        let error = match appended {
+            Ok(_) => {
+                self.count(&record);
+                return Ok(());
             }
+            Err(error) if error.is_transient() => error,
+            Err(error) => return Err(error),
+        };
+        if self.hush.may_speak() {
+            warn!(
+                error = chain(&error),
+                "produce: the bus did not take a record, trying again"
+            );
         }
+        let mut all = vec![(record, Err(error))];
+        while let Some(answered) = on_their_way.next().await {
+            all.push(answered);
+        }
+        let records: Vec<SourceRecord> = all.iter().map(|(record, _)| record.clone()).collect();
+        let (again, _) = to_repeat(all)?;
+        sleep(wait_after(1, "produce")).await;
+        append_all(&*self.bus, again, &self.hush).await?;
+        records.iter().for_each(|record| self.count(record));
+        Ok(())
     }
 
-    fn count(&self, appended: Result<SourceRecord, BusError>) -> Result<(), BusError> {
-        let record = appended?;
+    fn count(&self, record: &SourceRecord) {
         self.counts.produced.inc();
         if record.malformed_on_purpose {
             self.counts.malformed.inc();
         }
-        Ok(())
+    }
+}
+
+/// A record that was handed to the bus, and what the bus said.
+type Answered = (SourceRecord, Result<Position, BusError>);
+
+/// Records that the bus was handed and has not answered, in their order.
+#[derive(Default)]
+struct OnTheirWay<'a> {
+    records: FuturesOrdered<BoxFuture<'a, Answered>>,
+    bytes: usize,
+}
+
+impl<'a> OnTheirWay<'a> {
+    fn push(&mut self, bus: &'a dyn Bus, record: SourceRecord) {
+        self.bytes += record.value.len();
+        let new = NewRecord {
+            key: record.key.clone(),
+            value: record.value.clone(),
+        };
+        let appending = bus.produce(TWEETS, new);
+        // Begun in this order, which is the one in which the bus gets them; tokio's budget would let some begin later.
+        let appending = unconstrained(async { (record, appending.await) });
+        self.records.push_back(Box::pin(appending));
+    }
+
+    /// The answer for the oldest; none while nothing is on its way. A call that is dropped took nothing.
+    async fn next(&mut self) -> Option<Answered> {
+        let (record, appended) = self.records.next().await?;
+        self.bytes -= record.value.len();
+        Some((record, appended))
     }
 }
 

@@ -183,6 +183,7 @@ pub async fn replay(
         topic: topic.to_owned(),
         upstream: Upstream::new(&config.proxy, config.attempt_wait_max, config.pin)?,
         attempts_max: Some(config.attempts_max.max(1)),
+        letter_after: None,
         counts: counts.clone(),
         hush: Hush::default(),
         tracer: None,

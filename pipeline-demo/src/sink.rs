@@ -41,7 +41,7 @@ use crate::backoff::{Hush, wait_after};
 use crate::bus::{Bus, BusConfig, BusError, Consumer, MALFORMED, Position, RESULTS, Record};
 use crate::feeder::DeadLetter;
 use crate::server::{self, Health, Server, ServerConfig, ServerError};
-use crate::telemetry::{Identity, Telemetry, chain};
+use crate::telemetry::{Identity, Telemetry, chain, words_of};
 use metrics::Counts;
 
 pub use analytics::{ANALYTICS, Analysed};
@@ -64,6 +64,13 @@ pub const BATCH_MAX_DEFAULT: usize = 4_096;
 
 /// When a result is late, unless told otherwise. A pipeline that keeps up takes well below a second.
 pub const LATE_AFTER_DEFAULT: Duration = Duration::from_secs(60);
+
+/// Bytes of records that are fetched while a batch is stored. A dead letter may have 365 KB, and of 4,096 of those memory would
+/// have no room. What one poll brings comes on top.
+const AHEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// How often offsets that the bus did not take are tried again while nothing new comes.
+const COMMIT_AGAIN_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the lag is looked up for the metrics.
 const LAG_EVERY: Duration = Duration::from_secs(1);
@@ -106,7 +113,10 @@ pub enum SinkError {
 /// # Errors
 /// When the bus or the store cannot be opened. One that is away for a while is waited for, also at the start.
 pub async fn run(config: SinkConfig, shutdown: CancellationToken) -> Result<Stored, SinkError> {
-    let bus = config.bus.open().await?;
+    let bus = tokio::select! {
+        bus = config.bus.open() => bus?,
+        () = shutdown.cancelled() => return Ok(Stored::default()),
+    };
     let Some(store) = config.database.open_when_there(&shutdown).await? else {
         return Ok(Stored::default());
     };
@@ -240,6 +250,7 @@ impl Sink {
             topic,
             failures: 0,
             resume_at: Instant::now(),
+            uncommitted: BTreeMap::new(),
         };
         let drained = self.drain(&mut fetch, topic, shutdown).await;
         // Others of the group need not wait for a time-out.
@@ -256,18 +267,23 @@ impl Sink {
         let mut ahead = Taken::default();
         loop {
             if ahead.count == 0 {
+                let is_committed = fetch.uncommitted.is_empty();
                 tokio::select! {
                     () = shutdown.cancelled() => return Ok(()),
                     taken = fetch.next(self.batch_max) => ahead.add(topic, taken?, self.clock.now()),
+                    () = sleep(COMMIT_AGAIN_EVERY), if !is_committed => fetch.commit().await?,
                 }
                 continue;
             }
             let taken = std::mem::take(&mut ahead);
-            let ends = taken.ends();
+            let ends = taken.ends.clone();
             let storing = self.store(topic, taken, shutdown);
             tokio::pin!(storing);
             let stored = loop {
-                let room = self.batch_max.saturating_sub(ahead.count);
+                let room = match ahead.bytes {
+                    AHEAD_BYTES_MAX.. => 0,
+                    _ => self.batch_max.saturating_sub(ahead.count),
+                };
                 tokio::select! {
                     stored = &mut storing => break stored?,
                     taken = fetch.next(room), if room > 0 => ahead.add(topic, taken?, self.clock.now()),
@@ -276,7 +292,8 @@ impl Sink {
             if !stored {
                 return Ok(());
             }
-            fetch.commit(&ends).await?;
+            fetch.uncommitted.extend(ends);
+            fetch.commit().await?;
         }
     }
 
@@ -303,7 +320,11 @@ impl Sink {
                     failures = 0;
                     self.counts.count(&batch, &receipt);
                     if self.analytics {
-                        self.publish(&batch).await?;
+                        tokio::select! {
+                            published = self.publish(&batch) => published?,
+                            // Not committed, so it comes again.
+                            () = shutdown.cancelled() => return Ok(false),
+                        }
                     }
                     match left.pop() {
                         Some(next) => batch = next,
@@ -352,7 +373,7 @@ fn unstorable(batch: Batch, error: StorageError) -> Result<Batch, StorageError> 
     let Batch {
         mut rows, letters, ..
     } = batch;
-    let reason = format!("the store refused it: {}", reason(&error));
+    let reason = format!("the store refused it: {}", words_of(&error));
     let letter = match (rows.pop(), letters.into_iter().next()) {
         (Some(row), None) => Letter {
             topic: RESULTS.to_owned(),
@@ -386,22 +407,14 @@ fn unstorable(batch: Batch, error: StorageError) -> Result<Batch, StorageError> 
     })
 }
 
-fn reason(error: &StorageError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 /// The bus's side of one topic.
 struct Fetch {
     consumer: Box<dyn Consumer>,
     topic: &'static str,
     failures: u32,
     resume_at: Instant,
+    /// For each partition, the offset before which all is stored, until the bus has taken it.
+    uncommitted: BTreeMap<u32, i64>,
 }
 
 impl Fetch {
@@ -428,17 +441,25 @@ impl Fetch {
         }
     }
 
-    async fn commit(&mut self, ends: &[Position]) -> Result<(), BusError> {
-        match self.consumer.commit(ends).await {
+    /// Commits what is stored; what the bus does not take now stays for the next time.
+    async fn commit(&mut self) -> Result<(), BusError> {
+        let ends = self.uncommitted.iter();
+        let ends = ends.map(|(&partition, &offset)| Position { partition, offset });
+        let ends: Vec<Position> = ends.collect();
+        match self.consumer.commit(&ends).await {
+            Ok(()) => {
+                self.uncommitted.clear();
+                Ok(())
+            }
             Err(error) if error.is_transient() => {
                 warn!(
                     topic = self.topic,
                     error = chain(&error),
-                    "sink: the bus did not take the offsets, they go with the next"
+                    "sink: the bus did not take the offsets, trying again"
                 );
                 Ok(())
             }
-            committed => committed,
+            Err(error) => Err(error),
         }
     }
 }
@@ -451,6 +472,8 @@ struct Taken {
     letters: Vec<Letter>,
     /// Records that these come from.
     count: usize,
+    /// Their bytes.
+    bytes: usize,
     /// For each partition, the offset after the last of them.
     ends: BTreeMap<u32, i64>,
 }
@@ -462,6 +485,7 @@ impl Taken {
         self.count += records.len();
         for record in records {
             let Position { partition, offset } = record.position;
+            self.bytes += record.value.len();
             self.ends.insert(partition, offset + 1);
             let unreadable = |what: &str| Letter {
                 topic: topic.to_owned(),
@@ -483,12 +507,6 @@ impl Taken {
                     .push(letter.unwrap_or_else(|| unreadable("dead letter")));
             }
         }
-    }
-
-    /// What is to be committed once they are stored.
-    fn ends(&self) -> Vec<Position> {
-        let position = |(&partition, &offset)| Position { partition, offset };
-        self.ends.iter().map(position).collect()
     }
 }
 

@@ -118,7 +118,10 @@ pub async fn run(
     config: SubscriberConfig,
     shutdown: CancellationToken,
 ) -> Result<Subscribed, SubscriberError> {
-    let bus = config.bus.open().await?;
+    let bus = tokio::select! {
+        bus = config.bus.open() => bus?,
+        () = shutdown.cancelled() => return Ok(Subscribed::default()),
+    };
     let server = Server::bind(&config.server).await?;
     let telemetry = Arc::new(Telemetry::new(&config.identity));
     let clock: Arc<dyn Clock> = SystemClock::new();
@@ -169,18 +172,21 @@ async fn subscribe(
     let hush = Hush::default();
     loop {
         let first = tokio::select! {
-            () = shutdown.cancelled() => return Ok(counts.now()),
+            biased;
+            // What is here already is appended all the same: X sends it to nobody else.
+            () = shutdown.cancelled() => None,
             first = stream.next() => first?,
         };
+        let is_last = first.is_none();
         let mut batch: Vec<_> = first.into_iter().collect();
-        if batch.is_empty() {
-            return Ok(counts.now());
-        }
         while batch.len() < BATCH_MAX {
             match stream.try_next() {
                 Some(record) => batch.push(record?),
                 None => break,
             }
+        }
+        if batch.is_empty() {
+            return Ok(counts.now());
         }
         let records = batch.len();
         let overdue = async {
@@ -195,5 +201,8 @@ async fn subscribe(
             }
         }
         counts.0.inc_by(records as u64);
+        if is_last {
+            return Ok(counts.now());
+        }
     }
 }

@@ -160,6 +160,17 @@ impl Telemetry {
     }
 }
 
+/// An error with all its sources, as words of a text.
+pub(crate) fn words_of(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 /// An error as a field of a log line: the subscriber prints it with all its sources.
 pub(crate) fn chain<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     error

@@ -60,13 +60,19 @@ impl Counts {
         }
     }
 
+    fn attempts(&self, outcomes: &[&str]) -> u64 {
+        let counter = |outcome: &&str| self.attempts.with_label_values(&[*outcome]).get();
+        outcomes.iter().map(counter).sum()
+    }
+
+    /// Attempts that were answered, with a result or a refusal.
+    pub(super) fn answered(&self) -> u64 {
+        self.attempts(upstream::ANSWERED)
+    }
+
     pub(crate) fn now(&self) -> Fed {
-        let attempts = |outcomes: &[&str]| -> u64 {
-            let counter = |outcome: &&str| self.attempts.with_label_values(&[*outcome]).get();
-            outcomes.iter().map(counter).sum()
-        };
-        let answered = attempts(upstream::ANSWERED);
-        let failed = attempts(upstream::FAILED);
+        let answered = self.answered();
+        let failed = self.attempts(upstream::FAILED);
         Fed {
             tasks_completed: self.completed.get(),
             tasks_malformed: self.malformed.get(),

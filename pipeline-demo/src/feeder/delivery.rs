@@ -17,9 +17,12 @@ use super::counts::Counts;
 use super::upstream::{Answer, Upstream};
 use crate::backoff::{Hush, wait_after};
 use crate::bus::{Bus, BusError, MALFORMED, NewRecord, RESULTS, Record, TWEETS};
-use crate::origin::{Origin, with_origin};
-use crate::telemetry::chain;
+use crate::origin::Origin;
+use crate::telemetry::{chain, words_of};
 use crate::tweet::{Ids, Malformed, RECORD_BYTES_MAX};
+
+/// The word for a record that no worker could answer.
+const UNANSWERED: &str = "unanswered";
 
 /// What a task in flight needs.
 pub(crate) struct Delivery {
@@ -31,6 +34,8 @@ pub(crate) struct Delivery {
     pub(crate) upstream: Upstream,
     /// Attempts after which a record is given up; the feeder never does.
     pub(crate) attempts_max: Option<u32>,
+    /// Attempts that fail while other tasks are answered, after which a record is kept as a dead letter.
+    pub(crate) letter_after: Option<u32>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) hush: Hush,
     /// What records traces, if they are.
@@ -66,10 +71,6 @@ impl Delivery {
         drop(slot);
         match answer {
             Ok(Answer::Done(result)) => {
-                let result = match self.topic.as_str() {
-                    TWEETS => with_origin(result, Origin::of(record)),
-                    _ => result,
-                };
                 self.append(RESULTS, &key, result).await?;
                 self.counts.completed.inc();
                 Ok(Delivered::Completed)
@@ -117,9 +118,14 @@ impl Delivery {
             });
         }
         let (trace, mut span) = self.trace(key, record);
+        let origin = (self.topic == TWEETS).then(|| Origin::of(record));
         let mut failures = 0;
+        // How many of them were this record's alone, and how many tasks were answered at the last one.
+        let mut alone = 0;
+        let mut answered = None;
         loop {
-            let sent = self.upstream.send(key, &trace, record.value.clone()).await;
+            let body = record.value.clone();
+            let sent = self.upstream.send(key, &trace, body, origin).await;
             let outcome = sent.as_ref().map_or_else(|e| e.outcome(), Answer::outcome);
             self.counts.attempts.with_label_values(&[outcome]).inc();
             match sent {
@@ -132,6 +138,25 @@ impl Delivery {
                 }
                 Err(error) => {
                     failures += 1;
+                    let answered_now = self.counts.answered();
+                    if answered
+                        .replace(answered_now)
+                        .is_some_and(|before| answered_now > before)
+                    {
+                        alone += 1;
+                    }
+                    if self.letter_after.is_some_and(|max| alone >= max) {
+                        failed(span, outcome, failures);
+                        let last = words_of(&error);
+                        warn!(task = key, position = %record.position, failures, last, "feed: a task that fails while others do not is kept as a dead letter");
+                        return Ok(Answer::Malformed {
+                            code: UNANSWERED.to_owned(),
+                            reason: format!(
+                                "{failures} attempts failed, {alone} of them while other tasks were answered; the last: {last}"
+                            ),
+                            release: None,
+                        });
+                    }
                     if self.hush.may_speak() {
                         let error = chain(&error);
                         warn!(task = key, position = %record.position, failures, error, "feed: a task failed, trying again");

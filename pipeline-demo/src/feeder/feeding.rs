@@ -22,9 +22,10 @@ use crate::telemetry::chain;
 /// How often offsets are committed: what is done again after a kill is at most what was done in this time.
 const COMMIT_EVERY: Duration = Duration::from_millis(100);
 
-/// Records taken beyond the oldest that is not done. One record may be held back for long while others go on; this
-/// bounds what a kill lets be done again, and the memory for it.
-const TAKEN_MAX: usize = 4_096;
+/// Records taken beyond the oldest that is not done. One record may be held back for minutes while others go on: half a
+/// minute of 2,500 a second. This bounds what a kill lets be done again, which is stored once all the same, and the memory
+/// for it: 16 bytes a record, beside those that wait for one of their key.
+const TAKEN_MAX: usize = 65_536;
 
 /// Bytes of records that wait for one of their key. Tweets of 400 bytes never come near it.
 const WAITING_BYTES_MAX: usize = 32 * 1024 * 1024;

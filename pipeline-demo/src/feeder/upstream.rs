@@ -6,8 +6,10 @@ use bytes::{Bytes, BytesMut};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, StatusCode, Url};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::bus::BUS_RECORD_BYTES_MAX;
+use crate::origin::{Origin, with_origin};
 
 /// How long a connection may take to be made. The proxy is near.
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -21,8 +23,11 @@ const IDEMPOTENCY_HEADER: &str = "idempotency-key";
 /// The header in which a worker says whose answer it is.
 pub(crate) const WORKER_RELEASE_HEADER: &str = "x-release";
 
-/// Longest reason kept of a 422 whose body is no problem document.
+/// Longest reason of a 422 that is kept. A dead letter has to fit into a record, whatever a worker says.
 const REASON_CHARS_MAX: usize = 500;
+
+/// Longest word for what is wrong that is kept, and longest name of a release. A digest has 71 characters.
+const WORD_CHARS_MAX: usize = 128;
 
 /// The release that all tasks go to, whatever the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -60,7 +65,7 @@ pub enum UpstreamError {
 /// A final answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// The result, as the worker wrote it.
+    /// The result, as the worker wrote it; with its origin, if that was given.
     Done(Bytes),
     /// The record is no tweet and never will be.
     Malformed {
@@ -144,12 +149,14 @@ impl Upstream {
         })
     }
 
-    /// Makes one attempt. `key` is the same in every attempt of a record, and so is `trace`: the fields of its trace.
+    /// Makes one attempt. `key` is the same in every attempt of a record, and so is `trace`: the fields of its trace. A result
+    /// is told its `origin`.
     pub(super) async fn send(
         &self,
         key: &str,
         trace: &HeaderMap,
         body: Bytes,
+        origin: Option<Origin>,
     ) -> Result<Answer, AttemptError> {
         let mut request = self
             .client
@@ -172,7 +179,7 @@ impl Upstream {
             }
             body.extend_from_slice(&chunk);
         }
-        judge(status, key, body.freeze(), release)
+        judge(status, key, body.freeze(), release, origin)
     }
 }
 
@@ -182,51 +189,84 @@ fn judge(
     key: &str,
     body: Bytes,
     release: Option<String>,
+    origin: Option<Origin>,
 ) -> Result<Answer, AttemptError> {
-    #[derive(Deserialize)]
-    struct Head {
-        tweet_id: String,
-    }
     #[derive(Deserialize)]
     struct Problem {
         code: String,
         detail: String,
     }
     match status {
-        StatusCode::OK => match serde_json::from_slice::<Head>(&body) {
-            Ok(head) if head.tweet_id == key => Ok(Answer::Done(body)),
-            Ok(_) | Err(_) => Err(AttemptError::NotTheResult),
-        },
+        StatusCode::OK => {
+            let result = result_of(&body, key).ok_or(AttemptError::NotTheResult)?;
+            let result = origin.map_or(body, |origin| with_origin(result, origin));
+            // Written anew it may be larger, and no bus takes it then.
+            if result.len() + key.len() > BUS_RECORD_BYTES_MAX {
+                return Err(AttemptError::NotTheResult);
+            }
+            Ok(Answer::Done(result))
+        }
         StatusCode::UNPROCESSABLE_ENTITY => {
             let (code, reason) = match serde_json::from_slice::<Problem>(&body) {
                 Ok(Problem { code, detail }) => (code, detail),
                 Err(_) => {
-                    let text = String::from_utf8_lossy(&body);
-                    let text = text.chars().take(REASON_CHARS_MAX).collect();
+                    let text = String::from_utf8_lossy(&body).into_owned();
                     ("unprocessable".to_owned(), text)
                 }
             };
+            let cut = |text: &str, chars_max| text.chars().take(chars_max).collect();
             Ok(Answer::Malformed {
-                code,
-                reason,
-                release,
+                code: cut(&code, WORD_CHARS_MAX),
+                reason: cut(&reason, REASON_CHARS_MAX),
+                release: release.map(|name| cut(&name, WORD_CHARS_MAX)),
             })
         }
         other => Err(AttemptError::Status(other)),
     }
 }
 
+/// The fields of a result of that tweet, if it is one that the sink can store.
+fn result_of(body: &[u8], key: &str) -> Option<Map<String, Value>> {
+    let fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
+    let text = |name| fields.get(name).and_then(Value::as_str);
+    let is_text_or_none =
+        |name| (fields.get(name)).is_none_or(|value| value.is_string() || value.is_null());
+    let is_result = text("tweet_id") == Some(key)
+        && text("release").is_some()
+        && fields.get("features").is_some_and(Value::is_object)
+        && is_text_or_none("author_id")
+        && is_text_or_none("created_at");
+    is_result.then_some(fields)
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::bus::Position;
+
+    fn judge(
+        status: StatusCode,
+        key: &str,
+        body: Bytes,
+        release: Option<String>,
+    ) -> Result<Answer, AttemptError> {
+        super::judge(status, key, body, release, None)
+    }
 
     #[test]
     fn only_the_tasks_own_result_is_a_result() {
-        let right = Bytes::from_static(br#"{"tweet_id":"7","features":{}}"#);
+        let right = Bytes::from_static(br#"{"tweet_id":"7","release":"a","features":{}}"#);
         let judged = judge(StatusCode::OK, "7", right.clone(), None);
         assert_eq!(judged.unwrap(), Answer::Done(right.clone()));
+        let ok = |body: Value| (StatusCode::OK, "7", Bytes::from(body.to_string()));
         for (status, key, body) in [
             (StatusCode::OK, "8", right),
+            ok(json!({"tweet_id": "7", "features": {}})),
+            ok(json!({"tweet_id": "7", "release": "a", "features": []})),
+            ok(json!({"tweet_id": "7", "release": "a", "features": {}, "author_id": 7})),
+            ok(json!([])),
             (StatusCode::OK, "7", Bytes::from_static(b"<html>")),
             (StatusCode::BAD_GATEWAY, "7", Bytes::new()),
             (StatusCode::NOT_FOUND, "7", Bytes::new()),
@@ -252,6 +292,44 @@ mod tests {
             release: Some("a".into()),
         };
         assert_eq!(judged, expected);
+    }
+
+    /// What a worker writes briefly may be long when it is written anew.
+    #[test]
+    fn a_result_that_no_bus_takes_is_none() {
+        let origin = Position {
+            partition: 0,
+            offset: 0,
+        };
+        let numbers = vec!["1e15"; BUS_RECORD_BYTES_MAX / 8].join(",");
+        let body = format!(r#"{{"tweet_id":"7","release":"a","features":{{"n":[{numbers}]}}}}"#);
+        let origin = Some(Origin::from(origin));
+        assert!(body.len() < BUS_RECORD_BYTES_MAX);
+        let judged = super::judge(StatusCode::OK, "7", body.into(), None, origin);
+        assert!(matches!(judged, Err(AttemptError::NotTheResult)));
+    }
+
+    #[test]
+    fn a_dead_letter_fits_into_a_record_whatever_the_worker_says() {
+        let long = "\u{1}".repeat(BUS_RECORD_BYTES_MAX / 8);
+        let body = json!({"code": long, "detail": long}).to_string();
+        let judged = judge(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "7",
+            body.into(),
+            Some(long),
+        );
+        let Ok(Answer::Malformed {
+            code,
+            reason,
+            release,
+        }) = judged
+        else {
+            panic!("{judged:?}");
+        };
+        let release = release.unwrap();
+        let lengths = [&code, &reason, &release].map(|text| text.chars().count());
+        assert_eq!(lengths, [WORD_CHARS_MAX, REASON_CHARS_MAX, WORD_CHARS_MAX]);
     }
 
     #[test]

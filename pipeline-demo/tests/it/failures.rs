@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use pipeline_demo::bus::{Bus, MALFORMED, RESULTS, TWEETS};
-use pipeline_demo::feeder::{DeadLetter, Fed, Feeder};
+use pipeline_demo::feeder::{DeadLetter, Fed, Feeder, FeederConfig};
 use pipeline_demo::sink::{Sink, SqliteStorage, Storage, Stored};
 use pipeline_demo::telemetry::Identity;
 use pipeline_demo::tweet::Tweet;
@@ -35,7 +35,11 @@ pub(crate) struct Feeding {
 
 impl Feeding {
     pub(crate) fn start(bus: &Arc<dyn Bus>, proxy: SocketAddr) -> Self {
-        let feeder = Arc::new(Feeder::new(bus.clone(), &feeder_config(proxy)).unwrap());
+        Self::by(bus, &feeder_config(proxy))
+    }
+
+    fn by(bus: &Arc<dyn Bus>, config: &FeederConfig) -> Self {
+        let feeder = Arc::new(Feeder::new(bus.clone(), config).unwrap());
         let stop = CancellationToken::new();
         let (running, told) = (feeder.clone(), stop.clone());
         let task = tokio::spawn(async move { running.run(told).await.unwrap() });
@@ -318,6 +322,65 @@ async fn a_record_that_is_held_back_does_not_hold_the_others_and_is_not_committe
     drained(&bus, TWEETS, "feeder").await;
     feeding.stop().await;
     assert_eq!(store(&bus, directory.path()).await.results, 100);
+}
+
+#[tokio::test]
+async fn a_record_that_fails_while_others_do_not_becomes_a_dead_letter_and_one_that_fails_with_all_does_not()
+ {
+    const ATTEMPTS: u32 = 3;
+    let directory = tempfile::tempdir().unwrap();
+    let bus = local_bus(&directory.path().join("bus")).await;
+    produce_tweets(&bus, 20).await;
+    let healed = Arc::new(AtomicU64::new(0));
+    let sick = healed.clone();
+    let (proxy, _) = upstream(move |tweet, _| {
+        if tweet.id == "1" || sick.load(Ordering::SeqCst) == 0 {
+            (StatusCode::INTERNAL_SERVER_ERROR, "no").into_response()
+        } else {
+            result_of(tweet)
+        }
+    })
+    .await;
+    let config = FeederConfig {
+        letter_after: Some(ATTEMPTS),
+        ..feeder_config(proxy)
+    };
+    let feeding = Feeding::by(&bus, &config);
+    // The first 16 are in flight, and each has failed more often than that on average.
+    until("all fail", async || {
+        let fed = feeding.feeder.fed();
+        (fed.attempts_failed > 16 * u64::from(ATTEMPTS + 3))
+            .then_some(())
+            .ok_or(fed)
+    })
+    .await;
+    assert_eq!(feeding.feeder.fed().tasks_malformed, 0);
+    healed.store(1, Ordering::SeqCst);
+    // Others go on being answered between its attempts.
+    let mut id = 20;
+    until("one is given up", async || {
+        id += 1;
+        bus.produce(TWEETS, record(tweet(id))).await.unwrap();
+        let fed = feeding.feeder.fed();
+        (fed.tasks_malformed > 0).then_some(()).ok_or(fed)
+    })
+    .await;
+    // Nothing waits for it any more.
+    drained(&bus, TWEETS, "feeder").await;
+    let fed = feeding.stop().await;
+    assert_eq!((fed.tasks_malformed, fed.tasks_completed), (1, id - 1));
+    let mut consumer = bus.consumer(MALFORMED, "test").await.unwrap();
+    let records = consumer.next(10).await.unwrap();
+    let letter: DeadLetter = serde_json::from_slice(&records[0].value).unwrap();
+    assert_eq!((letter.code.as_str(), letter.release), ("unanswered", None));
+    assert!(
+        letter.reason.contains("attempts failed")
+            && letter
+                .reason
+                .ends_with("the answer was 500 Internal Server Error"),
+        "{}",
+        letter.reason
+    );
 }
 
 #[tokio::test]

@@ -288,6 +288,27 @@ async fn half_a_body_is_nothing() {
     assert_eq!(endpoint.ids().await, [11]);
 }
 
+/// Whoever does not wait for the answer has sent all of it, and half of it would be neither accepted nor refused.
+#[tokio::test]
+async fn a_whole_body_is_taken_whole_although_its_client_hangs_up() {
+    const LINES: u64 = 40_000;
+    let endpoint = Endpoint::start(&[]).await;
+    let body = lines(1..=LINES);
+    let mut raw = TcpStream::connect(endpoint.process.address).await.unwrap();
+    let head = head(&format!("content-length: {}\r\n", body.len()));
+    raw.write_all(head.as_bytes()).await.unwrap();
+    raw.write_all(&body).await.unwrap();
+    drop(raw);
+    until("all of it is taken", async || {
+        match endpoint.produced().await {
+            LINES => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    assert_eq!(endpoint.ids().await, (1..=LINES).collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn a_key_gives_the_same_answer_again_also_after_a_crash_and_serves_one_body_only() {
     let mut endpoint = Endpoint::start(&[]).await;

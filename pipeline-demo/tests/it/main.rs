@@ -20,6 +20,7 @@ mod sinks;
 mod statistics;
 mod storage_contract;
 mod support;
+mod unwilling;
 mod workflow;
 mod x_server;
 mod x_stream;

@@ -20,7 +20,7 @@ use crate::postgres::Postgres;
 use crate::support::{Process, get, local_bus, produce_tweets, record, until};
 
 /// A result as the feeder appends it.
-fn result(id: u64) -> Bytes {
+pub(crate) fn result(id: u64) -> Bytes {
     let release = if id.is_multiple_of(5) { "b" } else { "a" };
     let label = ["positive", "neutral", "negative"][(id % 3) as usize];
     let features = json!({"language": {"code": "eng"}, "sentiment": {"compound": 0.25, "label": label},
@@ -50,14 +50,14 @@ async fn produce(bus: &Arc<dyn Bus>, topic: &str, values: impl Iterator<Item = B
 }
 
 /// A sink at work in this process.
-struct Sinking {
+pub(crate) struct Sinking {
     sink: Arc<Sink>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Sinking {
-    fn start(bus: &Arc<dyn Bus>, storage: Arc<dyn Storage>, batch_max: usize) -> Self {
+    pub(crate) fn start(bus: &Arc<dyn Bus>, storage: Arc<dyn Storage>, batch_max: usize) -> Self {
         let sink = Sink::new(bus.clone(), storage, &Identity::default()).batch_max(batch_max);
         Self::of(sink)
     }
@@ -73,7 +73,7 @@ impl Sinking {
         Self { sink, stop, task }
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap();
     }

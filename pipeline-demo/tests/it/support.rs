@@ -97,6 +97,7 @@ pub(crate) fn feeder_config(proxy: SocketAddr) -> FeederConfig {
         proxy: format!("http://{proxy}"),
         in_flight_max: 16,
         attempt_wait_max: ATTEMPT_WAIT_DEFAULT,
+        letter_after: None,
         pin: None,
         server: any_port(),
         identity: Identity::default(),

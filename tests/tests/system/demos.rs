@@ -10,8 +10,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use controller_testing::eventually;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
-use system_tests::{PATIENCE, listening, pipeline_demo, running_of};
+use system_tests::{Ended, PATIENCE, SERVICE, friday, listening, pipeline_demo, run, running_of};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
@@ -354,6 +356,60 @@ async fn wrong_is_rolled_back_by_what_it_answers() {
         "{}",
         played.record
     );
+}
+
+/// While the demo goes on: why it went back, by the command that people ask.
+#[tokio::test]
+async fn wrong_is_named_by_explain_for_people_and_for_programs() {
+    let _turn = AT_ONCE.acquire().await.expect("nobody closes it");
+    let dir = tempfile::Builder::new()
+        .prefix("friday-demo-")
+        .tempdir()
+        .expect("a temporary folder can be made");
+    let path = dir.path().to_str().expect("it is UTF-8");
+    let args = ["demo", "--scenario", "wrong", "--port", "0", "--dir", path];
+    let mut demo = Command::new(pipeline_demo())
+        .args(args)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the demo can be started");
+    let file = dir.path().join("controller.addresses");
+    let url = eventually(
+        "the controller listens",
+        PATIENCE,
+        async || {
+            let document = serde_json::from_slice::<Value>(&std::fs::read(&file).ok()?).ok()?;
+            Some(format!("http://{}", document["listen"].as_str()?))
+        },
+        Option::is_some,
+    );
+    let url = url.await.expect("that was waited for");
+    let explain = async |more: &[&str]| {
+        let args = [&["explain", SERVICE, "--url", &url], more].concat();
+        run(&friday(), &args, PATIENCE).await
+    };
+    let names_it = |ended: &Ended| ended.out.contains("answers other things than stable");
+    let what = "explain says what is wrong";
+    eventually(what, DEMO_MAX, async || explain(&[]).await, names_it).await;
+    let ended = explain(&["-o", "json"]).await;
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    let document: Value = serde_json::from_str(&ended.out).expect("it is JSON");
+    let verdicts = document.as_array().expect("a list of verdicts");
+    let last = verdicts.last().expect("there is one").to_string();
+    assert!(
+        last.contains("roll_back") && last.contains("positive"),
+        "{document:#}"
+    );
+    let pid = demo.id().expect("it runs").cast_signed();
+    kill(Pid::from_raw(pid), Signal::SIGTERM).expect("a child of ours may be told to end");
+    let ended = timeout(PATIENCE, demo.wait()).await;
+    ended
+        .expect("the demo ends when it is told to")
+        .expect("a child of ours can be waited for");
 }
 
 #[tokio::test]

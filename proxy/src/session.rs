@@ -29,7 +29,7 @@ use crate::forward::{Client, Forward, Tunnel};
 use crate::lock;
 use crate::refusal::Refusal;
 use crate::socket::Socket;
-use crate::stream::{Activity, Stream, Watched};
+use crate::stream::{Activity, PREFACE_BYTES, Stream, Watched};
 
 /// What the requests of one connection share.
 #[derive(Debug)]
@@ -223,7 +223,6 @@ impl Session {
         let mut stop = pin!(self.shared.stop.cancelled());
         let mut cut = pin!(self.shared.cut.cancelled());
         let mut is_waiting = false;
-        let mut told = false;
         let mut last_call = None;
         let mut patience = Patience::new(self, C::SAYS_GOODBYE);
         poll_fn(|context| {
@@ -245,8 +244,8 @@ impl Session {
             let is_over = verdict == Verdict::Idle
                 || (phase == DRAINING
                     && (C::SAYS_GOODBYE || self.is_late(&mut last_call, context)));
-            if !told && is_over {
-                told = true;
+            if patience.told.is_none() && is_over {
+                patience.told = Some(Instant::now());
                 Pin::new(&mut *connection).graceful_shutdown();
                 return Pin::new(&mut *connection).poll(context).map(Ending::Over);
             }
@@ -255,6 +254,7 @@ impl Session {
                     Poll::Ready(Ending::Quiet)
                 }
                 Verdict::Fine | Verdict::Quiet | Verdict::Idle => Poll::Pending,
+                Verdict::Deaf => Poll::Ready(Ending::Cut),
                 Verdict::Refused(refusal) => Poll::Ready(Ending::Refused(refusal)),
             }
         })
@@ -352,7 +352,7 @@ enum Ending {
     Quiet,
     /// By itself.
     Over(hyper::Result<()>),
-    /// The drain's limit is over.
+    /// The drain's limit is over, or the client does not take its leave.
     Cut,
     /// The client took too long.
     Refused(Refusal),
@@ -403,8 +403,8 @@ where
     }
 }
 
-/// Looks at a client now and then: it may be idle for long, but may neither trickle a head nor leave an answer unread. One
-/// timer for all three, so that a request sets none.
+/// Looks at a client now and then: it may be idle for long, but may neither trickle a head nor leave an answer unread, nor
+/// stay when it was told to go. One timer for all four, so that a request sets none.
 struct Patience {
     timer: Pin<Box<Sleep>>,
     is_set: bool,
@@ -415,7 +415,11 @@ struct Patience {
     writes: u32,
     /// When the present stretch without a request began.
     idle_since: Instant,
-    /// When half a head was first seen.
+    /// When a request or a write was last seen.
+    moved_at: Instant,
+    /// When the client was told that its requests so far are the last.
+    told: Option<Instant>,
+    /// When half a head was first seen, or half a preface of HTTP/2.
     trickles_since: Option<Instant>,
     /// When an answer was first seen that is not taken.
     blocked_since: Option<Instant>,
@@ -428,6 +432,9 @@ enum Verdict {
     Quiet,
     /// It has had nothing to say for too long.
     Idle,
+    /// It was told to go, has nothing more to ask or to take, and does not go. HTTP/2 waits for a sign that GOAWAY was heard,
+    /// and before the client's preface it does not even say it.
+    Deaf,
     Refused(Refusal),
 }
 
@@ -444,6 +451,8 @@ impl Patience {
             asked: session.asked.load(Ordering::Relaxed),
             writes: session.activity.writes.load(Ordering::Relaxed),
             idle_since: now,
+            moved_at: now,
+            told: None,
             trickles_since: None,
             blocked_since: None,
         }
@@ -472,15 +481,21 @@ impl Patience {
         let is_answering = session.answering.load(Ordering::Relaxed) > 0;
         let is_moving = is_answering || asked != self.asked;
         let has_unread = session.activity.has_unread.load(Ordering::Relaxed);
+        let heard = session.activity.heard.load(Ordering::Relaxed);
         let is_blocked = session.activity.is_blocked.load(Ordering::Relaxed);
         let since = |is_so: bool, since: Option<Instant>| is_so.then(|| since.unwrap_or(now));
-        self.trickles_since = since(
-            has_unread && !is_moving && !self.has_frames,
-            self.trickles_since,
-        );
+        let is_trickling = if self.has_frames {
+            heard < PREFACE_BYTES
+        } else {
+            has_unread && !is_moving
+        };
+        self.trickles_since = since(is_trickling, self.trickles_since);
         self.blocked_since = since(is_blocked && writes == self.writes, self.blocked_since);
         if is_moving {
             self.idle_since = now;
+        }
+        if is_moving || writes != self.writes {
+            self.moved_at = now;
         }
         self.asked = asked;
         self.writes = writes;
@@ -492,6 +507,8 @@ impl Patience {
             Verdict::Refused(Refusal::AnswerUnread)
         } else if for_too_long(self.trickles_since) {
             Verdict::Refused(Refusal::HeadTimeout)
+        } else if for_too_long(self.told.map(|told| told.max(self.moved_at))) {
+            Verdict::Deaf
         } else if now.saturating_duration_since(self.idle_since) >= clients.idle_max {
             Verdict::Idle
         } else if !is_moving && !has_unread && !is_blocked && asked > 0 {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
@@ -16,6 +16,9 @@ use crate::socket::Socket;
 /// Up to so many bytes in several pieces are encrypted together: one record costs less than one for each of a head and a
 /// small body.
 const JOIN_BYTES_MAX: usize = 4 << 10;
+
+/// How long is what a client of HTTP/2 says first (RFC 9113, 3.4).
+pub(crate) const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 
 thread_local! {
     static JOINED: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(JOIN_BYTES_MAX));
@@ -128,6 +131,8 @@ impl AsyncWrite for Stream {
 pub(crate) struct Activity {
     /// Whether bytes came that belong to no request yet.
     pub(crate) has_unread: AtomicBool,
+    /// How many bytes came in all; not counted beyond [`PREFACE_BYTES`].
+    pub(crate) heard: AtomicUsize,
     /// Whether the client did not take what was last written.
     pub(crate) is_blocked: AtomicBool,
     /// How often it took something.
@@ -185,8 +190,15 @@ impl AsyncRead for Watched {
         }
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(context, buffer);
-        if buffer.filled().len() > before {
+        let length = buffer.filled().len() - before;
+        if length > 0 {
             this.activity.has_unread.store(true, Ordering::Relaxed);
+            // One thread reads, so nothing is lost between the two.
+            let heard = this.activity.heard.load(Ordering::Relaxed);
+            if heard < PREFACE_BYTES {
+                let heard = PREFACE_BYTES.min(heard + length);
+                this.activity.heard.store(heard, Ordering::Relaxed);
+            }
         }
         read
     }

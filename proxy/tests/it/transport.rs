@@ -432,3 +432,37 @@ async fn a_client_of_http2_that_only_pings_is_no_slow_head() {
     }
     assert!(!sender.is_closed());
 }
+
+#[tokio::test]
+async fn a_client_of_http2_by_tls_that_says_nothing_is_let_go() {
+    let backend = Backend::named("one").await;
+    let pki = pki();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("routes.json");
+    let routes = table(1, &[backend.address], json!({}));
+    std::fs::write(&file, serde_json::to_vec(&routes).unwrap()).unwrap();
+    let files = pki.files("server");
+    let proxy = Proxy::with(Source::File(file), PATIENCE, |config| {
+        config.certificate = Some(files);
+        config.clients.head_max = Duration::from_millis(500);
+    })
+    .await
+    .unwrap();
+    // Not a word, and not all of the preface.
+    for said in ["", "PRI * HTTP/2.0\r\n"] {
+        let stream = TcpStream::connect(proxy.listen).await.unwrap();
+        let name = ServerName::try_from("server.test").unwrap();
+        let mut stream = connector(&pki, &["h2"])
+            .connect(name, stream)
+            .await
+            .unwrap();
+        stream.write_all(said.as_bytes()).await.unwrap();
+        let mut heard = Vec::new();
+        let gone = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut heard));
+        // With or without a farewell.
+        drop(gone.await.expect("it is let go"));
+    }
+    let refused = proxy.metric("friday_proxy_refusals_total", &["reason=\"head_timeout\""]);
+    assert_eq!(refused.await, 2.0);
+    proxy.stop().await;
+}

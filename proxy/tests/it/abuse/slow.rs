@@ -10,6 +10,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::answers;
 use super::floods::beside_a_good_client;
@@ -54,6 +55,18 @@ async fn impatient(table: &RouteTable) -> (Proxy, TempDir) {
     std::fs::write(&file, serde_json::to_vec(table).unwrap()).unwrap();
     let proxy = Proxy::with(Source::File(file), PATIENCE, |config| {
         config.clients.head_max = WAIT_MAX;
+    });
+    (proxy.await.unwrap(), directory)
+}
+
+/// The same for clients that have nothing to ask for twice as long.
+async fn restless(table: &RouteTable) -> (Proxy, TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("routes.json");
+    std::fs::write(&file, serde_json::to_vec(table).unwrap()).unwrap();
+    let proxy = Proxy::with(Source::File(file), PATIENCE, |config| {
+        config.clients.head_max = WAIT_MAX;
+        config.clients.idle_max = 2 * WAIT_MAX;
     });
     (proxy.await.unwrap(), directory)
 }
@@ -200,4 +213,35 @@ async fn an_answer_that_no_window_is_opened_for_does_not_hold_the_upstream() {
         (proxy.metric("friday_proxy_in_flight", &[]).await == 0.0).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn who_says_nothing_by_http2_is_let_go_in_the_end() {
+    let backend = Backend::named("one").await;
+    let (proxy, _directory) = restless(&table(1, &[backend.address], json!({}))).await;
+    let head = request("GET", "/");
+    let whole = frame(HEADERS, END_HEADERS | END_STREAM, 1, &head);
+    // None of them says that it heard GOAWAY.
+    let all = [vec![], frame(HEADERS, END_STREAM, 1, &head), whole];
+    let all = all.iter().map(|sent| async {
+        let mut raw = Raw::new(proxy.listen, &[]).await;
+        assert!(raw.send(sent).await);
+        while raw.from.event().await != Event::Closed {}
+    });
+    join_all(all).await;
+    assert_eq!(backend.hits(), 1);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn who_says_nothing_by_http2_does_not_hold_a_drain_up() {
+    let backend = Backend::named("one").await;
+    let (proxy, _directory) = impatient(&table(1, &[backend.address], json!({}))).await;
+    let mut raw = Raw::new(proxy.listen, &[]).await;
+    let head = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request("GET", "/"));
+    assert!(raw.send(&head).await);
+    assert_eq!(raw.from.event().await, Event::Answer(1, 200));
+    // It could take as long as all of our patience.
+    let stopped = timeout(PATIENCE / 2, proxy.stop()).await;
+    stopped.expect("it does not wait for who does not answer");
 }

@@ -326,7 +326,7 @@ fn whole(mut parts: VecDeque<Bytes>, trailers: Option<HeaderMap>) -> Outgoing {
 pub(crate) struct Download {
     incoming: Incoming,
     connection: Option<Connection>,
-    upload: Option<Arc<UploadWatch>>,
+    pub(crate) upload: Option<Arc<UploadWatch>>,
 }
 
 impl Download {

@@ -42,6 +42,8 @@ pub(crate) struct Session {
     asked: AtomicU32,
     /// Those whose answer has not ended.
     answering: AtomicU32,
+    /// Of HTTP/1.1, which has one at a time.
+    last: Last,
     /// The answers on their way, to see which of them the client does not take.
     answers: Mutex<Vec<Weak<Turn>>>,
     /// What an upgrade leaves behind, to be joined with the client's side when HTTP is over.
@@ -73,6 +75,7 @@ impl Session {
             activity: Arc::default(),
             asked: AtomicU32::new(0),
             answering: AtomicU32::new(0),
+            last: Last::default(),
             answers: Mutex::default(),
             tunnel: Mutex::default(),
             _place: place,
@@ -133,6 +136,12 @@ impl Session {
             stream = parts.io.into_inner();
             match ending {
                 Ending::Quiet => {
+                    // Only here is it seen what is left behind a body. From now on all that comes is a head.
+                    self.last.has_body.store(false, Ordering::Relaxed);
+                    let has_unread = !parts.read_buf.is_empty();
+                    self.activity
+                        .has_unread
+                        .store(has_unread, Ordering::Relaxed);
                     stream = stream.rewound(parts.read_buf);
                     if self.wait(&stream).await {
                         continue;
@@ -275,6 +284,7 @@ impl Session {
     async fn answer(self: Arc<Self>, request: Box<Request<Incoming>>) -> Response<Counting> {
         let version = request.version();
         self.activity.has_unread.store(false, Ordering::Relaxed);
+        self.last.begins(&request);
         self.asked.fetch_add(1, Ordering::Relaxed);
         let in_flight = InFlight::new(&self);
         let mut answer = self
@@ -303,7 +313,7 @@ impl Session {
         answer.map(|answer| Counting {
             answer,
             turn,
-            _in_flight: in_flight,
+            in_flight,
         })
     }
 
@@ -356,6 +366,23 @@ enum Ending {
     Cut,
     /// The client took too long.
     Refused(Refusal),
+}
+
+/// What is to be known of a request of HTTP/1.1 until the next one begins.
+#[derive(Debug, Default)]
+struct Last {
+    /// Whether bytes that were read behind its head may belong to its body.
+    has_body: AtomicBool,
+    /// Whether its answer ended before its body: only HTTP itself knows where the next request begins.
+    is_uploading: AtomicBool,
+}
+
+impl Last {
+    fn begins(&self, request: &Request<Incoming>) {
+        let has_body = !request.body().is_end_stream();
+        self.has_body.store(has_body, Ordering::Relaxed);
+        self.is_uploading.store(false, Ordering::Relaxed);
+    }
 }
 
 /// What the two versions of HTTP have in common here.
@@ -413,6 +440,8 @@ struct Patience {
     has_frames: bool,
     asked: u32,
     writes: u32,
+    /// Whether there was an answer on its way at the last look.
+    was_answering: bool,
     /// When the present stretch without a request began.
     idle_since: Instant,
     /// When a request or a write was last seen.
@@ -428,7 +457,7 @@ struct Patience {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Fine,
-    /// Nothing came since the last look.
+    /// It is between two requests, as far as can be told: what was read may have been a body.
     Quiet,
     /// It has had nothing to say for too long.
     Idle,
@@ -450,6 +479,7 @@ impl Patience {
             has_frames,
             asked: session.asked.load(Ordering::Relaxed),
             writes: session.activity.writes.load(Ordering::Relaxed),
+            was_answering: false,
             idle_since: now,
             moved_at: now,
             told: None,
@@ -497,8 +527,13 @@ impl Patience {
         if is_moving || writes != self.writes {
             self.moved_at = now;
         }
+        // What is left of a body that nobody wants is read, or refused, in the turn after its answer's end.
+        let is_between = !is_moving && !self.was_answering && asked > 0;
         self.asked = asked;
         self.writes = writes;
+        self.was_answering = is_answering;
+        let has_body = session.last.has_body.load(Ordering::Relaxed);
+        let is_uploading = session.last.is_uploading.load(Ordering::Relaxed);
         let for_too_long = |since: Option<Instant>| {
             since.is_some_and(|since| now.saturating_duration_since(since) >= clients.head_max)
         };
@@ -511,7 +546,7 @@ impl Patience {
             Verdict::Deaf
         } else if now.saturating_duration_since(self.idle_since) >= clients.idle_max {
             Verdict::Idle
-        } else if !is_moving && !has_unread && !is_blocked && asked > 0 {
+        } else if is_between && !is_blocked && !is_uploading && (has_body || !has_unread) {
             Verdict::Quiet
         } else {
             Verdict::Fine
@@ -568,7 +603,18 @@ impl Turn {
 struct Counting {
     answer: Answer,
     turn: Option<Arc<Turn>>,
-    _in_flight: InFlight,
+    in_flight: InFlight,
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        if let Answer::Relay(relay) = &self.answer {
+            let upload = relay.download.upload.as_ref();
+            let goes_on = upload.is_some_and(|upload| !upload.has_ended());
+            let last = &self.in_flight.0.last;
+            last.is_uploading.store(goes_on, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Body for Counting {

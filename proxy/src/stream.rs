@@ -129,7 +129,7 @@ impl AsyncWrite for Stream {
 /// What a client's connection did lately.
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
-    /// Whether bytes came that belong to no request yet.
+    /// Whether bytes came since the last head: of the next one, unless they are a body.
     pub(crate) has_unread: AtomicBool,
     /// How many bytes came in all; not counted beyond [`PREFACE_BYTES`].
     pub(crate) heard: AtomicUsize,
@@ -137,6 +137,14 @@ pub(crate) struct Activity {
     pub(crate) is_blocked: AtomicBool,
     /// How often it took something.
     pub(crate) writes: AtomicU32,
+}
+
+impl Activity {
+    fn count_write(&self) {
+        // One thread writes, so nothing is lost between the two.
+        let writes = self.writes.load(Ordering::Relaxed);
+        self.writes.store(writes.wrapping_add(1), Ordering::Relaxed);
+    }
 }
 
 /// A client's connection, whose activity can be watched, and which may begin with bytes that were read before.
@@ -209,11 +217,7 @@ impl Watched {
         let blocked = written.is_pending();
         self.activity.is_blocked.store(blocked, Ordering::Relaxed);
         if !blocked {
-            // One thread writes, so nothing is lost between the two.
-            let writes = self.activity.writes.load(Ordering::Relaxed);
-            self.activity
-                .writes
-                .store(writes.wrapping_add(1), Ordering::Relaxed);
+            self.activity.count_write();
         }
         written
     }
@@ -244,13 +248,69 @@ impl AsyncWrite for Watched {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        if flushed.is_pending() {
-            self.activity.is_blocked.store(true, Ordering::Relaxed);
+        let blocked = flushed.is_pending();
+        let was_blocked = self.activity.is_blocked.swap(blocked, Ordering::Relaxed);
+        // HTTP flushes when all was written: now the client has taken it. Flushes of nothing are no sign of life.
+        if was_blocked && !blocked {
+            self.activity.count_write();
         }
         flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::time::Duration;
+
+    use futures::poll;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::yield_now;
+
+    use super::*;
+    use crate::socket::take_turns;
+
+    #[tokio::test]
+    async fn what_is_taken_late_is_taken() {
+        tokio::spawn(take_turns());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let activity = Arc::<Activity>::default();
+        let stream = Stream::Plain(Socket::new(ours.unwrap()));
+        let mut ours = Watched::new(stream, Arc::clone(&activity));
+        let is_blocked = || activity.is_blocked.load(Ordering::Relaxed);
+        let writes = || activity.writes.load(Ordering::Relaxed);
+        // Small pieces wait for the end of the turn, so that it is the flush behind it that meets a full window.
+        let mut bytes = 0;
+        while !is_blocked() {
+            let Poll::Ready(written) = poll!(pin!(ours.write(&[7; 4 << 10]))) else {
+                panic!("the flush before it did not see it");
+            };
+            bytes += written.unwrap();
+            for _ in 0..4 {
+                yield_now().await;
+            }
+            let flushed = poll!(pin!(ours.flush()));
+            assert_eq!(flushed.is_ready(), !is_blocked());
+        }
+        let before = writes();
+        let mut theirs = theirs.unwrap().0;
+        let mut heard = vec![0; bytes];
+        let both = async { tokio::join!(ours.flush(), theirs.read_exact(&mut heard)) };
+        let both = tokio::time::timeout(Duration::from_secs(20), both);
+        let (flushed, read) = both.await.expect("it goes on");
+        flushed.unwrap();
+        read.unwrap();
+        assert!(!is_blocked());
+        assert_eq!(writes(), before + 1);
+        // Nothing was taken by this one.
+        ours.flush().await.unwrap();
+        assert_eq!(writes(), before + 1);
     }
 }

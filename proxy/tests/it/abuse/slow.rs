@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use friday_proxy::config::Source;
 use futures::future::join_all;
-use http::StatusCode;
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use proxy_api::RouteTable;
 use serde_json::json;
 use tempfile::TempDir;
@@ -244,4 +246,53 @@ async fn who_says_nothing_by_http2_does_not_hold_a_drain_up() {
     // It could take as long as all of our patience.
     let stopped = timeout(PATIENCE / 2, proxy.stop()).await;
     stopped.expect("it does not wait for who does not answer");
+}
+
+#[tokio::test]
+async fn a_body_that_comes_behind_its_head_is_no_head_and_what_comes_behind_the_body_is() {
+    let backend = Backend::new(|request: Request<Incoming>| async move {
+        drop(request.into_body().collect().await);
+        text(StatusCode::OK, "ok")
+    })
+    .await;
+    let (proxy, _directory) = impatient(&table(1, &[backend.address], json!({}))).await;
+    let get = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let long = "content-length: 4\r\n\r\n";
+    let chunked = "transfer-encoding: chunked\r\n\r\n";
+    // The last two have half a head behind the body, and in the same read.
+    let all = [
+        (long, "body", get, "200 200"),
+        (chunked, "4\r\nbody\r\n0\r\n\r\n", get, "200 200"),
+        (long, "bodyGET", "", "200 408"),
+        (chunked, "4\r\nbody\r\n0\r\n\r\nGET", "", "200 408"),
+    ];
+    let mut begun = Vec::new();
+    for (head, ..) in all {
+        let mut stream = TcpStream::connect(proxy.listen).await.unwrap();
+        let head = format!("POST / HTTP/1.1\r\nhost: a\r\n{head}");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        begun.push(stream);
+    }
+    eventually("the heads at the backend", async || {
+        (backend.hits() == 4).then_some(())
+    })
+    .await;
+    let cases = begun.into_iter().zip(all);
+    let cases = cases.map(|(mut stream, (_, body, later, expected))| async move {
+        stream.write_all(body.as_bytes()).await.unwrap();
+        let mut got = Vec::new();
+        while !got.ends_with(b"\r\n\r\nok") {
+            assert!(stream.read_buf(&mut got).await.unwrap() > 0, "{body}");
+        }
+        if !later.is_empty() {
+            // For longer than half a head may take.
+            tokio::time::sleep(4 * WAIT_MAX).await;
+        }
+        stream.write_all(later.as_bytes()).await.unwrap();
+        let rest = timeout(PATIENCE, stream.read_to_end(&mut got)).await;
+        rest.expect("it ends").unwrap();
+        assert_eq!(answers(&got).as_deref(), Ok(expected), "{body}");
+    });
+    join_all(cases).await;
+    proxy.stop().await;
 }

@@ -134,6 +134,9 @@ impl Session {
             let parts = connection.into_parts();
             drop(parts.service);
             stream = parts.io.into_inner();
+            if ending.is_bad() && self.seems_whole() {
+                stream.break_when_closed();
+            }
             match ending {
                 Ending::Quiet => {
                     // Only here is it seen what is left behind a body. From now on all that comes is a head.
@@ -162,6 +165,14 @@ impl Session {
             }
             return;
         }
+    }
+
+    /// Whether the client would take half an answer for a whole one, were the connection closed in order: HTTP/1.0 often has
+    /// no other end of an answer.
+    fn seems_whole(&self) -> bool {
+        let is_half = self.last.broke_off.load(Ordering::Relaxed)
+            || self.activity.is_blocked.load(Ordering::Relaxed);
+        is_half && self.last.is_http10.load(Ordering::Relaxed)
     }
 
     /// Waits for the next request of a quiet client, without the buffers that HTTP takes, 16 KiB for each client; `false`
@@ -313,6 +324,7 @@ impl Session {
         answer.map(|answer| Counting {
             answer,
             turn,
+            is_whole: false,
             in_flight,
         })
     }
@@ -368,6 +380,16 @@ enum Ending {
     Refused(Refusal),
 }
 
+impl Ending {
+    /// Whether an answer may be left that is not all with the client.
+    fn is_bad(&self) -> bool {
+        match self {
+            Self::Over(Err(_)) | Self::Cut | Self::Refused(_) => true,
+            Self::Over(Ok(())) | Self::Quiet => false,
+        }
+    }
+}
+
 /// What is to be known of a request of HTTP/1.1 until the next one begins.
 #[derive(Debug, Default)]
 struct Last {
@@ -375,6 +397,9 @@ struct Last {
     has_body: AtomicBool,
     /// Whether its answer ended before its body: only HTTP itself knows where the next request begins.
     is_uploading: AtomicBool,
+    /// Whether its answer was given up before its end.
+    broke_off: AtomicBool,
+    is_http10: AtomicBool,
 }
 
 impl Last {
@@ -382,6 +407,9 @@ impl Last {
         let has_body = !request.body().is_end_stream();
         self.has_body.store(has_body, Ordering::Relaxed);
         self.is_uploading.store(false, Ordering::Relaxed);
+        self.broke_off.store(false, Ordering::Relaxed);
+        let is_http10 = request.version() == Version::HTTP_10;
+        self.is_http10.store(is_http10, Ordering::Relaxed);
     }
 }
 
@@ -603,6 +631,8 @@ impl Turn {
 struct Counting {
     answer: Answer,
     turn: Option<Arc<Turn>>,
+    /// Whether its end has passed, where it does not say so itself.
+    is_whole: bool,
     in_flight: InFlight,
 }
 
@@ -611,8 +641,10 @@ impl Drop for Counting {
         if let Answer::Relay(relay) = &self.answer {
             let upload = relay.download.upload.as_ref();
             let goes_on = upload.is_some_and(|upload| !upload.has_ended());
+            let is_whole = self.is_whole || relay.download.is_end_stream();
             let last = &self.in_flight.0.last;
             last.is_uploading.store(goes_on, Ordering::Relaxed);
+            last.broke_off.store(!is_whole, Ordering::Relaxed);
         }
     }
 }
@@ -626,6 +658,11 @@ impl Body for Counting {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let frame = Pin::new(&mut self.answer).poll_frame(context);
+        self.is_whole |= match &frame {
+            Poll::Ready(None) => true,
+            Poll::Ready(Some(Ok(frame))) => frame.is_trailers(),
+            Poll::Ready(Some(Err(_))) | Poll::Pending => false,
+        };
         if let Some(turn) = &self.turn {
             turn.asked.fetch_add(1, Ordering::Relaxed);
             turn.is_upstreams

@@ -124,7 +124,7 @@ impl Socket {
 
     /// From here on closing it throws away what the kernel has not delivered yet, and tells the other side that the
     /// connection broke. Else the kernel would go on trying for minutes: an endpoint that was out of reach would get a
-    /// request long after it was given up and made elsewhere.
+    /// request long after it was given up and made elsewhere; and a client could take half an answer for a whole one.
     pub(crate) fn break_when_closed(&self) {
         let mut inner = lock(&self.0);
         inner.waiting.clear();

@@ -44,15 +44,19 @@ impl Stream {
 }
 
 impl Stream {
+    fn socket(&self) -> &Socket {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+
     /// Waits until there is something to read, or the other side has closed; it may also be nothing after all.
     ///
     /// # Errors
     /// As of [`Socket::readable`].
     async fn readable(&self) -> io::Result<()> {
-        match self {
-            Self::Plain(stream) => stream.readable().await,
-            Self::Tls(stream) => stream.get_ref().0.readable().await,
-        }
+        self.socket().readable().await
     }
 }
 
@@ -174,6 +178,11 @@ impl Watched {
             self.stream.readable().await?;
         }
         Ok(())
+    }
+
+    /// As [`Socket::break_when_closed`].
+    pub(crate) fn break_when_closed(&self) {
+        self.stream.socket().break_when_closed();
     }
 
     /// The same with bytes that were read from it and are to be read again.

@@ -1,8 +1,13 @@
 //! Letting clients go.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
-use http::StatusCode;
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{Response, StatusCode};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -101,6 +106,39 @@ async fn what_takes_too_long_is_cut() {
     .await;
     proxy.stop().await;
     assert!(pending.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_ends_badly_for_http_1_0_too() {
+    let backend = Backend::new(|_| async {
+        let first = Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"first")));
+        let frames = futures::stream::iter([first]).chain(futures::stream::pending());
+        Response::new(StreamBody::new(frames))
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("routes.json");
+    let routes = serde_json::to_vec(&table(1, &[backend.address], json!({}))).unwrap();
+    std::fs::write(&file, routes).unwrap();
+    let source = friday_proxy::config::Source::File(file);
+    let proxy = Proxy::start(source, Duration::from_millis(200))
+        .await
+        .unwrap();
+    let mut client = TcpStream::connect(proxy.listen).await.unwrap();
+    let request = b"GET / HTTP/1.0\r\nhost: a\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"first") {
+        assert!(client.read_buf(&mut answer).await.unwrap() > 0);
+    }
+    let head = String::from_utf8(answer).unwrap().to_lowercase();
+    assert!(
+        !head.contains("content-length") && !head.contains("chunked"),
+        "{head}"
+    );
+    proxy.stop().await;
+    let ended = client.read(&mut [0; 8]).await.unwrap_err();
+    assert_eq!(ended.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]

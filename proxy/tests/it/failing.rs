@@ -13,8 +13,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use proxy_api::{Arm, Outcome};
 use serde_json::json;
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 use crate::controller::Controller;
@@ -333,7 +333,14 @@ async fn an_answer_that_breaks_off_is_no_success_for_the_user_and_a_reset_of_the
             let answer = client.get(&proxy.url("/"), &[]).await;
             assert!(answer.is_err(), "{half:?}: {answer:?}");
         }
-        controller.all_ended(2).await;
+        // Where the end of the connection may be the end of the answer, it must be a bad one.
+        let mut old = TcpStream::connect(proxy.listen).await.unwrap();
+        let request = b"GET / HTTP/1.0\r\nhost: a\r\n\r\n";
+        old.write_all(request).await.unwrap();
+        let mut answer = Vec::new();
+        let ended = old.read_to_end(&mut answer).await;
+        assert!(ended.is_err(), "{half:?}: {}", answer.escape_ascii());
+        controller.all_ended(3).await;
         controller.look(|ledger| {
             for cell in ledger.cells() {
                 let resets = [0, 0, 0, 0, cell.requests];
@@ -346,10 +353,10 @@ async fn an_answer_that_breaks_off_is_no_success_for_the_user_and_a_reset_of_the
         let broken_off = proxy
             .metric("friday_proxy_answers_total", &["code=\"failed\""])
             .await;
-        assert_eq!(broken_off, 2.0, "{half:?}");
+        assert_eq!(broken_off, 3.0, "{half:?}");
         assert_eq!(
             broken.hits(),
-            2,
+            3,
             "what the user has seen of it is not repeated"
         );
         proxy.stop().await;

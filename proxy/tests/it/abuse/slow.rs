@@ -124,17 +124,21 @@ async fn an_answer_that_is_not_taken_ends_the_connection() {
     let backend = Backend::new(move |_| async move { text(StatusCode::OK, large) }).await;
     let (proxy, _directory) = impatient(&table(1, &[backend.address], json!({}))).await;
     let mut readers = Vec::new();
-    for _ in 0..20 {
+    for version in ["1.1", "1.0"].repeat(10) {
         let mut stream = TcpStream::connect(proxy.listen).await.unwrap();
-        let sent = b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n";
-        stream.write_all(sent).await.unwrap();
-        readers.push(stream);
+        let sent = format!("GET /large HTTP/{version}\r\nhost: a\r\n\r\n");
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        readers.push((version, stream));
     }
     refused(&proxy, "answer_unread", 20.0).await;
     eventually("nothing in flight", async || {
         (proxy.metric("friday_proxy_in_flight", &[]).await == 0.0).then_some(())
     })
     .await;
+    for (version, mut stream) in readers {
+        let ended = stream.read_to_end(&mut Vec::new()).await;
+        assert!(version == "1.1" || ended.is_err(), "it looks whole");
+    }
 }
 
 #[tokio::test]

@@ -87,6 +87,7 @@ impl Session {
         // Small answers must not wait for an acknowledgement. Without it things are slower, not wrong.
         drop(stream.set_nodelay(true));
         let stream = Socket::new(stream);
+        stream.break_when_client_is_gone();
         let stream = match &self.shared.certificate {
             None => Stream::Plain(stream),
             Some(certificate) => {

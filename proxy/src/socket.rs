@@ -48,6 +48,17 @@ const ASKED_EVERY: Duration = Duration::from_secs(1);
 /// and with the wait for the last answer that makes as long.
 const ASKED_MAX: u32 = 4;
 
+/// After so long without a word a client is asked whether it is there. Nothing of ours depends on it soon: what it may be
+/// quiet on for hours, a stream of events or an upgraded connection, only must not stay for ever. Phones are out of reach for
+/// some time, and each question wakes them.
+const CLIENT_ASKED_AFTER: Duration = Duration::from_secs(60);
+
+/// Then it is asked as often,
+const CLIENT_ASKED_EVERY: Duration = Duration::from_secs(15);
+
+/// and so many times in vain: it is gone after two minutes.
+const CLIENT_ASKED_MAX: u32 = 4;
+
 /// What becomes of a connection while the other side's machine lives and has no room for more, because its program does
 /// not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,10 +111,21 @@ impl Socket {
     /// [`LIFELESS_MAX`]: by RFC 5482 while it owes a receipt for what was sent, by RFC 9293, 3.8.4 after that.
     pub(crate) fn break_when_lifeless(&self) {
         self.set_full_window(FullWindow::Breaks);
+        self.ask(ASKED_EVERY, ASKED_EVERY, ASKED_MAX);
+    }
+
+    /// From here on it breaks when a client's machine is gone, in minutes: a client may be out of reach for a while, and idle
+    /// for long.
+    pub(crate) fn break_when_client_is_gone(&self) {
+        self.ask(CLIENT_ASKED_AFTER, CLIENT_ASKED_EVERY, CLIENT_ASKED_MAX);
+    }
+
+    /// From here on the other side's machine is asked whether it is there when it has nothing to say (RFC 9293, 3.8.4).
+    fn ask(&self, after: Duration, every: Duration, times_max: u32) {
         let stream = &lock(&self.0).stream;
-        let set = sockopt::set_tcp_keepidle(stream, ASKED_EVERY)
-            .and_then(|()| sockopt::set_tcp_keepintvl(stream, ASKED_EVERY))
-            .and_then(|()| sockopt::set_tcp_keepcnt(stream, ASKED_MAX))
+        let set = sockopt::set_tcp_keepidle(stream, after)
+            .and_then(|()| sockopt::set_tcp_keepintvl(stream, every))
+            .and_then(|()| sockopt::set_tcp_keepcnt(stream, times_max))
             .and_then(|()| sockopt::set_socket_keepalive(stream, true));
         if let Err(error) = set {
             debug!(%error, "a machine that is gone will be noticed later");
@@ -476,6 +498,24 @@ mod tests {
         let others = sockopt::tcp_keepintvl(stream).unwrap();
         let times = sockopt::tcp_keepcnt(stream).unwrap();
         assert_eq!(first + others * times, LIFELESS_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_is_noticed_in_two_minutes_and_one_that_does_not_read_is_not_gone()
+     {
+        let (ours, _theirs) = pair().await;
+        ours.break_when_client_is_gone();
+        let stream = &lock(&ours.0).stream;
+        assert!(sockopt::socket_keepalive(stream).unwrap());
+        let first = sockopt::tcp_keepidle(stream).unwrap();
+        let others = sockopt::tcp_keepintvl(stream).unwrap();
+        let times = sockopt::tcp_keepcnt(stream).unwrap();
+        assert_eq!(
+            (first, others, times),
+            (CLIENT_ASKED_AFTER, CLIENT_ASKED_EVERY, CLIENT_ASKED_MAX)
+        );
+        assert_eq!(first + others * times, Duration::from_secs(120));
+        assert_eq!(sockopt::tcp_user_timeout(stream).unwrap(), 0);
     }
 
     #[tokio::test]

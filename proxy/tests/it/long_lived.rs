@@ -17,7 +17,7 @@ use tokio::sync::broadcast;
 
 use crate::program::{Running, table_file};
 use crate::transport::{UPGRADE, parrot};
-use crate::world::{Backend, Client, PATIENCE, table};
+use crate::world::{Backend, Client, PATIENCE, Proxy, eventually, table};
 
 /// A task that streams events to each of its clients, the first at once.
 struct Events {
@@ -58,6 +58,26 @@ async fn next(stream: &mut Incoming) -> Option<String> {
     let frame = frame.expect("something happens").expect("no good end");
     let event = frame.ok()?.into_data().unwrap();
     Some(String::from_utf8(event.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_is_asked_whether_its_machine_is_there() {
+    let backend = Backend::named("one").await;
+    let proxy = Proxy::alone(&table(1, &[backend.address], json!({}))).await;
+    let client = TcpStream::connect(proxy.listen).await.unwrap();
+    // As the kernel writes the two ends, seen from the proxy.
+    let end = |port: u16| format!("0100007F:{port:04X}");
+    let theirs = end(client.local_addr().unwrap().port());
+    let ends = [end(proxy.listen.port()), theirs];
+    eventually("a timer for the next question", async || {
+        let all = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let mut lines = all.lines().map(|line| line.split_whitespace().collect());
+        let line = lines.find(|fields: &Vec<&str>| fields[1..3] == ends)?;
+        // Which one, and when.
+        line[5].starts_with("02:").then_some(())
+    })
+    .await;
+    proxy.stop().await;
 }
 
 #[tokio::test]

@@ -72,7 +72,7 @@ pub struct Args {
     /// The private key of --tls-cert, PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
-    /// Most connections of clients; more wait in the kernel's queue
+    /// Most connections of clients; above it 503, by TLS only closed
     #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub connections_max: u32,
     /// Longest head of a request, in bytes; above it 431

@@ -15,17 +15,19 @@ use std::thread;
 use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::app::BACKLOG;
 use crate::config::Clients;
 use crate::forward::Forward;
-use crate::session::Session;
+use crate::refusal::Refusal;
+use crate::session::{GOODBYE_MAX, Session};
 use crate::socket;
 use crate::tls::Certificate;
 
@@ -36,6 +38,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// connection cannot be closed between two requests without a chance to lose the next one; who says nothing for so
 /// long is most likely idle.
 const LAST_CALL_MAX: Duration = Duration::from_secs(1);
+
+/// When a client for whom there was no place may try again: idle ones make room all the time.
+const RETRY_AFTER: &str = "retry-after: 1\r\n";
+
+/// Most clients that are told at the same time that there is no place for them; others are only closed. Each has
+/// [`GOODBYE_MAX`], so these are some hundred a second at least.
+const TURNED_AWAY_MAX: usize = 256;
 
 /// Why a worker ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +75,7 @@ pub(crate) async fn serve(
         cut: CancellationToken::new(),
         last_call: LAST_CALL_MAX.min(drain_max / 2),
         places: Arc::new(Semaphore::new(clients.connections_max as usize)),
+        goodbyes: Arc::new(Semaphore::new(TURNED_AWAY_MAX)),
         clients,
         certificate,
         connections: AtomicU64::new(0),
@@ -139,6 +149,8 @@ pub(crate) struct Shared {
     /// How long a silent client may wait before its last request.
     pub(crate) last_call: Duration,
     places: Arc<Semaphore>,
+    /// For clients that have no place.
+    goodbyes: Arc<Semaphore>,
     pub(crate) connections: AtomicU64,
     /// Requests whose answer has not ended.
     pub(crate) requests: AtomicU64,
@@ -190,18 +202,37 @@ impl Worker {
 
     async fn accept(&self, listener: &TcpListener, tracker: &TaskTracker) {
         loop {
-            let Ok(place) = Arc::clone(&self.shared.places).acquire_owned().await else {
-                return;
-            };
             match listener.accept().await {
                 Ok((stream, address)) => {
-                    tracker.spawn(self.session(address, Some(place)).serve(stream));
+                    // Not before: a place held for who may come here could be missing elsewhere.
+                    match Arc::clone(&self.shared.places).try_acquire_owned() {
+                        Ok(place) => {
+                            tracker.spawn(self.session(address, Some(place)).serve(stream));
+                        }
+                        Err(_) => self.refuse(stream, tracker),
+                    }
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
+        }
+    }
+
+    /// Sends a client away for whom there is no place. By TLS nothing is said: that would take a handshake, the most expensive
+    /// part of a connection.
+    fn refuse(&self, stream: TcpStream, tracker: &TaskTracker) {
+        self.forward.telemetry.refused(Refusal::Connections);
+        if self.shared.certificate.is_none()
+            && let Ok(goodbye) = Arc::clone(&self.shared.goodbyes).try_acquire_owned()
+        {
+            tracker.spawn(async move {
+                if let Ok(Err(error)) = timeout(GOODBYE_MAX, turn_away(stream)).await {
+                    debug!(%error, "a client did not hear why it was refused");
+                }
+                drop(goodbye);
+            });
         }
     }
 
@@ -221,6 +252,20 @@ impl Worker {
         let (forward, shared) = (Arc::clone(&self.forward), Arc::clone(&self.shared));
         Arc::new(Session::new(forward, shared, address, place))
     }
+}
+
+/// Answers a client's first request with a refusal, whatever it is. Closed with unread bytes the connection would break, and
+/// the client perhaps not see the answer: so it is read to its end.
+async fn turn_away(mut stream: TcpStream) -> io::Result<()> {
+    let mut heard = vec![0; 4 << 10];
+    // An answer before the request would be none.
+    if stream.read(&mut heard).await? > 0 {
+        let text = Refusal::Connections.last_words(RETRY_AFTER);
+        stream.write_all(text.as_bytes()).await?;
+        stream.shutdown().await?;
+        while stream.read(&mut heard).await? > 0 {}
+    }
+    Ok(())
 }
 
 /// Counts something until it is dropped.

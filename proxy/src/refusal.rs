@@ -35,6 +35,8 @@ pub(crate) enum Refusal {
     AnswerUnread,
     /// The client and the proxy did not agree on TLS.
     Tls,
+    /// As many clients are connected as may be.
+    Connections,
     /// As many requests to the route as it may have.
     InFlight,
     /// The request's body is longer than the route allows.
@@ -55,7 +57,7 @@ pub(crate) enum Refusal {
 
 impl Refusal {
     /// Every refusal.
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::NoTable,
         Self::BadTarget,
         Self::TargetTooLong,
@@ -68,6 +70,7 @@ impl Refusal {
         Self::HeadTimeout,
         Self::AnswerUnread,
         Self::Tls,
+        Self::Connections,
         Self::InFlight,
         Self::BodyTooLarge,
         Self::BodyTimeout,
@@ -93,6 +96,7 @@ impl Refusal {
             Self::HeadTimeout => "head_timeout",
             Self::AnswerUnread => "answer_unread",
             Self::Tls => "tls",
+            Self::Connections => "connections",
             Self::InFlight => "in_flight",
             Self::BodyTooLarge => "body_too_large",
             Self::BodyTimeout => "body_timeout",
@@ -107,7 +111,9 @@ impl Refusal {
     /// The status of the answer.
     pub(crate) fn status(self) -> StatusCode {
         match self {
-            Self::NoTable | Self::InFlight | Self::NoEndpoint => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoTable | Self::Connections | Self::InFlight | Self::NoEndpoint => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::Connecting | Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
@@ -138,6 +144,7 @@ impl Refusal {
             Self::HeadTimeout => "the request's head stopped coming\n",
             Self::AnswerUnread => "the answer was not taken\n",
             Self::Tls => "TLS is spoken here\n",
+            Self::Connections => "as many clients are connected as this proxy takes\n",
             Self::InFlight => "as many requests are in flight as this route may have\n",
             Self::BodyTooLarge => "the request's body is longer than this route takes\n",
             Self::BodyTimeout => "the request's body stopped coming\n",
@@ -161,6 +168,7 @@ impl Refusal {
             | Self::HeadTimeout
             | Self::AnswerUnread
             | Self::Tls
+            | Self::Connections
             | Self::BodyBroken => true,
             Self::NoTable
             | Self::NoRoute
@@ -173,6 +181,18 @@ impl Refusal {
             | Self::Reset
             | Self::Timeout => false,
         }
+    }
+
+    /// The whole answer in HTTP/1.1 and without a text, for a connection that is closed behind it, with further `fields`, each
+    /// with its end of line.
+    pub(crate) fn last_words(self, fields: &str) -> String {
+        let status = self.status();
+        format!(
+            "HTTP/1.1 {} {}\r\n{HEADER}: {}\r\n{fields}connection: close\r\ncontent-length: 0\r\n\r\n",
+            status.as_str(),
+            status.canonical_reason().unwrap_or_default(),
+            self.code()
+        )
     }
 
     /// The whole answer.

@@ -226,13 +226,7 @@ impl Session {
     async fn refuse(&self, mut stream: Watched, refusal: Refusal) {
         self.forward.telemetry.refused(refusal);
         if refusal == Refusal::HeadTimeout {
-            let status = refusal.status();
-            let text = format!(
-                "HTTP/1.1 {} {}\r\nx-friday-refusal: {}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
-                status.as_str(),
-                status.canonical_reason().unwrap_or_default(),
-                refusal.code()
-            );
+            let text = refusal.last_words("");
             if let Ok(Err(error)) = timeout(GOODBYE_MAX, stream.write_all(text.as_bytes())).await {
                 debug!(%error, "a client did not hear why it was refused");
             }
@@ -364,7 +358,7 @@ const RESETS_MAX: usize = 20;
 const SEND_BUFFER_BYTES: usize = 64 << 10;
 
 /// Longest time to say why a connection is closed.
-const GOODBYE_MAX: Duration = Duration::from_secs(1);
+pub(crate) const GOODBYE_MAX: Duration = Duration::from_secs(1);
 
 /// How often a client is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);

@@ -344,6 +344,58 @@ async fn refuses_by_itself_with_a_code_and_counts_it() {
 }
 
 #[tokio::test]
+async fn as_many_clients_are_served_as_may_be_and_the_next_is_told() {
+    let backend = Backend::named("one").await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("routes.json");
+    let routes = table(1, &[backend.address], json!({}));
+    std::fs::write(&file, serde_json::to_vec(&routes).unwrap()).unwrap();
+    let source = friday_proxy::config::Source::File(file);
+    // As many as there are listeners, whichever of them gets the clients.
+    let proxy = Proxy::with(source, PATIENCE, |config| {
+        config.clients.connections_max = 2
+    })
+    .await
+    .unwrap();
+    let ask = async || {
+        let mut client = TcpStream::connect(proxy.listen).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        let mut heard = Vec::new();
+        let is_over = |heard: &[u8]| heard.ends_with(b"\r\none") || heard.ends_with(b"\r\n\r\n");
+        while !is_over(&heard) {
+            let read = client.read_buf(&mut heard);
+            let read = tokio::time::timeout(PATIENCE, read).await;
+            assert!(read.expect("an answer").unwrap() > 0, "{heard:?}");
+        }
+        (client, String::from_utf8(heard).unwrap().to_lowercase())
+    };
+    for _ in 0..10 {
+        // Those of the time before may not have left yet.
+        let both = eventually("two places", async || {
+            let (one, two) = tokio::join!(ask(), ask());
+            let is_served = |heard: &str| heard.starts_with("http/1.1 200 ");
+            (is_served(&one.1) && is_served(&two.1)).then_some((one.0, two.0))
+        })
+        .await;
+        let (mut three, heard) = ask().await;
+        assert!(heard.starts_with("http/1.1 503 "), "{heard}");
+        for field in [
+            "x-friday-refusal: connections",
+            "retry-after: 1",
+            "connection: close",
+        ] {
+            assert!(heard.contains(&format!("\r\n{field}\r\n")), "{heard}");
+        }
+        assert_eq!(three.read(&mut [0; 8]).await.unwrap(), 0);
+        drop(both);
+    }
+    let refused = proxy.metric("friday_proxy_refusals_total", &["reason=\"connections\""]);
+    assert!(refused.await >= 10.0);
+    proxy.stop().await;
+}
+
+#[tokio::test]
 async fn keeps_a_clients_connection_and_its_own_to_the_upstream() {
     let peers = Arc::<std::sync::Mutex<std::collections::HashSet<String>>>::default();
     let noted = Arc::clone(&peers);

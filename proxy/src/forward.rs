@@ -563,7 +563,7 @@ fn relayed(
 ) -> Response<Answer> {
     let (mut head, incoming) = response.into_parts();
     let present = Present::of(&head.headers);
-    headers::remove_hop_by_hop(&mut head.headers, present);
+    headers::for_client(&mut head.headers, present);
     if let Some(key) = cookie {
         head.headers.append(SET_COOKIE, headers::set_cookie(key));
     }

@@ -249,6 +249,15 @@ impl Present {
     }
 }
 
+/// Readies the head of an upstream's answer for the client: as [`remove_hop_by_hop`], and of two lengths the one that does
+/// not count goes, too (RFC 9112, 6.3: the transfer coding overrides it). The client would be told that one alone.
+pub(crate) fn for_client(headers: &mut HeaderMap, present: Present) {
+    if present.has(Present::TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
+    remove_hop_by_hop(headers, present);
+}
+
 /// Removes what was meant for this connection only, with what `Connection` names.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, present: Present) {
     if !present.has(Present::HOP_BY_HOP) {

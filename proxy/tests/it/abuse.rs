@@ -5,6 +5,7 @@
 //! the client sends one more, honest request, [`MARKER`]: if the proxy read the case's end elsewhere than we do, that
 //! one comes out mutilated, or not at all. Everything is sent twice: at once, and byte by byte.
 
+mod answers;
 mod floods;
 mod frames;
 mod framing;

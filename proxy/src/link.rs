@@ -215,23 +215,32 @@ impl Link {
         }
     }
 
+    /// Tells all that waits, the oldest first, in as many reports as it takes: one follows the other at once.
     async fn report_once(&self) -> Result<(), LinkError> {
-        // A report of ten minutes is large: it is only written when there is somebody to read it.
-        if !self.peer.is_healthy() && !self.peer.probe().await {
-            return Err(self.unconnected());
+        // Final epochs that the controller was told and has not made safe yet.
+        let mut told = Vec::new();
+        let mut from = Some(0);
+        while let Some(first) = from {
+            // A report of a minute is large: it is only written when there is somebody to read it.
+            if !self.peer.is_healthy() && !self.peer.probe().await {
+                return Err(self.unconnected());
+            }
+            let peers = self.routes.peers();
+            let in_flight = || peers.in_flight_report();
+            let (report, next) = self
+                .signals
+                .report(&self.name, first, Instant::now(), in_flight);
+            let body = serde_json::to_vec(&report).map_err(LinkError::Report)?;
+            let request = report_request(&self.controller, &self.name, body);
+            let (status, body) = self
+                .exchange(request, REPORT_ANSWER_MAX, ACK_BYTES_MAX)
+                .await?;
+            let ack = read_ack(status, &body)?;
+            let finals = report.epochs.iter().filter(|epoch| epoch.is_final);
+            told.extend(finals.map(|epoch| epoch.number));
+            self.signals.acknowledge(&mut told, ack);
+            from = next;
         }
-        let peers = self.routes.peers();
-        let now = Instant::now();
-        let report = self
-            .signals
-            .report(&self.name, now, || peers.in_flight_report());
-        let body = serde_json::to_vec(&report).map_err(LinkError::Report)?;
-        let request = report_request(&self.controller, &self.name, body);
-        let (status, body) = self
-            .exchange(request, REPORT_ANSWER_MAX, ACK_BYTES_MAX)
-            .await?;
-        let ack = read_ack(status, &body)?;
-        self.signals.acknowledge(&report, ack);
         Ok(())
     }
 

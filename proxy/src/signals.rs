@@ -35,6 +35,13 @@ pub(crate) const EPOCH_LENGTH: Duration = Duration::from_millis(500);
 /// Most epochs that wait for the controller: ten minutes. Beyond it the oldest are let go, and the report says so.
 pub(crate) const EPOCHS_WAITING_MAX: usize = 1_200;
 
+/// Most epochs in one report, beside the present one: a minute. The workers stand still while it is put together.
+pub(crate) const REPORT_EPOCHS_MAX: usize = 120;
+
+/// Longest report as JSON, in bytes; only a single epoch may be longer. A sixteenth of what the controller takes, and what
+/// 20 endpoints with clients of all 8 groups tell in some 60 epochs.
+pub(crate) const REPORT_BYTES_MAX: usize = 4 << 20;
+
 /// The table by which a request was about to be routed is no longer in force: choose again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stale;
@@ -152,46 +159,73 @@ impl Signals {
         self.dropped.fetch_add(dropped, Ordering::Relaxed);
     }
 
-    /// The report of this moment. `in_flight` is asked under the lock, so that the endpoints it lists belong to the
-    /// generation that the report names.
+    /// The report of this moment: of the epochs from number `from` on the oldest, as many as one report may have, and the
+    /// present one, whose weights are those of the table in force. With it comes where the next report is to go on, if
+    /// there is more to tell. `in_flight` is asked under the lock, so that the endpoints it lists belong to the generation
+    /// that the report names.
     pub(crate) fn report(
         &self,
         proxy: &str,
+        from: u64,
         now: Instant,
         in_flight: impl FnOnce() -> Vec<InFlight>,
-    ) -> Report {
+    ) -> (Report, Option<u64>) {
         let states = self.lock_all();
-        let numbers = states[0].epochs.keys();
-        let epoch = |&number: &u64| {
+        let current = states[0].current;
+        let epoch = |number: u64| {
             let parts: Vec<&EpochCounts> = states
                 .iter()
                 .filter_map(|state| state.epochs.get(&number))
                 .collect();
             EpochCounts::report(number, &parts, now)
         };
-        Report {
+        let present = epoch(current);
+        let mut bytes = present.as_ref().map_or(0, epoch::json_bytes);
+        let mut epochs = Vec::new();
+        let mut next = None;
+        for (&number, _) in states[0].epochs.range(from.min(current)..current) {
+            if epochs.len() == REPORT_EPOCHS_MAX {
+                next = Some(number);
+                break;
+            }
+            let Some(epoch) = epoch(number) else {
+                continue;
+            };
+            bytes += epoch::json_bytes(&epoch);
+            if bytes > REPORT_BYTES_MAX && !epochs.is_empty() {
+                next = Some(number);
+                break;
+            }
+            epochs.push(epoch);
+        }
+        epochs.extend(present);
+        let report = Report {
             proxy: proxy.to_owned(),
             boot: self.boot,
             generation: states[0].generation,
-            epochs: numbers.filter_map(epoch).collect(),
+            epochs,
             epochs_dropped: self.dropped.load(Ordering::Relaxed),
             in_flight: in_flight(),
-        }
+        };
+        (report, next)
     }
 
-    /// Lets go what the controller has: epochs that were final in the report it answers, up to the number it names.
-    pub(crate) fn acknowledge(&self, sent: &Report, ack: ReportAck) {
+    /// Lets go what the controller has: of the epochs that it was `told` as final those up to the number it names. What is
+    /// left of `told` may be acknowledged later.
+    pub(crate) fn acknowledge(&self, told: &mut Vec<u64>, ack: ReportAck) {
         if ack.boot != self.boot {
             return;
         }
         let mut states = self.lock_all();
-        for epoch in &sent.epochs {
-            if epoch.is_final && epoch.number <= ack.acknowledged {
+        told.retain(|number| {
+            let is_safe = *number <= ack.acknowledged;
+            if is_safe {
                 for state in &mut states {
-                    state.epochs.remove(&epoch.number);
+                    state.epochs.remove(number);
                 }
             }
-        }
+            !is_safe
+        });
     }
 }
 

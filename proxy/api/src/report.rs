@@ -249,7 +249,7 @@ pub struct InFlight {
     pub requests: u32,
 }
 
-/// What a proxy tells the controller, every 500 ms.
+/// What a proxy tells the controller, every 500 ms, in one piece or more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
@@ -259,7 +259,8 @@ pub struct Report {
     pub boot: BootId,
     /// The table it applies now.
     pub generation: Generation,
-    /// Epochs that are not both final and acknowledged, by number.
+    /// Epochs that are not both final and acknowledged, by number. Where more wait than one report may have it is the
+    /// oldest of them and the present one, and the next report follows at once.
     pub epochs: Vec<Epoch>,
     /// Epochs that were let go before anybody acknowledged them, because too many waited. Evidence was lost: the
     /// judge must not take the gap for silence of one arm.

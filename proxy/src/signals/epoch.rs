@@ -307,6 +307,31 @@ impl CellCounts {
     }
 }
 
+/// What an epoch takes as JSON at most, in bytes, where names need no escapes. Not exact: it is asked under the locks.
+pub(super) fn json_bytes(epoch: &Epoch) -> usize {
+    /// The keys of an epoch and of a cell, with numbers of ten digits.
+    const EPOCH_BYTES: usize = 192;
+    const CELL_BYTES: usize = 384;
+    /// `[639,4294967295],`
+    const LATENCY_BYTES: usize = 17;
+    let cell = |cell: &Cell| {
+        let endpoint = cell.endpoint.as_ref();
+        CELL_BYTES
+            + cell.route.len()
+            + cell.release.len()
+            + endpoint.map_or(0, |endpoint| endpoint.as_str().len())
+            + cell.latency.len() * LATENCY_BYTES
+            + named(cell.kinds.keys())
+    };
+    EPOCH_BYTES + named(epoch.weights.keys()) + epoch.cells.iter().map(cell).sum::<usize>()
+}
+
+fn named<'a>(names: impl Iterator<Item = &'a String>) -> usize {
+    /// What stands around a name with its number: `"":4294967295,`
+    const NAMED_BYTES: usize = 14;
+    names.map(|name| name.len() + NAMED_BYTES).sum()
+}
+
 pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

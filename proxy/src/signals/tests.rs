@@ -46,7 +46,9 @@ impl World {
     }
 
     fn report(&self) -> Report {
-        self.signals.report("p", Instant::now(), Vec::new)
+        let (report, next) = self.signals.report("p", 0, Instant::now(), Vec::new);
+        assert_eq!(next, None, "all of it");
+        report
     }
 
     fn ack(&self, sent: &Report, acknowledged: u64) {
@@ -54,7 +56,7 @@ impl World {
             boot: BOOT,
             acknowledged,
         };
-        self.signals.acknowledge(sent, ack);
+        self.signals.acknowledge(&mut finals(sent), ack);
     }
 }
 
@@ -67,6 +69,12 @@ fn numbers(report: &Report) -> Vec<(u64, bool)> {
         .iter()
         .map(|e| (e.number, e.is_final))
         .collect()
+}
+
+/// The epochs of the report that are final there.
+fn finals(report: &Report) -> Vec<u64> {
+    let finals = report.epochs.iter().filter(|epoch| epoch.is_final);
+    finals.map(|epoch| epoch.number).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,7 +217,7 @@ async fn an_epoch_stays_until_it_was_acknowledged_as_final() {
         "none yet"
     );
     world.signals.acknowledge(
-        &sent,
+        &mut finals(&sent),
         ReportAck {
             boot: BootId(8),
             acknowledged: 9,
@@ -239,4 +247,65 @@ async fn lets_the_oldest_epochs_go_when_too_many_wait_and_says_so() {
         numbers(&report),
         [(3, true), (4, true), (5, true), (6, false)]
     );
+}
+
+/// All reports of one moment; each has the present epoch at its end, and is not larger than it may be.
+fn all_reports(world: &World) -> Vec<Report> {
+    let mut reports = Vec::new();
+    let mut from = Some(0);
+    while let Some(first) = from {
+        let (report, next) = world.signals.report("p", first, Instant::now(), Vec::new);
+        let bytes = serde_json::to_vec(&report).unwrap().len();
+        assert!(bytes <= REPORT_BYTES_MAX, "{bytes}");
+        assert!(report.epochs.len() <= REPORT_EPOCHS_MAX + 1);
+        reports.push(report);
+        from = next;
+    }
+    reports
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_is_told_in_pieces_from_the_oldest_on_each_epoch_once() {
+    let world = World::new(EPOCHS_WAITING_MAX);
+    for _ in 0..EPOCHS_WAITING_MAX {
+        drop(world.route(NONE).unwrap());
+        world.signals.tick(Instant::now());
+    }
+    let reports = all_reports(&world);
+    assert_eq!(reports.len(), EPOCHS_WAITING_MAX / REPORT_EPOCHS_MAX);
+    let present = EPOCHS_WAITING_MAX as u64 + 1;
+    for report in &reports {
+        let last = report.epochs.last().unwrap();
+        assert_eq!((last.number, last.is_final), (present, false));
+    }
+    let told: Vec<u64> = reports.iter().flat_map(finals).collect();
+    assert!(told.iter().copied().eq(1..present), "{told:?}");
+    // What came in an earlier piece may be acknowledged by the answer to a later one.
+    let mut told = told;
+    for (acknowledged, left) in [(0, 1_200), (130, 1_070), (1_200, 0)] {
+        let ack = ReportAck {
+            boot: BOOT,
+            acknowledged,
+        };
+        world.signals.acknowledge(&mut told, ack);
+        assert_eq!(told.len(), left);
+    }
+    assert_eq!(numbers(&world.report()), [(present, false)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_of_large_epochs_has_fewer_of_them() {
+    let world = World::new(100);
+    let name = |number: usize| (format!("{number:0>10000}"), BasisPoints::ALL);
+    // Ten of them are a megabyte.
+    let weights: Weights = (0..10).map(name).collect();
+    for seq in 1..=100 {
+        let generation = Generation { term: 1, seq };
+        let now = Instant::now();
+        world.signals.cut(generation, weights.clone(), now, || {});
+    }
+    let reports = all_reports(&world);
+    assert!((3..=5).contains(&reports.len()), "{}", reports.len());
+    let told: Vec<u64> = reports.iter().flat_map(finals).collect();
+    assert!(told.iter().copied().eq(1..=100), "{told:?}");
 }

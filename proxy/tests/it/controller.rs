@@ -103,6 +103,15 @@ impl Controller {
 
     /// One whose n-th report meets that fate.
     pub(crate) async fn with_fate(table: Option<RouteTable>, fate: fn(usize) -> Fate) -> Self {
+        Self::with(table, fate, 64 << 20).await
+    }
+
+    /// The same, and it takes no report that is longer.
+    pub(crate) async fn with(
+        table: Option<RouteTable>,
+        fate: fn(usize) -> Fate,
+        report_bytes_max: usize,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (offer, watched) = watch::channel(Offer {
@@ -118,7 +127,7 @@ impl Controller {
         let router = Router::new()
             .route("/api/v1/proxies/{name}/table", get(give))
             .route("/api/v1/proxies/{name}/reports", post(take))
-            .layer(DefaultBodyLimit::max(64 << 20))
+            .layer(DefaultBodyLimit::max(report_bytes_max))
             .with_state(shared);
         let task = tokio::spawn(async move {
             axum::serve(listener, router).await.unwrap();

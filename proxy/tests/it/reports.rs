@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -16,7 +16,7 @@ use proxy_api::{Arm, Chosen, Generation, KIND_NONE, KIND_OTHER, KINDS_MAX};
 use serde_json::json;
 
 use crate::controller::{Controller, Fate};
-use crate::world::{Backend, Client, Proxy, side, table};
+use crate::world::{Backend, Client, Proxy, nobody, side, table};
 
 #[tokio::test]
 async fn counts_are_exact_though_reports_and_answers_get_lost() {
@@ -272,5 +272,60 @@ async fn kinds_of_answers_are_counted_by_release_and_bounded_whatever_upstreams_
     });
     let (_, metrics) = proxy.ask("/metrics").await;
     assert!(!metrics.contains("glad"), "kinds make no series");
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn what_waited_for_a_controller_gets_through_in_pieces_in_order_and_each_epoch_once() {
+    static IS_BACK: AtomicBool = AtomicBool::new(false);
+    let fate = |_| match IS_BACK.load(Ordering::SeqCst) {
+        true => Fate::Answered,
+        false => Fate::Lost,
+    };
+    // Each table is the end of an epoch, and makes it as large as the names of all its routes: 100 KB.
+    let nobody = nobody().await;
+    let at = |seq| {
+        let mut all = table(seq, &[], json!({}));
+        all.routes = (0..50)
+            .flat_map(|number| {
+                let name = format!("{number:0>2000}");
+                let more = json!({ "name": name, "match": { "path": format!("/{number}") } });
+                table(seq, &[nobody], more).routes
+            })
+            .collect();
+        all
+    };
+    let tables = 80;
+    // Smaller than all of them together.
+    let controller = Controller::with(Some(at(1)), fate, 5 << 20).await;
+    let state = tempfile::tempdir().unwrap();
+    let proxy = Proxy::led(controller.address, state.path()).await.unwrap();
+    for seq in 1..=tables {
+        controller.set(at(seq));
+        proxy.has(seq).await;
+    }
+    IS_BACK.store(true, Ordering::SeqCst);
+    let last = Generation {
+        term: 1,
+        seq: tables - 1,
+    };
+    controller
+        .eventually("the epochs of all tables", |ledger| {
+            let mut finals = ledger.epochs.values().filter(|epoch| epoch.is_final);
+            finals.any(|epoch| epoch.generation == last).then_some(())
+        })
+        .await;
+    controller.look(|ledger| {
+        let epochs = ledger.reports.iter().flat_map(|report| &report.epochs);
+        let finals: Vec<u64> = epochs
+            .filter(|epoch| epoch.is_final)
+            .map(|epoch| epoch.number)
+            .collect();
+        let all = finals.len() as u64;
+        assert!(all >= tables);
+        assert!(finals.iter().copied().eq(1..=all), "{finals:?}");
+        let dropped = ledger.reports.iter().map(|report| report.epochs_dropped);
+        assert_eq!(dropped.max(), Some(0));
+    });
     proxy.stop().await;
 }

@@ -15,7 +15,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::forward::Relay;
 use crate::headers;
@@ -25,6 +25,9 @@ use crate::upstream::Connection;
 /// Longest wait for the next part of a body that is collected, so that a silent client does not hold its place for
 /// ever. Three times the longest retransmission of TCP on a bad mobile line, about 10 s.
 const PART_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Longest wait for a body that is only to be copied: what a client sends in one go is here by then, and nobody notices.
+const COPY_WAIT_MAX: Duration = Duration::from_millis(5);
 
 /// Longest body that finds room on a machine whose program does not read it: Linux begins with 64 KiB for each connection,
 /// and the head needs some of that.
@@ -42,6 +45,17 @@ pub(crate) enum ClientFault {
     /// It stopped coming.
     #[error("the request's body stopped coming")]
     Stalled,
+}
+
+/// How long a body is waited for before any of it is sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Collect {
+    /// Not at all: it passes as it comes.
+    Nothing,
+    /// For what comes at once: to be copied, if that is all.
+    AtOnce,
+    /// Until all of it is here, as it may have to be repeated.
+    Whole,
 }
 
 /// The body of a request to an upstream.
@@ -244,14 +258,14 @@ impl Upload {
     }
 }
 
-/// Takes the body of a request: whole if it may be repeated and is at most `replay_bytes_max` long, else as a stream
+/// Takes the body of a request: whole if it is to be collected and is at most `replay_bytes_max` long, else as a stream
 /// of at most `body_bytes_max`.
 ///
 /// # Errors
 /// The client broke off, stopped, or sent too much while the body was being collected.
 pub(crate) async fn take(
     mut incoming: Incoming,
-    repeatable: bool,
+    collect: Collect,
     replay_bytes_max: u32,
     body_bytes_max: u64,
 ) -> Result<Outgoing, ClientFault> {
@@ -265,9 +279,15 @@ pub(crate) async fn take(
     }
     let mut ahead = VecDeque::new();
     let mut ahead_bytes = 0;
-    if repeatable && hint.lower() <= replay_bytes_max {
+    if collect != Collect::Nothing && hint.lower() <= replay_bytes_max {
+        let at_once = Instant::now() + COPY_WAIT_MAX;
         loop {
-            let frame = match timeout(PART_WAIT_MAX, incoming.frame()).await {
+            let deadline = match collect {
+                Collect::Nothing | Collect::AtOnce => at_once,
+                Collect::Whole => Instant::now() + PART_WAIT_MAX,
+            };
+            let frame = match timeout_at(deadline, incoming.frame()).await {
+                Err(_) if collect == Collect::AtOnce => break,
                 Err(_) => return Err(ClientFault::Stalled),
                 Ok(Some(Err(_))) => return Err(ClientFault::Broken),
                 Ok(Some(Ok(frame))) => frame,

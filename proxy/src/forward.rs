@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use crate::access_log::{AccessLog, End, Entry, Whereabouts};
-use crate::body::{self, Answer, ClientFault, Download, Outgoing, UploadWatch};
+use crate::body::{self, Answer, ClientFault, Collect, Download, Outgoing, UploadWatch};
 use crate::headers::{self, Present};
 use crate::lock;
 use crate::passage::Passage;
@@ -181,9 +181,16 @@ impl Forward {
         let body = if incoming.is_end_stream() {
             Outgoing::whole(Bytes::new())
         } else {
+            let collect = if !(repeatable || mirror) || headers::is_grpc(&head.headers) {
+                Collect::Nothing
+            } else if repeatable {
+                Collect::Whole
+            } else {
+                Collect::AtOnce
+            };
             Box::pin(body::take(
                 incoming,
-                repeatable || mirror,
+                collect,
                 limits.replay_bytes_max,
                 limits.body_bytes_max,
             ))
@@ -426,9 +433,14 @@ impl Forward {
         route: &Arc<ActiveRoute>,
         request: &Request<Outgoing>,
     ) {
-        let place = Arc::clone(&self.mirrored).try_acquire_owned();
         let target = route.canary.as_ref().and_then(|canary| canary.choose(None));
-        let (Ok(place), Some(target), Some(mut copy)) = (place, target, again(request)) else {
+        let Some(target) = target else {
+            return;
+        };
+        let place = Arc::clone(&self.mirrored).try_acquire_owned();
+        // A body that is still on its way has no copy.
+        let (Ok(place), Some(mut copy)) = (place, again(request)) else {
+            route.metrics.mirrored(Mirrored::LeftOut);
             return;
         };
         let Ok(lease) = self.shard.enter(generation, &target.peer) else {

@@ -21,7 +21,7 @@ use proxy_api::RouteTable;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::{sleep, timeout};
 
-use crate::body::{self, Answer, ClientFault, Outgoing};
+use crate::body::{self, Answer, ClientFault, Collect, Outgoing};
 use crate::forward::set_framing;
 use crate::headers::Present;
 use crate::refusal::Refusal;
@@ -99,8 +99,11 @@ async fn answer(
     if head.method == Method::CONNECT {
         return Refusal::Connecting.response();
     }
-    let repeatable = retry::is_repeatable(&head.method, &head.headers);
-    let body = match body::take(incoming, repeatable, 1 << 10, 1 << 20).await {
+    let collect = match retry::is_repeatable(&head.method, &head.headers) {
+        true => Collect::Whole,
+        false => Collect::Nothing,
+    };
+    let body = match body::take(incoming, collect, 1 << 10, 1 << 20).await {
         Ok(body) => body,
         Err(fault) => return Refusal::from(fault).response(),
     };

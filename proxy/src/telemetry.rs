@@ -95,7 +95,7 @@ pub(crate) enum Mirrored {
     Ok,
     /// It answered 500 or above, or not at all.
     Failed,
-    /// There were too many already.
+    /// There were too many already, or its body was not whole yet or too long to keep.
     LeftOut,
 }
 

@@ -380,7 +380,8 @@ pub struct Route {
     pub canary: Option<Upstream>,
     /// The share of stable's requests that are also sent to the canary, whose answers to them nobody gets. Such copies
     /// carry `x-friday-mirror: 1`, are counted apart, and are left out before they slow a user down: those of bodies
-    /// above `limits.replay_bytes_max`, and those beyond 128 in flight on a worker.
+    /// above `limits.replay_bytes_max` or that take the client more than some milliseconds to send, and those beyond
+    /// 128 in flight on a worker.
     #[serde(default, skip_serializing_if = "BasisPoints::is_none")]
     pub mirror_bp: BasisPoints,
     /// The header by which answers say of what kind they are, to be counted by release. Clients see it, too.

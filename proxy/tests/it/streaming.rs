@@ -1,4 +1,4 @@
-//! Large bodies: passed on as they come, never gathered.
+//! Large and slow bodies: passed on as they come, gathered only as far as they may have to be repeated.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -11,9 +11,12 @@ use hyper::body::{Frame, Incoming};
 use hyper_util::client::legacy::Client as PooledClient;
 use hyper_util::rt::TokioExecutor;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::program::{Running, table_file};
-use crate::world::{Backend, table};
+use crate::world::{Backend, PATIENCE, Proxy, side, table};
 
 /// Length of a body in MiB, unless this variable says another: for 1 GiB by hand it is 1024.
 const MIB: u64 = 256;
@@ -104,4 +107,63 @@ async fn large_bodies_both_ways_do_not_grow_the_proxy() {
             assert!(grown < GROWTH_BYTES_MAX, "{method} h2 {h2}: {grown} bytes");
         }
     }
+}
+
+/// Reads until the answer has that text in it.
+async fn hears(client: &mut TcpStream, heard: &mut String, text: &str) {
+    let mut buffer = [0; 1024];
+    while !heard.contains(text) {
+        let read = timeout(PATIENCE / 2, client.read(&mut buffer)).await;
+        let length = read.expect("an answer in time").unwrap();
+        assert!(length > 0, "{heard:?}");
+        heard.push_str(str::from_utf8(&buffer[..length]).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_may_answer_the_first_half_of_a_body_before_the_client_sends_the_second() {
+    // Says back what it hears as it comes.
+    let echo = || Backend::new(|request: Request<Incoming>| async move { Response::new(request.into_body()) });
+    let (stable, canary) = (echo().await, echo().await);
+    let mirror = json!({ "canary": side("v2", &[canary.address]), "mirror_bp": 10_000 });
+    let kept = "idempotency-key: k\r\ncontent-type: application/grpc+proto\r\n";
+    let cases = [
+        (mirror.clone(), "content-length: 11\r\n", ["first", "second"], 1.0),
+        (
+            mirror.clone(),
+            "transfer-encoding: chunked\r\n",
+            ["5\r\nfirst\r\n", "6\r\nsecond\r\n0\r\n\r\n"],
+            1.0,
+        ),
+        (
+            mirror,
+            "content-length: 11\r\ncontent-type: Application/gRPC\r\n",
+            ["first", "second"],
+            1.0,
+        ),
+        (
+            json!({}),
+            &format!("{kept}content-length: 11\r\n"),
+            ["first", "second"],
+            0.0,
+        ),
+    ];
+    for (more, lines, halves, left_out) in cases {
+        let proxy = Proxy::alone(&table(1, &[stable.address], more)).await;
+        let mut client = TcpStream::connect(proxy.listen).await.unwrap();
+        let head = format!("POST / HTTP/1.1\r\nhost: a\r\n{lines}\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        let mut heard = String::new();
+        for (half, text) in halves.iter().zip(["first", "second"]) {
+            client.write_all(half.as_bytes()).await.unwrap();
+            hears(&mut client, &mut heard, text).await;
+        }
+        assert!(heard.starts_with("HTTP/1.1 200 "), "{heard:?}");
+        let labels = ["outcome=\"left_out\""];
+        let counted = proxy.metric("friday_proxy_mirrored_total", &labels).await;
+        assert_eq!(counted, left_out, "{lines}");
+        drop(client);
+        proxy.stop().await;
+    }
+    assert_eq!(canary.hits(), 0);
 }

@@ -3,7 +3,6 @@
 //! Nothing is collected but what may have to be repeated. Back-pressure passes through: a body is polled only when the
 //! other side takes more.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -145,7 +144,7 @@ impl Body for Outgoing {
                 SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64))
             }
             Self::Stream(upload) => match upload.incoming.size_hint().exact() {
-                Some(rest) => SizeHint::with_exact(rest + upload.ahead_bytes()),
+                Some(rest) => SizeHint::with_exact(rest + upload.ahead.len() as u64),
                 None => SizeHint::default(),
             },
         }
@@ -201,7 +200,7 @@ impl UploadWatch {
 #[derive(Debug)]
 pub(crate) struct Upload {
     /// What was read already, in the hope that it would be all.
-    ahead: VecDeque<Bytes>,
+    ahead: Bytes,
     incoming: Incoming,
     /// How many bytes may still come.
     bytes_left: u64,
@@ -209,23 +208,20 @@ pub(crate) struct Upload {
 }
 
 impl Upload {
-    fn ahead_bytes(&self) -> u64 {
-        self.ahead.iter().map(|part| part.len() as u64).sum()
-    }
-
     fn poll_frame(
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ClientFault>>> {
-        let frame = match self.ahead.pop_front() {
-            Some(part) => Some(Ok(Frame::data(part))),
-            None => match Pin::new(&mut self.incoming).poll_frame(context) {
+        let frame = if self.ahead.is_empty() {
+            match Pin::new(&mut self.incoming).poll_frame(context) {
                 Poll::Pending => {
                     self.watch.waiting_for_client.store(true, Ordering::Release);
                     return Poll::Pending;
                 }
                 Poll::Ready(frame) => frame,
-            },
+            }
+        } else {
+            Some(Ok(Frame::data(std::mem::take(&mut self.ahead))))
         };
         self.watch
             .waiting_for_client
@@ -277,8 +273,8 @@ pub(crate) async fn take(
     if hint.lower() > body_bytes_max {
         return Err(ClientFault::TooLarge);
     }
-    let mut ahead = VecDeque::new();
-    let mut ahead_bytes = 0;
+    // Copied: a part of one byte keeps the buffer of the connection that it was read into, and needs 32 for itself.
+    let mut ahead = Vec::new();
     if collect != Collect::Nothing && hint.lower() <= replay_bytes_max {
         let at_once = Instant::now() + COPY_WAIT_MAX;
         loop {
@@ -295,12 +291,11 @@ pub(crate) async fn take(
             };
             match frame.into_data() {
                 Ok(data) => {
-                    ahead_bytes += data.len() as u64;
-                    ahead.push_back(data);
-                    if ahead_bytes > body_bytes_max {
+                    append(&mut ahead, &data, replay_bytes_max);
+                    if ahead.len() as u64 > body_bytes_max {
                         return Err(ClientFault::TooLarge);
                     }
-                    if ahead_bytes > replay_bytes_max {
+                    if ahead.len() as u64 > replay_bytes_max {
                         break;
                     }
                 }
@@ -315,27 +310,27 @@ pub(crate) async fn take(
         }
     }
     Ok(Outgoing::Stream(Box::new(Upload {
-        ahead,
+        ahead: ahead.into(),
         incoming,
         bytes_left: body_bytes_max,
         watch: Arc::default(),
     })))
 }
 
-fn whole(mut parts: VecDeque<Bytes>, trailers: Option<HeaderMap>) -> Outgoing {
-    let data = if parts.len() == 1 {
-        parts.pop_front().unwrap_or_default()
-    } else {
-        parts
-            .iter()
-            .fold(Vec::new(), |mut all, part| {
-                all.extend_from_slice(part);
-                all
-            })
-            .into()
-    };
+/// Adds a part of a body. The buffer grows by doubling, but not beyond `bytes_max` for a body that is no longer than that.
+fn append(buffer: &mut Vec<u8>, part: &[u8], bytes_max: u64) {
+    let needed = buffer.len() + part.len();
+    if needed > buffer.capacity() {
+        let most = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+        let capacity = (2 * buffer.capacity()).min(most).max(needed);
+        buffer.reserve_exact(capacity - buffer.len());
+    }
+    buffer.extend_from_slice(part);
+}
+
+fn whole(data: Vec<u8>, trailers: Option<HeaderMap>) -> Outgoing {
     Outgoing::Whole {
-        data: Some(data).filter(|data| !data.is_empty()),
+        data: Some(Bytes::from(data)).filter(|data| !data.is_empty()),
         trailers: trailers.map(Box::new),
     }
 }
@@ -457,5 +452,33 @@ impl Body for Answer {
             }
             Self::Relay(relay) => relay.download.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_that_comes_in_small_parts_takes_no_more_memory_than_it_may() {
+        let (length, max) = (64 << 10, 64 << 10);
+        for size in [1, 3, 1_000, 40_000, length] {
+            let mut buffer = Vec::new();
+            let mut grown = 0;
+            for part in vec![b'x'; length].chunks(size) {
+                let before = buffer.capacity();
+                append(&mut buffer, part, max);
+                grown += usize::from(buffer.capacity() > before);
+            }
+            assert_eq!(
+                (buffer.len(), buffer.capacity()),
+                (length, length),
+                "{size}"
+            );
+            assert!(grown <= 17, "{size}: moved {grown} times");
+        }
+        let mut longer = vec![b'x'; length];
+        append(&mut longer, b"yz", max);
+        assert_eq!(longer.len(), length + 2);
     }
 }

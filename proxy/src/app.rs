@@ -414,6 +414,7 @@ impl App {
         let workers = workers.map(|(worker, listeners)| {
             let forward = Arc::new(Forward {
                 worker,
+                headers_max: self.config.clients.headers_max,
                 routes: Arc::clone(&self.routes),
                 shard: Arc::clone(self.signals.shard(worker)),
                 telemetry: Arc::clone(&self.telemetry),

@@ -36,6 +36,8 @@ use crate::upstream::{Connection, Failure, Lease};
 pub(crate) struct Forward {
     /// The worker's number, from 0.
     pub(crate) worker: usize,
+    /// Most fields of a request's head.
+    pub(crate) headers_max: u32,
     pub(crate) routes: Arc<Routes>,
     /// Where the worker counts.
     pub(crate) shard: Arc<Shard>,
@@ -157,12 +159,19 @@ impl Forward {
         passage: &mut Option<Box<Passage>>,
     ) -> Result<Response<Answer>, Refusal> {
         let (mut head, incoming) = request.into_parts();
+        // Before the tracer adds one of its own. Those of HTTP/1.1 were counted by the library; from HTTP/2 they would come
+        // to upstreams that close the connection for it, and any client could have that held against a release.
+        let has_too_many = head.headers.len() > self.headers_max as usize
+            && headers::count(&head.headers) > self.headers_max as usize;
         if let Some(tracer) = &self.tracer {
             let scheme = client.proto.to_str().unwrap_or_default();
             *passage = Passage::begin(tracer, &mut head, scheme);
         }
         if let Some(log) = &self.log {
             *entry = log.sample(&head, client.address.to_str().unwrap_or_default());
+        }
+        if has_too_many {
+            return Err(Refusal::HeadTooLarge);
         }
         let present = Present::of(&head.headers);
         headers::check(&head, present)?;

@@ -70,6 +70,12 @@ pub(crate) fn check(head: &Parts, present: Present) -> Result<(), Refusal> {
     }
 }
 
+/// How many fields an upstream gets of a head. Of a cookie that came in pieces it gets one (RFC 9113, 8.2.3).
+pub(crate) fn count(headers: &HeaderMap) -> usize {
+    let cookies = headers.get_all(COOKIE).iter().count();
+    headers.len() - cookies.saturating_sub(1)
+}
+
 /// RFC 9112, 3.2: the four forms of a target.
 fn check_target(head: &Parts) -> Result<(), Refusal> {
     let uri = &head.uri;

@@ -27,7 +27,7 @@ pub(crate) enum Refusal {
     Connecting,
     /// A head that is no HTTP; answered by the HTTP library.
     BadRequest,
-    /// A head that is too long or has too many fields; answered by the HTTP library.
+    /// A head that is too long or has too many fields; mostly answered by the HTTP library.
     HeadTooLarge,
     /// A head that was begun and did not come to its end.
     HeadTimeout,

@@ -630,3 +630,28 @@ async fn a_stream_beside_a_refused_one_is_served() {
     }
     assert_eq!(event, Event::Answer(3, 200));
 }
+
+#[tokio::test]
+async fn too_many_fields_are_refused_and_counted_as_those_of_http1() {
+    let fields = |count: usize| -> Vec<Field<'static>> { [("x", "y")].repeat(count) };
+    let recorder = Recorder::new().await;
+    let proxy = Proxy::alone(&table(1, &[recorder.address], json!({}))).await;
+    // A cookie in pieces is one field for the upstream (RFC 9113, 8.2.3).
+    let cookies = [&fields(99)[..], &[("cookie", "a=b")].repeat(50)].concat();
+    for (more, status) in [
+        (fields(100), 200),
+        (fields(101), 431),
+        (fields(1_800), 431),
+        (cookies, 200),
+    ] {
+        let case = case("fields", &with(&more), &[], "", "");
+        let mut raw = Raw::new(proxy.listen, &[]).await;
+        raw.send(&case.sent).await;
+        assert_eq!(raw.from.event().await, Event::Answer(1, status));
+    }
+    let reason = ["reason=\"head_too_large\""];
+    let refused = proxy.metric("friday_proxy_refusals_total", &reason).await;
+    assert_eq!(refused, 2.0);
+    proxy.stop().await;
+    assert_eq!(recorder.end().await.whole.len(), 2);
+}

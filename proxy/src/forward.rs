@@ -285,7 +285,15 @@ impl Forward {
                     let sent = lease
                         .peer()
                         .send(self.worker, request, now, connect, response);
-                    match sent.await {
+                    // Another protocol that nobody asked for is no answer, and the connection is lost to HTTP.
+                    let answer = sent.await.and_then(|(response, connection)| {
+                        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                        if switches && !is_upgrade {
+                            return Err(Failure::Reset);
+                        }
+                        Ok((response, connection))
+                    });
+                    match answer {
                         Ok((response, connection)) => {
                             let is_error = response.status().is_server_error();
                             if !attempts.is_shielded() {
@@ -316,17 +324,14 @@ impl Forward {
                                 (Next::Answer | Next::Shield | Next::Retry, _) => {}
                             }
                             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                                return if is_upgrade {
-                                    let upgraded =
-                                        self.upgrade(flight, connection, response, tunnel);
-                                    let answer = Box::pin(upgraded).await?;
-                                    if let Some(mut passage) = passage.take() {
-                                        passage.answered(answer.status(), End::Ok);
-                                    }
-                                    Ok(answer)
-                                } else {
-                                    Err(Refusal::Reset)
-                                };
+                                let shielded = attempts.is_shielded();
+                                let upgraded =
+                                    self.upgrade(flight, connection, response, tunnel, shielded);
+                                let answer = Box::pin(upgraded).await?;
+                                if let Some(mut passage) = passage.take() {
+                                    passage.answered(answer.status(), End::Ok);
+                                }
+                                return Ok(answer);
                             }
                             let logged = self.log.clone().zip(entry.take());
                             let relay = Relay::new(
@@ -381,13 +386,20 @@ impl Forward {
     /// and at the endpoint stays taken while the two sides go on talking.
     async fn upgrade(
         &self,
-        flight: Flight,
+        mut flight: Flight,
         connection: Connection,
         response: Response<Incoming>,
         tunnel: &Mutex<Option<Tunnel>>,
+        shielded: bool,
     ) -> Result<Response<Answer>, Refusal> {
         let protocol = response.headers().get(UPGRADE).cloned();
-        let upstream = connection.upgraded().await.ok_or(Refusal::Reset)?;
+        let Some(upstream) = connection.upgraded().await else {
+            if !shielded {
+                flight.ticket.failed(Outcome::Reset);
+            }
+            flight.ticket.failed_to_user();
+            return Err(Refusal::Reset);
+        };
         let metrics = &flight.route().metrics;
         metrics.answered(ToUser::Answered(StatusCode::SWITCHING_PROTOCOLS));
         let Flight {

@@ -439,3 +439,37 @@ async fn a_kept_connection_that_the_server_closes_doubles_and_loses_nothing() {
     assert!(failed < 60, "{failed} of 300");
     server.abort();
 }
+
+#[tokio::test]
+async fn another_protocol_that_nobody_asked_for_is_a_reset_of_the_release() {
+    const SWITCHED: &str =
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+    let stable = Backend::named("stable").await;
+    let canary = Backend::broken_off(SWITCHED).await;
+    let with = |shield: &str| json!({ "canary_bp": 10_000, "canary": side("v2", &[canary.address]), "shield": shield });
+    let controller = Controller::new(Some(table(1, &[stable.address], with("off")))).await;
+    let state = tempfile::tempdir().unwrap();
+    let proxy = Proxy::led(controller.address, state.path()).await.unwrap();
+    proxy.has(1).await;
+    let client = Client::new();
+    let answer = client.get(&proxy.url("/"), &[]).await.unwrap();
+    let refusal = (answer.status, answer.header("x-friday-refusal"));
+    assert_eq!(refusal, (StatusCode::BAD_GATEWAY, "reset"));
+    controller.set(table(2, &[stable.address], with("idempotent")));
+    proxy.has(2).await;
+    let answer = client.get(&proxy.url("/"), &[]).await.unwrap();
+    assert_eq!((answer.status, &*answer.body), (StatusCode::OK, "stable"));
+    controller.all_ended(2).await;
+    controller.look(|ledger| {
+        let mut counted = ([0; 5], 0);
+        for cell in ledger.cells() {
+            assert_eq!(cell.arm, Arm::Canary);
+            for (sum, count) in counted.0.iter_mut().zip(cell.outcomes) {
+                *sum += count;
+            }
+            counted.1 += cell.failed_to_user;
+        }
+        assert_eq!(counted, ([0, 0, 0, 0, 2], 1), "{ledger:?}");
+    });
+    proxy.stop().await;
+}

@@ -191,8 +191,9 @@ impl Routes {
         Ok(())
     }
 
-    /// Like [`Routes::apply`], for tables written by hand: one without a generation gets the next one, and one that is
-    /// in force already is no error.
+    /// Like [`Routes::apply`], for tables written by hand: one that is in force already is no error, and one that has no
+    /// generation, or an old one while no controller's table is in force, gets the next one. We write it into the file
+    /// ourselves, and people edit what stands around it.
     ///
     /// # Errors
     /// See [`ApplyError`]; the old table serves on.
@@ -206,9 +207,14 @@ impl Routes {
             if table == *current.document() {
                 return Ok(());
             }
-            if table.generation == Generation::default() {
-                let Generation { term, seq } = current.generation();
-                table.generation = Generation { term, seq: seq + 1 };
+            let have = current.generation();
+            // The term of a controller is never 0: its tables keep their order, and those of one that was replaced stay out.
+            let is_old_by_hand = have.term == 0 && table.generation <= have;
+            if table.generation == Generation::default() || is_old_by_hand {
+                table.generation = Generation {
+                    seq: have.seq + 1,
+                    ..have
+                };
             }
         }
         self.apply_locked(table, save).await?;

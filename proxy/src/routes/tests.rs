@@ -131,6 +131,22 @@ async fn numbers_tables_written_by_hand() {
     let second = by_hand(vec![route("b", "*", "/")]);
     routes.apply_by_hand(second, Save::No).await.unwrap();
     assert_eq!(routes.generation(), Generation { term: 0, seq: 1 });
+    // What the proxy wrote into the file stays there when people edit it.
+    for (seq, next) in [(1, 2), (1, 3), (0, 4), (9, 9), (9, 10)] {
+        let mut edited = by_hand(vec![route(&format!("to-{next}"), "*", "/")]);
+        edited.generation.seq = seq;
+        routes.apply_by_hand(edited, Save::No).await.unwrap();
+        assert_eq!(routes.generation(), Generation { term: 0, seq: next });
+    }
+    // A controller's table keeps its number.
+    let of_controller = table(5, vec![route("a", "*", "/")]);
+    routes.apply_by_hand(of_controller, Save::No).await.unwrap();
+    for (term, seq) in [(0, 99), (1, 4), (1, 5)] {
+        let mut old = by_hand(vec![route("b", "*", "/")]);
+        old.generation = Generation { term, seq };
+        let refused = routes.apply_by_hand(old, Save::No).await;
+        assert!(matches!(refused, Err(ApplyError::NotNewer { .. })));
+    }
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use proxy_api::RouteTable;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::world::{Backend, Client, eventually, table};
+use crate::world::{Backend, Client, eventually, side, table};
 
 fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_friday-proxy"));
@@ -242,6 +242,45 @@ async fn reads_its_file_again_on_sighup_keeps_the_old_table_if_it_is_bad_and_end
 
     proxy.signal(Signal::SIGTERM);
     assert_eq!(proxy.ended().await, Some(0));
+}
+
+#[tokio::test]
+async fn the_readmes_steps_work_again_and_again_edit_and_sighup_edit_and_put() {
+    let (one, two) = (Backend::named("one").await, Backend::named("two").await);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("routes.json");
+    // As the README has it, without a generation.
+    let (stable, canary) = (side("v1", &[one.address]), side("v2", &[two.address]));
+    let routes = json!({ "routes": [{ "name": "shop", "canary_bp": 0, "stable": stable, "canary": canary }] });
+    std::fs::write(&file, routes.to_string()).unwrap();
+    let proxy = Running::start(directory.path(), &["--routes", file.to_str().unwrap()]).await;
+    assert_eq!(proxy.get().await, "one");
+    // Another weight: what an editor does with whatever stands in the file by now.
+    let edit = |points: u16| {
+        let text = std::fs::read(&file).unwrap();
+        let mut routes: Value = serde_json::from_slice(&text).unwrap();
+        routes["routes"][0]["canary_bp"] = json!(points);
+        std::fs::write(&file, routes.to_string()).unwrap();
+    };
+    for is_put in [false, false, true, true, false, true, false, false] {
+        for (points, expected) in [(10_000, "two"), (0, "one")] {
+            edit(points);
+            if is_put {
+                // `curl -T routes.json`
+                let request = Request::put(format!("http://{}/routes", proxy.admin))
+                    .body(std::fs::read(&file).unwrap().into())
+                    .unwrap();
+                let answer = Client::new().send(request).await.unwrap();
+                assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+            } else {
+                proxy.signal(Signal::SIGHUP);
+            }
+            eventually("the other weight", async || {
+                (proxy.get().await == expected).then_some(())
+            })
+            .await;
+        }
+    }
 }
 
 #[tokio::test]

@@ -55,6 +55,8 @@ pub(crate) struct Table {
     by_host: HashMap<String, Vec<usize>>,
     /// Those for every host, in the same order.
     any_host: Vec<usize>,
+    /// [`Dial::files`] of each route.
+    files: Vec<u64>,
 }
 
 impl Table {
@@ -191,8 +193,8 @@ impl Routes {
         Ok(())
     }
 
-    /// Like [`Routes::apply`], for tables written by hand: one that is in force already is no error, and one that has no
-    /// generation, or an old one while no controller's table is in force, gets the next one. We write it into the file
+    /// Like [`Routes::apply`], for tables written by hand: one that is in force already is no error (it is
+    /// put in force again if the files that it names are others by now), and one that has no generation, or an old one while no controller's table is in force, gets the next one. We write it into the file
     /// ourselves, and people edit what stands around it.
     ///
     /// # Errors
@@ -205,6 +207,15 @@ impl Routes {
         let one_at_a_time = self.applying.lock().await;
         if let Some(current) = self.current.load_full() {
             if table == *current.document() {
+                // What its files hold may be new all the same.
+                let dials = dials(&table)?;
+                if !dials
+                    .iter()
+                    .map(Dial::files)
+                    .eq(current.files.iter().copied())
+                {
+                    self.put_in_force(table, &dials, Some(current.as_ref()));
+                }
                 return Ok(());
             }
             let have = current.generation();
@@ -253,20 +264,25 @@ impl Routes {
                 "the table cannot be saved; it only takes requests from canaries, so it is in force all the same"
             );
         }
+        self.put_in_force(document, &dials, current.as_deref());
+        Ok(())
+    }
+
+    fn put_in_force(&self, document: RouteTable, dials: &[Dial], before: Option<&Table>) {
+        let generation = document.generation;
         let routes = document.routes.len();
         let weights = document
             .routes
             .iter()
             .map(|route| (route.name.clone(), route.canary_bp))
             .collect();
-        let table = Arc::new(self.activate(document, &dials, current.as_deref()));
-        self.signals.cut(given, weights, Instant::now(), || {
+        let table = Arc::new(self.activate(document, dials, before));
+        self.signals.cut(generation, weights, Instant::now(), || {
             self.current.store(Some(table));
         });
         self.peers.forget_unused();
-        self.applied.send_replace(given);
-        info!(generation = %given, routes, "a new table is in force");
-        Ok(())
+        self.applied.send_replace(generation);
+        info!(%generation, routes, "a new table is in force");
     }
 
     async fn save(&self, document: &RouteTable) -> Result<(), ApplyError> {
@@ -317,6 +333,7 @@ impl Routes {
                                 release: Arc::clone(&release),
                                 address: address.clone(),
                                 transport: spec.transport.clone(),
+                                files: dials[index].files(),
                             },
                             &dials[index],
                         ),
@@ -359,6 +376,7 @@ impl Routes {
             by_name,
             by_host,
             any_host,
+            files: dials.iter().map(Dial::files).collect(),
         }
     }
 }

@@ -11,6 +11,7 @@ use proxy_api::{Protocol, Transport};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::socket::Socket;
 use crate::stream::Stream;
@@ -34,6 +35,8 @@ pub enum AskingError {
 pub(crate) struct Asking {
     name: ServerName<'static>,
     config: Arc<ClientConfig>,
+    /// What tells the contents of its files from others.
+    files: u64,
 }
 
 impl Asking {
@@ -57,9 +60,16 @@ impl Asking {
             Protocol::Http1 => "http/1.1",
             Protocol::H2 => "h2",
         };
+        // Before they are loaded: what changes in between is seen as a change the next time.
+        let all = [
+            Some(&tls.ca_file),
+            tls.certificate_file.as_ref(),
+            tls.key_file.as_ref(),
+        ];
+        let files = fingerprint(all.into_iter().flatten());
         let authorities = Authorities::from_file(Path::new(&tls.ca_file))?;
         let config = authorities.client(own.as_ref(), &[alpn])?;
-        Self::of(&tls.server_name, config).map(Some)
+        Self::of(&tls.server_name, config, files).map(Some)
     }
 
     /// What is asked of a controller: a certificate for `host` of one of the authorities in `ca`, or of those that the
@@ -72,13 +82,22 @@ impl Asking {
             Some(file) => Authorities::from_file(file)?,
             None => Authorities::of_system()?,
         };
-        Self::of(host, authorities.client(None, &["http/1.1"])?)
+        Self::of(host, authorities.client(None, &["http/1.1"])?, 0)
     }
 
-    fn of(host: &str, config: ClientConfig) -> Result<Self, AskingError> {
+    fn of(host: &str, config: ClientConfig, files: u64) -> Result<Self, AskingError> {
         let name = server_name(host).ok_or_else(|| AskingError::Name(host.to_owned()))?;
         let config = Arc::new(config);
-        Ok(Self { name, config })
+        Ok(Self {
+            name,
+            config,
+            files,
+        })
+    }
+
+    /// Another number when its files had other contents; 0 for a controller's.
+    pub(crate) fn files(&self) -> u64 {
+        self.files
     }
 
     /// Agrees on TLS with an endpoint.
@@ -91,4 +110,15 @@ impl Asking {
             .await?;
         Ok(Stream::Tls(Box::new(stream.into())))
     }
+}
+
+/// A number of what is in these files. One that cannot be read is as if it were empty: whoever loads it says why.
+fn fingerprint<'a>(files: impl Iterator<Item = &'a String>) -> u64 {
+    let mut hash = Xxh3::new();
+    for file in files {
+        let content = std::fs::read(file).unwrap_or_default();
+        hash.update(&content.len().to_le_bytes());
+        hash.update(&content);
+    }
+    hash.digest()
 }

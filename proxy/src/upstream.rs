@@ -119,6 +119,11 @@ impl Dial {
         }
     }
 
+    /// Another number when the files of its TLS had other contents; 0 without any.
+    pub(crate) fn files(&self) -> u64 {
+        self.tls.as_ref().map_or(0, Asking::files)
+    }
+
     fn scheme(&self) -> Scheme {
         match self.tls {
             Some(_) => Scheme::HTTPS,

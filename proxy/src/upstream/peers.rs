@@ -18,8 +18,10 @@ pub(crate) struct PeerKey {
     pub(crate) arm: Arm,
     pub(crate) release: Arc<str>,
     pub(crate) address: Endpoint,
-    /// Last, so that the order of endpoints is by what people see.
+    /// Behind them, so that the order of endpoints is by what people see.
     pub(crate) transport: Transport,
+    /// [`Dial::files`]: with a new certificate it is another endpoint, and connections are made anew.
+    pub(crate) files: u64,
 }
 
 /// All endpoints: those of the table, and those of earlier tables that still have requests. So load, health and

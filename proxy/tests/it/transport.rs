@@ -13,6 +13,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,6 +23,7 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::program::{Running, table_file};
 use crate::world::{Backend, Client, PATIENCE, Proxy, eventually, table, text};
 
 /// A server that answers any request for an upgrade, and then says back what it hears.
@@ -399,6 +401,67 @@ async fn endpoints_are_spoken_to_by_tls_with_both_certificates_checked() {
         text.contains("\"web\"") && text.contains("/nowhere.pem"),
         "{text}"
     );
+    server.abort();
+}
+
+#[tokio::test]
+async fn endpoints_of_another_authority_are_trusted_when_its_file_is_there_and_the_table_is_read_again()
+ {
+    let [old, new] = [pki(), pki()];
+    let acceptor = |pki: &Pki| {
+        let certificates = friday_tls::certificates(&pki.path("server.pem")).unwrap();
+        let key = friday_tls::private_key(&pki.path("server.key")).unwrap();
+        let config = ServerConfig::builder().with_no_client_auth();
+        TlsAcceptor::from(Arc::new(
+            config.with_single_cert(certificates, key).unwrap(),
+        ))
+    };
+    let (shown, showing) = tokio::sync::watch::channel(acceptor(&old));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = showing.borrow().clone();
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let service =
+                    service_fn(|_: Request<Incoming>| async { Ok::<_, Infallible>(text(StatusCode::OK, "safe")) });
+                // Each request needs a connection of its own.
+                let mut http = hyper::server::conn::http1::Builder::new();
+                http.keep_alive(false);
+                drop(http.serve_connection(TokioIo::new(stream), service).await);
+            });
+        }
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let ca = directory.path().join("ca.pem");
+    let trust = |pki: &Pki| std::fs::copy(pki.path("root.pem"), &ca).unwrap();
+    trust(&old);
+    let tls = json!({ "server_name": "server.test", "ca_file": ca.to_str().unwrap() });
+    let routes = table(1, &[address], json!({ "transport": { "tls": tls } }));
+    let file = table_file(directory.path(), &routes);
+    let proxy = Running::start(directory.path(), &["--routes", &file]).await;
+    let client = Client::new();
+    let url = proxy.url("/");
+    let status = async || client.get(&url, &[]).await.unwrap().status.as_u16();
+    assert_eq!(status().await, 200);
+
+    shown.send_replace(acceptor(&new));
+    trust(&new);
+    assert_eq!(status().await, 502, "not read yet");
+    // The table is the same.
+    proxy.signal(Signal::SIGHUP);
+    eventually("the new authority", async || {
+        (status().await == 200).then_some(())
+    })
+    .await;
+    // By a person's hand as well.
+    shown.send_replace(acceptor(&old));
+    trust(&old);
+    proxy.put(&routes).await;
+    assert_eq!(status().await, 200);
     server.abort();
 }
 

@@ -149,12 +149,7 @@ async fn an_upstream_may_answer_the_first_half_of_a_body_before_the_client_sends
             ["first", "second"],
             1.0,
         ),
-        (
-            json!({}),
-            kept,
-            ["first", "second"],
-            0.0,
-        ),
+        (json!({}), kept, ["first", "second"], 0.0),
     ];
     for (more, lines, halves, left_out) in cases {
         let proxy = Proxy::alone(&table(1, &[stable.address], more)).await;

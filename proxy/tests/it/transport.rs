@@ -426,8 +426,9 @@ async fn endpoints_of_another_authority_are_trusted_when_its_file_is_there_and_t
                 let Ok(stream) = acceptor.accept(stream).await else {
                     return;
                 };
-                let service =
-                    service_fn(|_: Request<Incoming>| async { Ok::<_, Infallible>(text(StatusCode::OK, "safe")) });
+                let service = service_fn(|_: Request<Incoming>| async {
+                    Ok::<_, Infallible>(text(StatusCode::OK, "safe"))
+                });
                 // Each request needs a connection of its own.
                 let mut http = hyper::server::conn::http1::Builder::new();
                 http.keep_alive(false);

@@ -43,8 +43,7 @@ pub mod types;
 pub mod views;
 pub mod webhooks;
 
-/// Longest request body. The longest there is, a proxy's report after ten minutes of silence with hundreds of tasks, is
-/// some megabytes.
+/// Longest request body. The longest there is, a proxy's report after some silence with hundreds of tasks, is some megabytes.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
 
 /// What every handler may use.

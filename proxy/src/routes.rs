@@ -193,9 +193,9 @@ impl Routes {
         Ok(())
     }
 
-    /// Like [`Routes::apply`], for tables written by hand: one that is in force already is no error (it is
-    /// put in force again if the files that it names are others by now), and one that has no generation, or an old one while no controller's table is in force, gets the next one. We write it into the file
-    /// ourselves, and people edit what stands around it.
+    /// Like [`Routes::apply`], for tables written by hand. One that is in force already is no error; it is put in force again
+    /// if the files that it names have other contents by now. One that has no generation, or an old one while no controller's
+    /// table is in force, gets the next one: we write it into the file ourselves, and people edit what stands around it.
     ///
     /// # Errors
     /// See [`ApplyError`]; the old table serves on.

@@ -280,9 +280,10 @@ impl Sink {
             let storing = self.store(topic, taken, shutdown);
             tokio::pin!(storing);
             let stored = loop {
-                let room = match ahead.bytes {
-                    AHEAD_BYTES_MAX.. => 0,
-                    _ => self.batch_max.saturating_sub(ahead.count),
+                let room = if ahead.bytes < AHEAD_BYTES_MAX {
+                    self.batch_max.saturating_sub(ahead.count)
+                } else {
+                    0
                 };
                 tokio::select! {
                     stored = &mut storing => break stored?,

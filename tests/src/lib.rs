@@ -29,6 +29,6 @@ pub use machine::{Running, is_alive, listening, running_of};
 pub use part::{Ended, Part, run};
 pub use postgres::{Server as Postgres, find as postgres_program};
 pub use programs::{friday, pipeline_demo, proxy, tiny_service};
-pub use scene::{PATIENCE, SERVICE, SPEC, Scene, deploy_request, end_tasks, place};
+pub use scene::{PATIENCE, SERVICE, SPEC, Scene, deploy_request, end_tasks, order_request, place};
 pub use ssh::SshDaemons;
 pub use stream::TweetStream;

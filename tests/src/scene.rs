@@ -80,6 +80,17 @@ pub fn deploy_request(spec: &str, image: &str) -> DeployRequest {
     }
 }
 
+/// The order to do that with a rollout.
+#[must_use]
+pub fn order_request(order: Order) -> OrderRequest {
+    OrderRequest {
+        order,
+        by: "test".to_owned(),
+        reason: None,
+        emergency: None,
+    }
+}
+
 impl Scene {
     /// Starts all of them and waits until the proxy has its table and tasks answer through it.
     pub async fn start() -> Self {
@@ -356,13 +367,7 @@ impl Scene {
     /// # Errors
     /// The controller refuses, or does not answer.
     pub async fn order(&self, id: &str, order: Order) -> Result<RolloutView, ClientError> {
-        let request = OrderRequest {
-            order,
-            by: "test".to_owned(),
-            reason: None,
-            emergency: None,
-        };
-        self.client.order(id, &request).await
+        self.client.order(id, &order_request(order)).await
     }
 
     /// A rollout, or the newest of the service.

@@ -51,9 +51,9 @@ const LINGER_MS: &str = "20";
 /// there. An idle consumer asks as often.
 const FETCH_WAIT_MS: &str = "50";
 
-/// Bytes of one answer to a question for records: some thousand tweets, and the least that librdkafka takes. In its default of
-/// 50 MiB a consumer that was away for a while is given all that it missed at once, and has nothing to do until the broker has
-/// read that and the client unpacked it.
+/// Bytes of one answer to a question for records: some thousand tweets, and about the least that librdkafka takes. In its default
+/// of 50 MiB, a consumer that was away may be given all that it missed at once by a broker that heeds this limit alone, and
+/// has nothing to do until that is read and unpacked. Kafka stops at 1 MiB for each partition besides.
 const FETCHED_AT_ONCE: &str = "1048576";
 
 /// What a consumer fetches ahead, in KiB, of all its partitions together: thousands of tweets. librdkafka's default of 64 MiB is

@@ -148,7 +148,7 @@ impl Delivery {
                     if self.letter_after.is_some_and(|max| alone >= max) {
                         failed(span, outcome, failures);
                         let last = words_of(&error);
-                        warn!(task = key, position = %record.position, failures, last, "feed: a task that fails while others do not is kept as a dead letter");
+                        warn!(task = key, position = %record.position, failures, last, "feed: a task that fails while others do not is kept as a dead letter (unanswered); once a release can do it, send it again with replay --offsets");
                         return Ok(Answer::Malformed {
                             code: UNANSWERED.to_owned(),
                             reason: format!(

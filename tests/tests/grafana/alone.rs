@@ -3,9 +3,11 @@
 use std::fs;
 
 use controller_testing::eventually;
-use friday::api::types::{Order, OrderRequest};
+use friday::api::types::Order;
 use friday::client::Client;
-use system_tests::{Lab, NETWORK, PATIENCE, Part, SmallDisk, deploy_request, friday};
+use system_tests::{
+    Lab, NETWORK, PATIENCE, Part, SmallDisk, deploy_request, friday, order_request,
+};
 
 use crate::ALERT_MAX;
 use crate::alerts::OF_ONE_ALONE;
@@ -88,13 +90,8 @@ fn alerts_of_a_controller_that_is_alone_fire() {
         let refused = eventually("a release is refused", PATIENCE, try_next, Result::is_err).await;
         println!("{}", refused.unwrap_err());
         let newest = client.rollout("worker").await.unwrap();
-        let order = OrderRequest {
-            order: Order::Abort,
-            by: "test".to_owned(),
-            reason: None,
-            emergency: None,
-        };
-        client.order(&newest.id, &order).await.unwrap();
+        let abort = order_request(Order::Abort);
+        client.order(&newest.id, &abort).await.unwrap();
         prometheus.fires(nothing_saved, ALERT_MAX, from).await;
 
         orders.give("kill", 1);

@@ -7,13 +7,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use controller_testing::eventually;
-use friday::api::types::{DeployRequest, Order, OrderRequest, RolloutView};
+use friday::api::types::{DeployRequest, Order, RolloutView};
 use friday::client::Client;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use system_tests::{
-    PATIENCE, Part, SERVICE, SPEC, deploy_request, friday, pipeline_demo, running_of,
+    PATIENCE, Part, SERVICE, SPEC, deploy_request, friday, order_request, pipeline_demo, running_of,
 };
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
@@ -241,13 +241,7 @@ impl Demo {
     }
 
     pub(crate) async fn order(&self, id: &str, order: Order) {
-        let request = OrderRequest {
-            order,
-            by: "test".to_owned(),
-            reason: None,
-            emergency: None,
-        };
-        let answer = self.client.order(id, &request).await;
+        let answer = self.client.order(id, &order_request(order)).await;
         answer.unwrap_or_else(|error| panic!("{order:?} of {id} is refused: {error:?}"));
     }
 

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use controller_testing::eventually;
-use friday::api::types::{EventView, Order, OrderRequest, RolloutView};
+use friday::api::types::{EventView, Order, RolloutView};
 use friday::client::{Client, ClientError};
-use system_tests::{Ended, PATIENCE, Part, deploy_request, friday, proxy};
+use system_tests::{Ended, PATIENCE, Part, deploy_request, friday, order_request, proxy};
 use tokio::task::JoinSet;
 
 use crate::world::LIMIT;
@@ -204,12 +204,7 @@ impl Stage {
     }
 
     pub(crate) async fn order(&self, id: &str, order: Order) {
-        let request = OrderRequest {
-            order,
-            by: "test".to_owned(),
-            reason: None,
-            emergency: None,
-        };
+        let request = order_request(order);
         self.client.order(id, &request).await.unwrap();
     }
 

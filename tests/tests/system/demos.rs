@@ -142,6 +142,20 @@ async fn watch_addresses(scenario: &str, dir: &Path, demo: u32) -> Infallible {
     }
 }
 
+/// A demo with its folder and ports of its own, which goes on until it is told to end.
+fn demo(scenario: &str, dir: &Path) -> Command {
+    let mut command = Command::new(pipeline_demo());
+    command
+        .args(["demo", "--scenario", scenario, "--port", "0", "--dir"])
+        .arg(dir)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
 /// Plays a scenario to its end, and checks what holds for all of them: it ends, nothing of it is left, and nothing of
 /// it listened beyond loopback.
 async fn play(scenario: &str) -> Played {
@@ -150,21 +164,8 @@ async fn play(scenario: &str) -> Played {
         .prefix("friday-demo-")
         .tempdir()
         .expect("a temporary folder can be made");
-    let path = dir.path().to_str().expect("it is UTF-8");
-    let mut command = Command::new(pipeline_demo());
-    command.args([
-        "demo",
-        "--scenario",
-        scenario,
-        "--rate",
-        "200",
-        "--exit",
-        "--json",
-        "--port",
-        "0",
-        "--dir",
-        path,
-    ]);
+    let mut command = demo(scenario, dir.path());
+    command.args(["--rate", "200", "--exit", "--json"]);
     match tweets() {
         Some(file) => command.arg("--input").arg(file),
         None => {
@@ -174,11 +175,8 @@ async fn play(scenario: &str) -> Played {
     };
     let began = Instant::now();
     let child = command
-        .env_remove("RUST_LOG")
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
         .spawn()
         .expect("the demo can be started");
     let pid = child.id().expect("it has just been started");
@@ -366,15 +364,7 @@ async fn wrong_is_named_by_explain_for_people_and_for_programs() {
         .prefix("friday-demo-")
         .tempdir()
         .expect("a temporary folder can be made");
-    let path = dir.path().to_str().expect("it is UTF-8");
-    let args = ["demo", "--scenario", "wrong", "--port", "0", "--dir", path];
-    let mut demo = Command::new(pipeline_demo())
-        .args(args)
-        .env_remove("RUST_LOG")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
+    let mut demo = demo("wrong", dir.path())
         .spawn()
         .expect("the demo can be started");
     let file = dir.path().join("controller.addresses");

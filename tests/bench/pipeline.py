@@ -273,9 +273,11 @@ def catch_up(pipeline, options):
 
     flows = lambda: (storing.metric("pipeline_sink_records_total") > 0 and lag() <= small) or None
     until(flows, 60, 0.25, "that the pipeline keeps up with its input")
+    back = time.monotonic() + options.away
     feeder.stop()
     storing.stop()
-    time.sleep(options.away)
+    # To let what is in flight end is a part of being away.
+    time.sleep(max(0, back - time.monotonic()))
     began = time.monotonic()
     feeder, storing = pipeline.start_feeder(proxy), pipeline.start_sink()
     worst = 0

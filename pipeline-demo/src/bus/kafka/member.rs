@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt as _, StreamExt};
 use jiff::Timestamp;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, StreamConsumer};
@@ -257,7 +257,16 @@ impl Poller {
                 () = wanted => {}
                 () = release => {}
                 () = sleep_until(rejoin.at), if idle => {}
-                message = messages.next(), if room || paused => self.keep(message),
+                message = messages.next(), if room || paused => {
+                    self.keep(message);
+                    // What is there already is taken at once, and the owner is woken once.
+                    while self.shared.state().has_room()
+                        && let Some(message) = messages.next().now_or_never()
+                    {
+                        self.keep(message);
+                    }
+                    self.shared.supplied.notify_one();
+                }
                 () = sleep(UNPOLLED_MAX), if !room && !paused => {}
             }
         }
@@ -268,10 +277,8 @@ impl Poller {
         match message {
             Some(Ok(message)) => state.add(record(&message)),
             Some(Err(error)) => state.error = Some(error),
-            None => return,
+            None => {}
         }
-        drop(state);
-        self.shared.supplied.notify_one();
     }
 
     /// Tells the group what was given up.

@@ -23,7 +23,7 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// There is something for the owner.
     pub(super) supplied: Notify,
-    /// There is room for more, or a partition was given up.
+    /// There is room for much more, or a partition was given up.
     pub(super) wanted: Notify,
 }
 
@@ -61,7 +61,8 @@ impl Shared {
             let records: Vec<Record> = state.supply.drain(..taken).collect();
             let bytes: usize = records.iter().map(bytes_of).sum();
             state.supply_bytes -= bytes;
-            if state.has_room() {
+            // Not for each record: to wake the poller costs more than to poll.
+            if state.runs_low() {
                 self.wanted.notify_one();
             }
             return Some(Ok(Polled::Records(records)));
@@ -73,6 +74,11 @@ impl Shared {
 impl State {
     pub(super) fn has_room(&self) -> bool {
         self.supply.len() < SUPPLY_RECORDS_MAX && self.supply_bytes < SUPPLY_BYTES_MAX
+    }
+
+    /// Half of it is gone: time to fetch more.
+    fn runs_low(&self) -> bool {
+        self.supply.len() <= SUPPLY_RECORDS_MAX / 2 && self.supply_bytes <= SUPPLY_BYTES_MAX / 2
     }
 
     pub(super) fn add(&mut self, record: Record) {
@@ -129,4 +135,40 @@ impl State {
 
 fn bytes_of(record: &Record) -> usize {
     record.value.len() + record.key.as_ref().map_or(0, Bytes::len)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    /// With every record that is taken the poller would poll for one.
+    #[test]
+    fn the_poller_is_woken_when_half_is_gone_and_not_for_each_record() {
+        let shared = Shared::default();
+        shared.state().assigned(&[0]);
+        let mut offset = 0;
+        while shared.state().has_room() {
+            let position = Position {
+                partition: 0,
+                offset,
+            };
+            shared.state().add(Record {
+                position,
+                key: None,
+                value: Bytes::from_static(b"{}"),
+                produced_at: None,
+            });
+            offset += 1;
+        }
+        let woken = || shared.wanted.notified().now_or_never().is_some();
+        let mut taken = 0;
+        while !woken() {
+            let records = shared.take(1).unwrap().unwrap();
+            assert!(matches!(&records, Polled::Records(records) if records.len() == 1));
+            taken += 1;
+        }
+        assert_eq!(taken, SUPPLY_RECORDS_MAX / 2);
+    }
 }

@@ -28,6 +28,7 @@ mod drain;
 mod durable;
 mod exemplars;
 mod forward;
+mod frames;
 mod handover;
 mod headers;
 mod kinds;

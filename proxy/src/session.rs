@@ -204,7 +204,7 @@ impl Session {
             .max_concurrent_streams(STREAMS_MAX)
             .max_pending_accept_reset_streams(RESETS_MAX)
             .max_send_buf_size(SEND_BUFFER_BYTES)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(stream.of_h2()), service);
         match self.drive(&mut connection).await {
             Ending::Over(Ok(())) | Ending::Cut | Ending::Quiet => {}
             Ending::Over(Err(error)) => self.note(&error),
@@ -471,8 +471,8 @@ struct Patience {
     moved_at: Instant,
     /// When the client was told that its requests so far are the last.
     told: Option<Instant>,
-    /// When half a head was first seen, or half a preface of HTTP/2.
-    trickles_since: Option<Instant>,
+    /// Half a head, or half a preface of HTTP/2, by its number, and when it was first seen.
+    trickle: Option<(u32, Instant)>,
     /// When an answer was first seen that is not taken.
     blocked_since: Option<Instant>,
 }
@@ -506,7 +506,7 @@ impl Patience {
             idle_since: now,
             moved_at: now,
             told: None,
-            trickles_since: None,
+            trickle: None,
             blocked_since: None,
         }
     }
@@ -537,12 +537,19 @@ impl Patience {
         let heard = session.activity.heard.load(Ordering::Relaxed);
         let is_blocked = session.activity.is_blocked.load(Ordering::Relaxed);
         let since = |is_so: bool, since: Option<Instant>| is_so.then(|| since.unwrap_or(now));
-        let is_trickling = if self.has_frames {
-            heard < PREFACE_BYTES
+        let trickle = if !self.has_frames {
+            (has_unread && !is_moving).then_some(0)
+        } else if heard < PREFACE_BYTES {
+            Some(0)
         } else {
-            has_unread && !is_moving
+            // Other requests may well go on meanwhile, and be whole.
+            let heads = session.activity.heads.load(Ordering::Relaxed);
+            (heads % 2 == 1).then_some(heads)
         };
-        self.trickles_since = since(is_trickling, self.trickles_since);
+        self.trickle = trickle.map(|now_seen| match self.trickle {
+            Some((seen, since)) if seen == now_seen => (seen, since),
+            Some(_) | None => (now_seen, now),
+        });
         self.blocked_since = since(is_blocked && writes == self.writes, self.blocked_since);
         if is_moving {
             self.idle_since = now;
@@ -563,7 +570,7 @@ impl Patience {
         let looks = clients.head_max.div_duration_f64(self.period).ceil() as u32;
         if for_too_long(self.blocked_since) || session.has_unread_answer(looks) {
             Verdict::Refused(Refusal::AnswerUnread)
-        } else if for_too_long(self.trickles_since) {
+        } else if for_too_long(self.trickle.map(|(_, since)| since)) {
             Verdict::Refused(Refusal::HeadTimeout)
         } else if for_too_long(self.told.map(|told| told.max(self.moved_at))) {
             Verdict::Deaf

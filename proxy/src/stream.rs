@@ -11,6 +11,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsStream;
 
+use crate::frames::Frames;
 use crate::socket::Socket;
 
 /// Up to so many bytes in several pieces are encrypted together: one record costs less than one for each of a head and a
@@ -141,6 +142,8 @@ pub(crate) struct Activity {
     pub(crate) is_blocked: AtomicBool,
     /// How often it took something.
     pub(crate) writes: AtomicU32,
+    /// Of HTTP/2: odd while a head is on its way, and another number for each. Wraps.
+    pub(crate) heads: AtomicU32,
 }
 
 impl Activity {
@@ -157,6 +160,8 @@ pub(crate) struct Watched {
     stream: Stream,
     ahead: Bytes,
     activity: Arc<Activity>,
+    /// Of HTTP/2.
+    frames: Option<Box<Frames>>,
 }
 
 impl Watched {
@@ -166,7 +171,20 @@ impl Watched {
             stream,
             ahead: Bytes::new(),
             activity,
+            frames: None,
         }
+    }
+
+    /// The same, of a client that speaks HTTP/2 and of which nothing was read yet, or all is to be read again: from here on
+    /// [`Activity::heads`] is known.
+    pub(crate) fn of_h2(mut self) -> Self {
+        self.frames = Some(Box::default());
+        self
+    }
+
+    /// What it did lately.
+    pub(crate) fn activity(&self) -> &Arc<Activity> {
+        &self.activity
     }
 
     /// Waits until there is something to read, or the client has gone; it may also be nothing after all.
@@ -201,6 +219,9 @@ impl AsyncRead for Watched {
         let this = self.get_mut();
         if !this.ahead.is_empty() {
             let length = this.ahead.len().min(buffer.remaining());
+            if let Some(frames) = &mut this.frames {
+                frames.pass(&this.ahead[..length], &this.activity);
+            }
             buffer.put_slice(&this.ahead[..length]);
             this.ahead.advance(length);
             return Poll::Ready(Ok(()));
@@ -209,6 +230,9 @@ impl AsyncRead for Watched {
         let read = Pin::new(&mut this.stream).poll_read(context, buffer);
         let length = buffer.filled().len() - before;
         if length > 0 {
+            if let Some(frames) = &mut this.frames {
+                frames.pass(&buffer.filled()[before..], &this.activity);
+            }
             this.activity.has_unread.store(true, Ordering::Relaxed);
             // One thread reads, so nothing is lost between the two.
             let heard = this.activity.heard.load(Ordering::Relaxed);

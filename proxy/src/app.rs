@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 
 use crate::access_log::{self, AccessLog};
 use crate::admin::{self, Admin};
+use crate::body::SilenceMax;
 use crate::chain;
 use crate::config::{Config, Source};
 use crate::drain::{self, WorkerError};
@@ -241,7 +242,7 @@ impl App {
             file,
             Arc::clone(&signals),
             Arc::clone(&telemetry),
-            Arc::new(Peers::new(workers)),
+            Arc::new(Peers::new(workers).leaving_within(config.clients.leaving_max)),
         ));
         if let Some(table) = table {
             let applied = routes.apply(table, Save::No).await;
@@ -415,6 +416,10 @@ impl App {
             let forward = Arc::new(Forward {
                 worker,
                 headers_max: self.config.clients.headers_max,
+                silence_max: SilenceMax {
+                    answer: self.config.clients.answer_idle_max,
+                    stream: self.config.clients.stream_idle_max,
+                },
                 routes: Arc::clone(&self.routes),
                 shard: Arc::clone(self.signals.shard(worker)),
                 telemetry: Arc::clone(&self.telemetry),

@@ -3,6 +3,10 @@
 //! Nothing is collected but what may have to be repeated. Back-pressure passes through: a body is polled only when the
 //! other side takes more.
 
+mod loan;
+mod silence;
+
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -19,7 +23,9 @@ use tokio::time::{Instant, timeout_at};
 use crate::forward::Relay;
 use crate::headers;
 use crate::socket::FullWindow;
-use crate::upstream::Connection;
+use crate::upstream::{Connection, Seat};
+pub(crate) use loan::Loan;
+pub(crate) use silence::{Silence, SilenceMax};
 
 /// Longest wait for the next part of a body that is collected, so that a silent client does not hold its place for
 /// ever. Three times the longest retransmission of TCP on a bad mobile line, about 10 s.
@@ -46,6 +52,30 @@ pub(crate) enum ClientFault {
     Stalled,
 }
 
+/// Why an answer ends before its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AnswerFault {
+    /// Its connection broke, or what came was no HTTP.
+    #[error("the upstream's answer broke off")]
+    Broken(#[source] hyper::Error),
+    /// Nothing more came, for too long.
+    #[error("the upstream's answer stopped coming")]
+    Stopped,
+    /// As before, while the upstream may have waited for more of the request's body, which did not come either.
+    #[error("neither the request's body nor its answer went on")]
+    Idle,
+    /// Its endpoint left the table, and the time for what was in flight is over.
+    #[error("the upstream left")]
+    Gone(#[source] h2::Error),
+}
+
+impl AnswerFault {
+    fn of_endpoint_gone() -> Self {
+        // What clients of HTTP/2 are told: that nobody needs the stream any more, not that we failed.
+        Self::Gone(h2::Reason::CANCEL.into())
+    }
+}
+
 /// How long a body is waited for before any of it is sent on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Collect {
@@ -69,6 +99,8 @@ pub(crate) enum Outgoing {
     },
     /// As the client sends it.
     Stream(Box<Upload>),
+    /// The same while a connection of HTTP/2 has it.
+    Lent(Loan),
 }
 
 impl Outgoing {
@@ -87,7 +119,33 @@ impl Outgoing {
                 data: data.clone(),
                 trailers: trailers.clone(),
             }),
-            Self::Stream(_) => None,
+            Self::Stream(_) | Self::Lent(_) => None,
+        }
+    }
+
+    /// Lends a body that passes as it comes to a connection, for a request that has that place on it. `None` if it is whole.
+    pub(crate) fn lend(&mut self, seat: &Arc<Seat>) -> Option<Loan> {
+        let lendable = match mem::replace(self, Self::whole(Bytes::new())) {
+            // Nothing of it was sent, and the connection that had it is gone.
+            Self::Lent(loan) => match loan.clone().take_back() {
+                Some(body) => body,
+                None => {
+                    *self = Self::Lent(loan);
+                    return None;
+                }
+            },
+            other @ (Self::Whole { .. } | Self::Stream(_)) => other,
+        };
+        match lendable {
+            Self::Stream(upload) => {
+                let loan = Loan::new(upload, seat);
+                *self = Self::Lent(loan.clone());
+                Some(loan)
+            }
+            other @ (Self::Whole { .. } | Self::Lent(_)) => {
+                *self = other;
+                None
+            }
         }
     }
 
@@ -104,6 +162,7 @@ impl Outgoing {
         match self {
             Self::Whole { .. } => None,
             Self::Stream(upload) => Some(Arc::clone(&upload.watch)),
+            Self::Lent(loan) => Some(Arc::clone(loan.watch())),
         }
     }
 }
@@ -124,13 +183,15 @@ impl Body for Outgoing {
                     .map(Ok),
             ),
             Self::Stream(upload) => upload.poll_frame(context),
+            Self::Lent(loan) => loan.poll_frame(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole { data, trailers } => data.is_none() && trailers.is_none(),
-            Self::Stream(upload) => upload.ahead.is_empty() && upload.incoming.is_end_stream(),
+            Self::Stream(upload) => upload.is_end_stream(),
+            Self::Lent(loan) => loan.is_end_stream(),
         }
     }
 
@@ -143,10 +204,8 @@ impl Body for Outgoing {
             Self::Whole { data, .. } => {
                 SizeHint::with_exact(data.as_ref().map_or(0, |data| data.len() as u64))
             }
-            Self::Stream(upload) => match upload.incoming.size_hint().exact() {
-                Some(rest) => SizeHint::with_exact(rest + upload.ahead.len() as u64),
-                None => SizeHint::default(),
-            },
+            Self::Stream(upload) => upload.size_hint(),
+            Self::Lent(loan) => loan.size_hint(),
         }
     }
 }
@@ -208,6 +267,26 @@ pub(crate) struct Upload {
 }
 
 impl Upload {
+    /// The same with what went by of it in front again.
+    fn rewound(mut self: Box<Self>, mut passed: Vec<u8>) -> Box<Self> {
+        self.bytes_left += passed.len() as u64;
+        passed.extend_from_slice(&self.ahead);
+        self.ahead = passed.into();
+        self.watch.ended.store(false, Ordering::Release);
+        self
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ahead.is_empty() && self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.incoming.size_hint().exact() {
+            Some(rest) => SizeHint::with_exact(rest + self.ahead.len() as u64),
+            None => SizeHint::default(),
+        }
+    }
+
     fn poll_frame(
         &mut self,
         context: &mut Context<'_>,
@@ -221,7 +300,7 @@ impl Upload {
                 Poll::Ready(frame) => frame,
             }
         } else {
-            Some(Ok(Frame::data(std::mem::take(&mut self.ahead))))
+            Some(Ok(Frame::data(mem::take(&mut self.ahead))))
         };
         self.watch
             .waiting_for_client
@@ -342,6 +421,8 @@ pub(crate) struct Download {
     incoming: Incoming,
     connection: Option<Connection>,
     pub(crate) upload: Option<Arc<UploadWatch>>,
+    /// `None`: whoever reads it has a limit of its own.
+    silence: Option<Silence>,
 }
 
 impl Download {
@@ -355,7 +436,13 @@ impl Download {
             incoming,
             connection: Some(connection),
             upload,
+            silence: None,
         }
+    }
+
+    /// From here on there is a limit for the time between two pieces.
+    pub(crate) fn limit(&mut self, silence: Silence) {
+        self.silence = Some(silence);
     }
 
     fn ended(&mut self) {
@@ -368,21 +455,36 @@ impl Download {
 
 impl Body for Download {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = AnswerFault;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if let Some(connection) = &mut self.connection {
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerFault>>> {
+        let this = &mut *self;
+        if let Some(connection) = &mut this.connection {
             connection.drive(context);
         }
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(context));
+        let frame = match Pin::new(&mut this.incoming).poll_frame(context) {
+            Poll::Ready(frame) => {
+                if let Some(silence) = &mut this.silence {
+                    silence.broken();
+                }
+                frame.map(|frame| frame.map_err(AnswerFault::Broken))
+            }
+            Poll::Pending => match (&mut this.silence, &mut this.connection) {
+                (Some(silence), Some(connection)) => {
+                    let upload = this.upload.as_deref();
+                    Some(Err(ready!(silence.poll_over(connection, upload, context))))
+                }
+                (_, _) => return Poll::Pending,
+            },
+        };
         match &frame {
             // Trailers are always last. Nobody need ask again after the last part of a known length either.
-            Some(Ok(frame)) if frame.is_data() && !self.incoming.is_end_stream() => {}
-            Some(Ok(_)) | None => self.ended(),
-            Some(Err(_)) => self.connection = None,
+            Some(Ok(frame)) if frame.is_data() && !this.incoming.is_end_stream() => {}
+            Some(Ok(_)) | None => this.ended(),
+            Some(Err(_)) => this.connection = None,
         }
         Poll::Ready(frame)
     }
@@ -422,12 +524,12 @@ impl Answer {
 
 impl Body for Answer {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = AnswerFault;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerFault>>> {
         match self.get_mut() {
             Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Self::Relay(relay) => {

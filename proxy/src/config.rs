@@ -16,6 +16,10 @@ use crate::tls::CertificateFiles;
 /// Longest drain that may be asked for: an hour. Longer than any orchestrator waits, so more is a slip of the unit.
 const DRAIN_SECONDS_MAX: u64 = 3_600;
 
+/// How long what is in flight at an endpoint that left the table may take when a controller leads: it waits for 30 s until it
+/// stops the endpoint's task, so this is over first, and what was cut is known before the task is gone.
+const LEAVING_MAX: Duration = Duration::from_secs(25);
+
 /// Longest name of a proxy; it stands in URLs and in every report.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -84,6 +88,16 @@ pub struct Args {
     /// How long a client may take for the head of a request it has begun, or to take the next piece of an answer
     #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub head_seconds: u64,
+    /// How long an upstream may leave off in the middle of an answer; then the answer is broken off, and counts against its release
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub answer_idle_seconds: u64,
+    /// How long nothing may pass on a stream: server-sent events, gRPC, an upgraded connection such as a WebSocket
+    #[arg(long, value_name = "SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
+    pub stream_idle_seconds: u64,
+    /// How long answers, streams and upgraded connections may go on at an endpoint that the table no longer has
+    /// [default: 25 with --controller, else without a limit]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub leaving_seconds: Option<u64>,
     /// How long a client may keep a connection without a request
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub idle_seconds: u64,
@@ -108,7 +122,7 @@ pub struct Args {
     pub drain_seconds: u64,
 }
 
-/// What clients may do.
+/// What clients may do, and how long they are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clients {
     /// Most connections at a time, over all workers.
@@ -121,10 +135,18 @@ pub struct Clients {
     pub head_max: Duration,
     /// Longest time without a request.
     pub idle_max: Duration,
+    /// Longest time without a piece of an answer that was begun.
+    pub answer_idle_max: Duration,
+    /// Longest time in which nothing passes on a stream or an upgraded connection; of the latter noticed up to an eighth later.
+    pub stream_idle_max: Duration,
+    /// Longest time for what is in flight at an endpoint that left the table; `None`: as long as it takes.
+    pub leaving_max: Option<Duration>,
 }
 
 impl Default for Clients {
-    /// An idle connection costs about 10 KiB, so 200 MiB at most. A head of 64 KiB holds cookies of 4 KiB by the dozen.
+    /// An idle connection costs about 10 KiB, so 200 MiB at most. A head of 64 KiB holds cookies of 4 KiB by the dozen. An answer
+    /// that is made piece by piece, such as a long export, may think for minutes; on a stream there may be nothing to say for
+    /// much longer, and clients that want to know sooner ask (WebSocket's ping, comments in server-sent events).
     fn default() -> Self {
         Self {
             connections_max: 20_000,
@@ -132,6 +154,9 @@ impl Default for Clients {
             headers_max: 100,
             head_max: Duration::from_secs(15),
             idle_max: Duration::from_secs(60),
+            answer_idle_max: Duration::from_secs(300),
+            stream_idle_max: Duration::from_secs(3_600),
+            leaving_max: None,
         }
     }
 }
@@ -274,6 +299,7 @@ impl TryFrom<Args> for Config {
         if args.drain_seconds > DRAIN_SECONDS_MAX {
             return Err(ConfigError::Drain(args.drain_seconds));
         }
+        let is_led = args.controller.is_some();
         let source = match (args.routes, args.controller, args.state_dir) {
             (Some(file), None, None) => Source::File(file),
             (None, Some(url), Some(state_dir)) => Source::Controller {
@@ -296,6 +322,12 @@ impl TryFrom<Args> for Config {
                 headers_max: args.headers_max,
                 head_max: Duration::from_secs(args.head_seconds),
                 idle_max: Duration::from_secs(args.idle_seconds),
+                answer_idle_max: Duration::from_secs(args.answer_idle_seconds),
+                stream_idle_max: Duration::from_secs(args.stream_idle_seconds),
+                leaving_max: args
+                    .leaving_seconds
+                    .map(Duration::from_secs)
+                    .or_else(|| is_led.then_some(LEAVING_MAX)),
             },
             certificate: args
                 .tls_cert
@@ -403,6 +435,26 @@ mod tests {
             &["--routes", "r.json", "--drain-seconds", "999999"],
         ] {
             assert!(config(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn endpoints_that_leave_have_a_limit_where_a_controller_stops_them() {
+        let leaving = |args: &[&str]| config(args).unwrap().clients.leaving_max;
+        let alone = ["--routes", "r.json"];
+        let led = [
+            "--controller",
+            "http://c",
+            "--state-dir",
+            "d",
+            "--name",
+            "p",
+        ];
+        assert_eq!(leaving(&alone), None);
+        assert_eq!(leaving(&led), Some(LEAVING_MAX));
+        for source in [&alone[..], &led] {
+            let given = [source, &["--leaving-seconds", "7"]].concat();
+            assert_eq!(leaving(&given), Some(Duration::from_secs(7)));
         }
     }
 

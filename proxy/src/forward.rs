@@ -1,6 +1,7 @@
 //! One request from client to upstream and back: choose, send, perhaps once more, count at the end of the answer.
 
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -16,9 +17,13 @@ use hyper::body::Incoming;
 use proxy_api::{Arm, Chosen, Generation, Outcome, Sticky};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::access_log::{AccessLog, End, Entry, Whereabouts};
-use crate::body::{self, Answer, ClientFault, Collect, Download, Outgoing, UploadWatch};
+use crate::body::{
+    self, Answer, AnswerFault, ClientFault, Collect, Download, Outgoing, Silence, SilenceMax,
+    UploadWatch,
+};
 use crate::headers::{self, Present};
 use crate::lock;
 use crate::passage::Passage;
@@ -38,6 +43,8 @@ pub(crate) struct Forward {
     pub(crate) worker: usize,
     /// Most fields of a request's head.
     pub(crate) headers_max: u32,
+    /// How long answers may be silent in their middle.
+    pub(crate) silence_max: SilenceMax,
     pub(crate) routes: Arc<Routes>,
     /// Where the worker counts.
     pub(crate) shard: Arc<Shard>,
@@ -95,6 +102,8 @@ struct Flight {
 pub(crate) struct Tunnel {
     /// Its bytes.
     pub(crate) upstream: Watched,
+    /// When the time of its endpoint is over, because it left the table.
+    pub(crate) gone: Pin<Box<WaitForCancellationFutureOwned>>,
     _lease: Option<Lease>,
     _admitted: Admitted,
 }
@@ -343,7 +352,7 @@ impl Forward {
                                 logged,
                                 passage.take(),
                             );
-                            return Ok(relayed(response, relay, cookie.as_ref()));
+                            return Ok(relayed(response, relay, cookie.as_ref(), self.silence_max));
                         }
                         Err(failure) => {
                             let refusal = Refusal::from(&failure);
@@ -364,7 +373,7 @@ impl Forward {
             let next = attempts.after(outcome, elsewhere, may_retry);
             let unsent = match failure {
                 Failure::Connect(unsent) => Some(unsent),
-                Failure::Reset | Failure::Timeout | Failure::Client(_) => spare,
+                Failure::Reset | Failure::Refused | Failure::Timeout | Failure::Client(_) => spare,
             };
             match (next, unsent) {
                 (Next::Retry | Next::Shield, Some(unsent)) => {
@@ -393,6 +402,7 @@ impl Forward {
         shielded: bool,
     ) -> Result<Response<Answer>, Refusal> {
         let protocol = response.headers().get(UPGRADE).cloned();
+        let gone = Box::pin(connection.peer().gone());
         let Some(upstream) = connection.upgraded().await else {
             if !shielded {
                 flight.ticket.failed(Outcome::Reset);
@@ -410,6 +420,7 @@ impl Forward {
         drop(ticket);
         *lock(tunnel) = Some(Tunnel {
             upstream,
+            gone,
             _lease: lease,
             _admitted: admitted,
         });
@@ -593,15 +604,20 @@ fn relayed(
     response: Response<Incoming>,
     relay: impl FnOnce(Incoming) -> Relay,
     cookie: Option<&[u8; 32]>,
+    silence_max: SilenceMax,
 ) -> Response<Answer> {
     let (mut head, incoming) = response.into_parts();
+    let has_length = incoming.size_hint().exact().is_some();
+    let silence = Silence::new(silence_max.of(has_length, &head.headers));
     let present = Present::of(&head.headers);
     headers::for_client(&mut head.headers, present);
     if let Some(key) = cookie {
         head.headers.append(SET_COOKIE, headers::set_cookie(key));
     }
     head.version = Version::HTTP_11;
-    Response::from_parts(head, Answer::Relay(Box::new(relay(incoming))))
+    let mut relay = Box::new(relay(incoming));
+    relay.download.limit(silence);
+    Response::from_parts(head, Answer::Relay(relay))
 }
 
 impl From<ClientFault> for Refusal {
@@ -617,7 +633,7 @@ impl From<ClientFault> for Refusal {
 impl From<&Failure> for Refusal {
     fn from(failure: &Failure) -> Self {
         match failure {
-            Failure::Connect(_) => Self::Connect,
+            Failure::Connect(_) | Failure::Refused => Self::Connect,
             Failure::Reset => Self::Reset,
             Failure::Timeout => Self::Timeout,
             Failure::Client(fault) => Self::from(*fault),
@@ -684,12 +700,12 @@ impl Relay {
     }
 
     /// Takes note of what just passed; `None` is the end.
-    pub(crate) fn passed(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>) {
+    pub(crate) fn passed(&mut self, frame: Option<&Result<Frame<Bytes>, AnswerFault>>) {
         match frame {
             // As in `Download`: the last part is the end.
             Some(Ok(frame)) if frame.is_data() && !self.download.is_end_stream() => {}
             Some(Ok(_)) | None => self.ended(),
-            Some(Err(_)) => self.broke(),
+            Some(Err(fault)) => self.broke(fault),
         }
     }
 
@@ -701,16 +717,27 @@ impl Relay {
         }
     }
 
-    fn broke(&mut self) {
+    fn broke(&mut self, fault: &AnswerFault) {
         let Some(mut flight) = self.flight.take() else {
             return;
         };
+        let (outcome, refusal) = match fault {
+            AnswerFault::Broken(_) => (Some(Outcome::Reset), None),
+            AnswerFault::Stopped => (Some(Outcome::Timeout), Some(Refusal::AnswerStopped)),
+            // The client's own part in it is as large as the release's.
+            AnswerFault::Idle => (None, Some(Refusal::AnswerStopped)),
+            AnswerFault::Gone(_) => (None, None),
+        };
         self.tell(&flight, End::BrokenOff);
-        if !self.shielded {
-            flight.ticket.failed(Outcome::Reset);
+        if let Some(outcome) = outcome.filter(|_| !self.shielded) {
+            flight.ticket.failed(outcome);
         }
         flight.ticket.failed_to_user();
-        flight.route().metrics.answered(ToUser::BrokenOff);
+        let metrics = &flight.route().metrics;
+        if let Some(refusal) = refusal {
+            metrics.refused(refusal);
+        }
+        metrics.answered(ToUser::BrokenOff);
     }
 }
 

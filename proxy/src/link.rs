@@ -261,7 +261,7 @@ impl Link {
                 .await;
             let (response, connection) = sent.map_err(|failure| match failure {
                 Failure::Connect(_) => self.unconnected(),
-                Failure::Reset | Failure::Client(_) => LinkError::Reset,
+                Failure::Reset | Failure::Refused | Failure::Client(_) => LinkError::Reset,
                 Failure::Timeout => LinkError::Timeout,
             })?;
             let status = response.status();

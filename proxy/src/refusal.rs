@@ -53,11 +53,13 @@ pub(crate) enum Refusal {
     Reset,
     /// The upstream did not answer in time.
     Timeout,
+    /// Nothing more came of an answer that was begun, or by an upgraded connection: it is given up.
+    AnswerStopped,
 }
 
 impl Refusal {
     /// Every refusal.
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::NoTable,
         Self::BadTarget,
         Self::TargetTooLong,
@@ -79,6 +81,7 @@ impl Refusal {
         Self::Connect,
         Self::Reset,
         Self::Timeout,
+        Self::AnswerStopped,
     ];
 
     /// The code in the header and in the metric.
@@ -105,6 +108,7 @@ impl Refusal {
             Self::Connect => "connect",
             Self::Reset => "reset",
             Self::Timeout => "timeout",
+            Self::AnswerStopped => "answer_stopped",
         }
     }
 
@@ -126,7 +130,7 @@ impl Refusal {
                 StatusCode::BAD_REQUEST
             }
             Self::Connect | Self::Reset => StatusCode::BAD_GATEWAY,
-            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Timeout | Self::AnswerStopped => StatusCode::GATEWAY_TIMEOUT,
         }
     }
 
@@ -153,6 +157,7 @@ impl Refusal {
             Self::Connect => "no upstream took a connection\n",
             Self::Reset => "the upstream broke the connection before its answer\n",
             Self::Timeout => "the upstream did not answer in time\n",
+            Self::AnswerStopped => "the upstream's answer stopped coming\n",
         }
     }
 
@@ -169,7 +174,8 @@ impl Refusal {
             | Self::AnswerUnread
             | Self::Tls
             | Self::Connections
-            | Self::BodyBroken => true,
+            | Self::BodyBroken
+            | Self::AnswerStopped => true,
             Self::NoTable
             | Self::NoRoute
             | Self::Connecting

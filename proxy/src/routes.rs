@@ -75,6 +75,19 @@ impl Table {
         &self.routes
     }
 
+    /// Its endpoints, each with its route and its release.
+    fn places(&self) -> HashSet<(&str, &str, &proxy_api::Endpoint)> {
+        let sides = self.routes.iter().flat_map(|route| {
+            let name = &*route.name;
+            route.sides().map(move |side| (name, side))
+        });
+        let places = sides.flat_map(|(name, side)| {
+            let endpoints = side.targets.iter().map(|target| target.peer.address());
+            endpoints.map(move |address| (name, &*side.release, address))
+        });
+        places.collect()
+    }
+
     /// The route of that name.
     pub(crate) fn route(&self, name: &str) -> Option<&Arc<ActiveRoute>> {
         self.by_name.get(name).map(|&index| &self.routes[index])
@@ -277,9 +290,12 @@ impl Routes {
             .map(|route| (route.name.clone(), route.canary_bp))
             .collect();
         let table = Arc::new(self.activate(document, dials, before));
-        self.signals.cut(generation, weights, Instant::now(), || {
-            self.current.store(Some(table));
+        let now = Instant::now();
+        self.signals.cut(generation, weights, now, || {
+            self.current.store(Some(Arc::clone(&table)));
         });
+        self.peers.in_force(&table.places(), now);
+        drop(table);
         self.peers.forget_unused();
         self.applied.send_replace(generation);
         info!(%generation, routes, "a new table is in force");

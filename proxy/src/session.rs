@@ -333,17 +333,45 @@ impl Session {
         answers.iter().filter(|turn| stalled(turn)).count() > 0
     }
 
-    /// Passes bytes between the two sides of an upgraded connection until one of them ends, or until the drain's limit.
+    /// Passes bytes between the two sides of an upgraded connection until one of them ends, until nothing passed for too long, or
+    /// until the limit of the drain or of its endpoint is over.
     async fn join(&self, mut client: Watched, mut tunnel: Tunnel) {
         let counted = Counted::new(&self.shared.requests);
+        let activities = [client.activity(), tunnel.upstream.activity()].map(Arc::clone);
+        let silent = silent(activities, self.shared.clients.stream_idle_max);
         let both = copy_bidirectional(&mut client, &mut tunnel.upstream);
-        let both = self.shared.cut.run_until_cancelled(both);
-        match both.await {
-            Some(Ok((sent, received))) => debug!(sent, received, "an upgraded connection ended"),
-            Some(Err(error)) => debug!(%error, "an upgraded connection broke"),
-            None => debug!("an upgraded connection was cut"),
+        tokio::select! {
+            both = both => match both {
+                Ok((sent, received)) => debug!(sent, received, "an upgraded connection ended"),
+                Err(error) => debug!(%error, "an upgraded connection broke"),
+            },
+            () = self.shared.cut.cancelled() => debug!("an upgraded connection was cut"),
+            () = &mut tunnel.gone => debug!("an upgraded connection was cut: its endpoint left"),
+            () = silent => {
+                debug!("an upgraded connection was cut: nothing passed");
+                self.forward.telemetry.refused(Refusal::AnswerStopped);
+            }
         }
         drop((tunnel, counted));
+    }
+}
+
+/// In so many looks the limit of an upgraded connection's silence is noticed.
+const SILENCE_LOOKS: u32 = 8;
+
+/// Waits until neither side took anything for so long.
+async fn silent(sides: [Arc<Activity>; 2], max: Duration) {
+    let writes = || {
+        let writes = |side: &Arc<Activity>| side.writes.load(Ordering::Relaxed);
+        sides.each_ref().map(writes)
+    };
+    let mut seen = writes();
+    let mut looks = 0;
+    while looks < SILENCE_LOOKS {
+        sleep(max / SILENCE_LOOKS).await;
+        let now = writes();
+        looks = if now == seen { looks + 1 } else { 0 };
+        seen = now;
     }
 }
 

@@ -59,6 +59,10 @@ const CLIENT_ASKED_EVERY: Duration = Duration::from_secs(15);
 /// and so many times in vain: it is gone after two minutes.
 const CLIENT_ASKED_MAX: u32 = 4;
 
+/// How long a program may leave a connection unread that many requests share: longer than a process is stopped for a snapshot or
+/// cleans up its memory. The kernel takes as long to see that a machine is gone.
+const FULL_MAX: Duration = Duration::from_secs(15);
+
 /// What becomes of a connection while the other side's machine lives and has no room for more, because its program does
 /// not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +72,9 @@ pub(crate) enum FullWindow {
     /// It is borne: a program may well stop reading a long upload for longer. Nor is it noticed then for minutes that a
     /// machine is gone which owes a receipt.
     Borne,
+    /// It is borne for [`FULL_MAX`], and so long is the wait for a machine that owes a receipt: for connections of HTTP/2, whose
+    /// programs always read, and keep what they have no room for from being sent (RFC 9113, 5.2).
+    BorneForAWhile,
 }
 
 /// A TCP connection.
@@ -135,11 +142,13 @@ impl Socket {
     /// Says what a full window means from here on: takes back the part of [`Self::break_when_lifeless`] that also counts
     /// the time in which a live machine has no room, or makes it count again.
     pub(crate) fn set_full_window(&self, full_window: FullWindow) {
-        let milliseconds = match full_window {
-            FullWindow::Breaks => u32::try_from(LIFELESS_MAX.as_millis()).unwrap_or(u32::MAX),
+        let milliseconds = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        let user_timeout = match full_window {
+            FullWindow::Breaks => milliseconds(LIFELESS_MAX),
+            FullWindow::BorneForAWhile => milliseconds(FULL_MAX),
             FullWindow::Borne => 0,
         };
-        if let Err(error) = sockopt::set_tcp_user_timeout(&lock(&self.0).stream, milliseconds) {
+        if let Err(error) = sockopt::set_tcp_user_timeout(&lock(&self.0).stream, user_timeout) {
             debug!(%error, ?full_window, "a connection breaks too soon, or too late");
         }
     }
@@ -489,6 +498,8 @@ mod tests {
         assert_eq!(user_timeout(), LIFELESS_MAX);
         ours.set_full_window(FullWindow::Borne);
         assert_eq!(user_timeout(), Duration::ZERO);
+        ours.set_full_window(FullWindow::BorneForAWhile);
+        assert_eq!(user_timeout(), FULL_MAX);
         ours.set_full_window(FullWindow::Breaks);
         assert_eq!(user_timeout(), LIFELESS_MAX);
         // By these the kernel goes without the other.

@@ -139,6 +139,8 @@ pub(crate) struct RouteMetrics {
     pub(crate) shielded: IntCounter,
     mirrored: [IntCounter; 3],
     retries: [IntCounter; 2],
+    /// Of all routes.
+    refusals: IntCounterVec,
 }
 
 impl RouteMetrics {
@@ -150,6 +152,11 @@ impl RouteMetrics {
         if to_user.is_failed() {
             self.failed_to_user.inc();
         }
+    }
+
+    /// Counts an answer that was given up.
+    pub(crate) fn refused(&self, refusal: Refusal) {
+        self.refusals.with_label_values(&[refusal.code()]).inc();
     }
 
     /// Counts a copy for the canary.
@@ -328,6 +335,7 @@ impl Telemetry {
                 .map(|outcome| self.mirrored.with_label_values(&[service, outcome])),
             retries: [Arm::Stable, Arm::Canary]
                 .map(|arm| self.retries.with_label_values(&[service, arm.as_str()])),
+            refusals: self.refusals.clone(),
         }
     }
 

@@ -3,40 +3,43 @@
 //! Each endpoint keeps its idle connections, last used first, apart for each worker: a connection stays on the thread
 //! that opened it. Nobody drives a connection but the request that uses it, so an answer takes no turn through another
 //! task. A connection is given a request only while it is ready for one; a request that was not written comes back to
-//! the caller, so nothing is sent twice behind its back.
+//! the caller, so nothing is sent twice behind its back. Those of HTTP/2 are shared, and move by themselves.
 
+mod h2;
 mod peers;
+mod shared;
 mod wire;
 
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use friday_tls::Trouble;
-use http::header::{HOST, TRANSFER_ENCODING};
-use http::uri::{Authority, Scheme, Uri};
-use http::{Request, Response, Version};
+use http::uri::Scheme;
+use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use proxy_api::{Endpoint, Outcome, Protocol};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::{debug, info, warn};
 
-use crate::body::{ClientFault, Outgoing, UploadWatch};
+use crate::body::{ClientFault, Outgoing};
 use crate::lock;
 use crate::socket::{FullWindow, Socket};
 use crate::stream::Stream;
 use crate::tls::Asking;
 pub(crate) use peers::{PeerKey, Peers};
+pub(crate) use shared::Seat;
+use shared::SharedWires;
 pub(crate) use wire::Connection;
-use wire::{Wire, failure_of, still_coming};
+use wire::Wire;
 
 /// Longest time a connection is kept without work. Servers close idle connections too (gunicorn after 2 s, Node.js and
 /// uvicorn after 5 s), and a request written at that moment is lost: so we let go first.
@@ -59,9 +62,10 @@ const BUFFER_BYTES_MAX: usize = 128 << 10;
 /// Between two looks at endpoints that refused a connection.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Between two signs of life asked of a shared connection, also while it has no requests: a dead one must be noticed
-/// before a request needs it.
-const H2_PING_INTERVAL: Duration = Duration::from_secs(10);
+/// Between two signs of life asked of the program at the other end of a shared connection, while it is silent about the requests
+/// that it has. Servers of gRPC end the connections of clients that ask more often than every five minutes, with all the streams on
+/// them (`too_many_pings`); whether the machine is there the kernel asks.
+const H2_PING_INTERVAL: Duration = Duration::from_secs(330);
 
 /// Longest wait for such a sign of life.
 const H2_PING_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -78,8 +82,10 @@ const PROBES_MAX: usize = 64;
 /// Why a request got no answer.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// No connection, so nothing was sent: the request is still here.
+    /// No connection, so nothing was sent, or the endpoint said that it did nothing with it: the request is still here.
     Connect(Box<Request<Outgoing>>),
+    /// The endpoint said that it did nothing with it (RFC 9113, 8.7), and too much of its body has gone by.
+    Refused,
     /// The connection broke.
     Reset,
     /// No head of an answer in time.
@@ -92,7 +98,7 @@ impl Failure {
     /// What is counted against the release; `None` if it is the client's fault.
     pub(crate) fn outcome(&self) -> Option<Outcome> {
         match self {
-            Self::Connect(_) => Some(Outcome::Connect),
+            Self::Connect(_) | Self::Refused => Some(Outcome::Connect),
             Self::Reset => Some(Outcome::Reset),
             Self::Timeout => Some(Outcome::Timeout),
             Self::Client(_) => None,
@@ -144,8 +150,9 @@ pub(crate) struct Peer {
     dial: Dial,
     /// Why TLS was not agreed on the last time, if that was it.
     trouble: Mutex<Option<Trouble>>,
-    /// For HTTP/2 the connection of each worker, which all its requests share.
-    shared: Box<[Mutex<Option<http2::SendRequest<Outgoing>>>]>,
+    /// For HTTP/2 the connections of each worker, which its requests share.
+    shared: Box<[Arc<SharedWires>]>,
+    leaving: Mutex<Leaving>,
     /// Connections without work by worker, last used last. Only the watch takes the lock of another worker.
     idle: Box<[Mutex<IdleWires>]>,
 }
@@ -166,7 +173,8 @@ impl Peer {
         Self {
             address,
             dial,
-            shared: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
+            shared: (0..workers.max(1)).map(|_| Arc::default()).collect(),
+            leaving: Mutex::default(),
             in_flight: AtomicU32::new(0),
             healthy: AtomicBool::new(true),
             timeouts: AtomicU32::new(0),
@@ -252,12 +260,7 @@ impl Peer {
             match answer.await {
                 Ok(response) => {
                     self.answered(true);
-                    let connection = Connection {
-                        wire: Some(wire),
-                        peer: Arc::clone(self),
-                        worker,
-                    };
-                    return Ok((response, connection));
+                    return Ok((response, Connection::alone(wire, self, worker)));
                 }
                 // Not written: the connection was closed just then. There is always a fresh one to end this.
                 Err(Failure::Connect(unsent)) if !is_fresh => request = unsent,
@@ -271,69 +274,6 @@ impl Peer {
                     debug!(endpoint = %self.address, ?failure, "an upstream did not answer");
                     return Err(failure);
                 }
-            }
-        }
-    }
-
-    async fn send_h2(
-        self: &Arc<Self>,
-        worker: usize,
-        request: Request<Outgoing>,
-        connect_wait_max: Duration,
-        response_wait_max: Duration,
-        upload: Option<Arc<UploadWatch>>,
-    ) -> Result<(Response<Incoming>, Connection), Failure> {
-        let mut request = for_h2(request, &self.dial.scheme());
-        loop {
-            let shared = &self.shared[worker % self.shared.len()];
-            let ready = lock(shared).clone().filter(|sender| sender.is_ready());
-            let (mut sender, is_fresh) = match ready {
-                Some(sender) => (sender, false),
-                None => match Box::pin(self.connect_h2(connect_wait_max)).await {
-                    Some(sender) => {
-                        *lock(shared) = Some(sender.clone());
-                        (sender, true)
-                    }
-                    None => return Err(Failure::Connect(Box::new(request))),
-                },
-            };
-            let mut answer = pin!(sender.try_send_request(request));
-            let mut parts = upload.as_deref().map(UploadWatch::parts);
-            let answer = loop {
-                match timeout(response_wait_max, &mut answer).await {
-                    Ok(answer) => break answer,
-                    Err(_) => {
-                        still_coming(upload.as_deref(), &mut parts).inspect_err(|failure| {
-                            if matches!(failure, Failure::Timeout) {
-                                self.answered(false);
-                            }
-                        })?
-                    }
-                }
-            };
-            match answer {
-                Ok(response) => {
-                    self.answered(true);
-                    let connection = Connection {
-                        wire: None,
-                        peer: Arc::clone(self),
-                        worker,
-                    };
-                    return Ok((response, connection));
-                }
-                Err(failed) => match failure_of(failed, upload.as_deref()) {
-                    Failure::Connect(unsent) if !is_fresh => {
-                        lock(shared).take();
-                        request = *unsent;
-                    }
-                    failure @ (Failure::Connect(_)
-                    | Failure::Reset
-                    | Failure::Timeout
-                    | Failure::Client(_)) => {
-                        debug!(endpoint = %self.address, ?failure, "an upstream did not answer");
-                        return Err(failure);
-                    }
-                },
             }
         }
     }
@@ -357,8 +297,12 @@ impl Peer {
         }
     }
 
-    /// A new connection, or `None`, and then the endpoint counts as unhealthy.
-    async fn connect(&self, wait_max: Duration) -> Option<(Socket, TokioIo<Stream>)> {
+    /// A new connection, or `None`; then the endpoint counts as unhealthy, if it `is_needed`.
+    async fn connect(
+        &self,
+        wait_max: Duration,
+        is_needed: bool,
+    ) -> Option<(Socket, TokioIo<Stream>)> {
         let connecting = async {
             let stream = TcpStream::connect(self.address.as_str()).await?;
             // Small heads must not wait for an acknowledgement. Without it things are slower, not wrong.
@@ -379,6 +323,14 @@ impl Peer {
                 self.set_healthy(true, &"it takes connections");
                 Some((socket, TokioIo::new(stream)))
             }
+            Ok(Err(error)) if !is_needed => {
+                debug!(endpoint = %self.address, %error, "no further connection");
+                None
+            }
+            Err(elapsed) if !is_needed => {
+                debug!(endpoint = %self.address, %elapsed, "no further connection");
+                None
+            }
             Ok(Err(error)) => {
                 let trouble = Trouble::of(&error);
                 match &trouble {
@@ -396,7 +348,7 @@ impl Peer {
     }
 
     async fn connect_h1(&self, wait_max: Duration) -> Option<Box<Wire>> {
-        let (socket, stream) = self.connect(wait_max).await?;
+        let (socket, stream) = self.connect(wait_max, true).await?;
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER_BYTES_MAX)
             .handshake(stream)
@@ -414,27 +366,6 @@ impl Peer {
             timer: Box::pin(sleep_until(now)),
             idle_since: now,
         }))
-    }
-
-    async fn connect_h2(&self, wait_max: Duration) -> Option<http2::SendRequest<Outgoing>> {
-        let (socket, stream) = self.connect(wait_max).await?;
-        // It has signs of life of its own, and any of its requests may be a long upload.
-        socket.set_full_window(FullWindow::Borne);
-        let (sender, driver) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(H2_PING_INTERVAL)
-            .keep_alive_timeout(H2_PING_WAIT_MAX)
-            .handshake(stream)
-            .await
-            .ok()?;
-        // Ends by itself: when all its senders are dropped, or when the other side closes.
-        tokio::spawn(async move {
-            if let Err(error) = driver.await {
-                debug!(%error, "a connection to an upstream ended");
-                socket.break_when_closed();
-            }
-        });
-        Some(sender)
     }
 
     /// Takes note of an answer, or of none in time. An endpoint that is silent again and again takes connections all the
@@ -495,20 +426,62 @@ impl Peer {
             lock(idle).clear();
         }
         for shared in &self.shared {
-            lock(shared).take();
+            shared.close();
         }
     }
 
     /// Whether an endpoint that took no connection takes one now; then it counts as healthy again.
     pub(crate) async fn probe(&self) -> bool {
-        self.connect(PROBE_WAIT_MAX).await.is_some()
+        self.connect(PROBE_WAIT_MAX, true).await.is_some()
     }
 
     fn close_old_connections(&self, now: Instant) {
         for idle in &self.idle {
             lock(idle).retain(|wire| !wire.has_ended && wire.is_young(now));
         }
+        for shared in &self.shared {
+            shared.close_spare(now);
+        }
     }
+
+    /// It is in the table, or again.
+    fn stays(&self) {
+        let mut leaving = lock(&self.leaving);
+        if leaving.since.take().is_some() && leaving.over.is_cancelled() {
+            leaving.over = CancellationToken::new();
+        }
+    }
+
+    /// It is not in the table any more.
+    fn leaves(&self, now: Instant) {
+        lock(&self.leaving).since.get_or_insert(now);
+    }
+
+    /// Ends what it still has to do, if it left the table so long ago. Whether that is so for the first time.
+    fn ends(&self, now: Instant, after: Duration) -> bool {
+        let leaving = lock(&self.leaving);
+        let is_over = leaving
+            .since
+            .is_some_and(|since| now.saturating_duration_since(since) >= after);
+        let is_first = is_over && !leaving.over.is_cancelled();
+        if is_first {
+            leaving.over.cancel();
+        }
+        is_first
+    }
+
+    /// Waits until its time is over, because it left the table.
+    pub(crate) fn gone(&self) -> WaitForCancellationFutureOwned {
+        lock(&self.leaving).over.clone().cancelled_owned()
+    }
+}
+
+/// How an endpoint takes its leave: what it has in flight when no table has it any more finishes, up to a limit.
+#[derive(Debug, Default)]
+struct Leaving {
+    /// When it was first missing in the table.
+    since: Option<Instant>,
+    over: CancellationToken,
 }
 
 /// A request in flight at an endpoint.
@@ -528,20 +501,4 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.peer.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
-}
-
-/// A request as HTTP/2 wants it: with the authority in its target, and without what frames a body in HTTP/1.1.
-fn for_h2(mut request: Request<Outgoing>, scheme: &Scheme) -> Request<Outgoing> {
-    let headers = request.headers_mut();
-    headers.remove(TRANSFER_ENCODING);
-    let host = headers.remove(HOST);
-    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
-    let mut target = request.uri().clone().into_parts();
-    target.scheme = Some(scheme.clone());
-    target.authority = Some(authority.unwrap_or_else(|| Authority::from_static("localhost")));
-    if let Ok(target) = Uri::from_parts(target) {
-        *request.uri_mut() = target;
-    }
-    *request.version_mut() = Version::HTTP_2;
-    request
 }

@@ -1,12 +1,14 @@
 //! All endpoints, by what tells them apart, and the watch over them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::StreamExt;
 use proxy_api::{Arm, Endpoint, InFlight, Transport};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::{Dial, PROBE_INTERVAL, PROBES_MAX, Peer};
 use crate::lock;
@@ -29,6 +31,8 @@ pub(crate) struct PeerKey {
 #[derive(Debug)]
 pub(crate) struct Peers {
     workers: usize,
+    /// How long what is in flight may take at an endpoint that left the table; `None`: as long as it takes.
+    leaving_max: Option<Duration>,
     known: Mutex<HashMap<PeerKey, Arc<Peer>>>,
 }
 
@@ -37,7 +41,16 @@ impl Peers {
     pub(crate) fn new(workers: usize) -> Self {
         Self {
             workers,
+            leaving_max: None,
             known: Mutex::default(),
+        }
+    }
+
+    /// The same with a limit for what is in flight at an endpoint that left the table.
+    pub(crate) fn leaving_within(self, leaving_max: Option<Duration>) -> Self {
+        Self {
+            leaving_max,
+            ..self
         }
     }
 
@@ -53,7 +66,41 @@ impl Peers {
             let peer = Peer::new(key.address.clone(), dial.clone(), self.workers);
             Arc::new(peer)
         });
+        // If it comes back its time is not over, for the very first request.
+        peer.stays();
         Arc::clone(peer)
+    }
+
+    /// Takes note of the endpoints of the table in force, by route, release and address: on which side of a route an endpoint
+    /// is, and how it is spoken to, does not matter to the requests that it has.
+    pub(crate) fn in_force(&self, places: &HashSet<(&str, &str, &Endpoint)>, now: Instant) {
+        for (key, peer) in &*lock(&self.known) {
+            if places.contains(&(&*key.route, &*key.release, &key.address)) {
+                peer.stays();
+            } else {
+                peer.leaves(now);
+            }
+        }
+    }
+
+    /// Ends what is still in flight at endpoints that left the table too long ago, and says so.
+    fn end_leaving(&self, now: Instant) {
+        let Some(leaving_max) = self.leaving_max else {
+            return;
+        };
+        for (key, peer) in &*lock(&self.known) {
+            let requests = peer.in_flight();
+            if peer.ends(now, leaving_max) && requests > 0 {
+                warn!(
+                    service = %key.route,
+                    release = %key.release,
+                    endpoint = %key.address,
+                    requests,
+                    leaving_seconds = leaving_max.as_secs(),
+                    "an endpoint left the table, and its limit is over: cutting what is left"
+                );
+            }
+        }
     }
 
     /// Forgets endpoints that no table and no request holds any more.
@@ -115,6 +162,7 @@ impl Peers {
     async fn watch_once(&self) {
         self.forget_unused();
         let now = Instant::now();
+        self.end_leaving(now);
         let mut sick = Vec::new();
         for peer in lock(&self.known).values() {
             peer.close_old_connections(now);

@@ -13,10 +13,10 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1};
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tracing::debug;
 
-use super::{Failure, IDLE_CONNECTIONS_MAX, IDLE_MAX, Peer, UPGRADE_WAIT_MAX};
+use super::{Failure, IDLE_CONNECTIONS_MAX, IDLE_MAX, Peer, Seat, UPGRADE_WAIT_MAX};
 use crate::body::{ClientFault, Outgoing, UploadWatch};
 use crate::lock;
 use crate::socket::{FullWindow, Socket};
@@ -115,24 +115,33 @@ impl Wire {
         })
     }
 
-    /// Whether the deadline has passed; if not, it asks to be woken by then. A timer that still waits for the deadline
-    /// of an earlier request stays as it is and is set again when it rings: that costs less than setting it each time.
+    /// See [`poll_deadline`]. Its timer serves many requests.
     pub(super) fn poll_deadline(
         &mut self,
         deadline: Instant,
         context: &mut Context<'_>,
     ) -> Poll<()> {
-        if self.timer.deadline() > deadline {
-            self.timer.as_mut().reset(deadline);
-        }
-        while self.timer.as_mut().poll(context).is_ready() {
-            if Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            self.timer.as_mut().reset(deadline);
-        }
-        Poll::Pending
+        poll_deadline(&mut self.timer, deadline, context)
     }
+}
+
+/// Whether the deadline has passed; if not, it asks to be woken by then. A timer that still waits for an earlier deadline,
+/// such as that of the request before, stays as it is and is set again when it rings: that costs less than setting it each time.
+fn poll_deadline(
+    timer: &mut Pin<Box<Sleep>>,
+    deadline: Instant,
+    context: &mut Context<'_>,
+) -> Poll<()> {
+    if timer.deadline() > deadline {
+        timer.as_mut().reset(deadline);
+    }
+    while timer.as_mut().poll(context).is_ready() {
+        if Instant::now() >= deadline {
+            return Poll::Ready(());
+        }
+        timer.as_mut().reset(deadline);
+    }
+    Poll::Pending
 }
 
 /// Whether the system gave a connection up because the other side's machine cannot be reached: no program ended it.
@@ -184,6 +193,10 @@ pub(super) fn failure_of(
 pub(crate) struct Connection {
     /// Its own alone; `None` for HTTP/2, where many requests share one that drives itself.
     pub(super) wire: Option<Box<Wire>>,
+    /// Its place on one that is shared, until it is dropped.
+    _seat: Option<Arc<Seat>>,
+    /// In place of the wire's, once it is needed.
+    pub(super) timer: Option<Pin<Box<Sleep>>>,
     pub(super) peer: Arc<Peer>,
     pub(super) worker: usize,
 }
@@ -197,6 +210,48 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
+    /// One that is not shared.
+    pub(super) fn alone(wire: Box<Wire>, peer: &Arc<Peer>, worker: usize) -> Self {
+        Self {
+            wire: Some(wire),
+            _seat: None,
+            timer: None,
+            peer: Arc::clone(peer),
+            worker,
+        }
+    }
+
+    /// A seat on one that is shared.
+    pub(super) fn on_seat(seat: Arc<Seat>, peer: &Arc<Peer>, worker: usize) -> Self {
+        Self {
+            wire: None,
+            _seat: Some(seat),
+            timer: None,
+            peer: Arc::clone(peer),
+            worker,
+        }
+    }
+
+    /// The endpoint that it leads to.
+    pub(crate) fn peer(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+
+    /// Whether the deadline has passed; if not, it asks to be woken by then.
+    pub(crate) fn poll_deadline(
+        &mut self,
+        deadline: Instant,
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
+        match &mut self.wire {
+            Some(wire) => wire.poll_deadline(deadline, context),
+            None => {
+                let timer = || Box::pin(sleep_until(deadline));
+                poll_deadline(self.timer.get_or_insert_with(timer), deadline, context)
+            }
+        }
+    }
+
     /// Moves the answer's body on: to be called before each look at it.
     pub(crate) fn drive(&mut self, context: &mut Context<'_>) {
         if let Some(wire) = &mut self.wire {

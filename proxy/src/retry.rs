@@ -12,7 +12,7 @@ use proxy_api::{Arm, Outcome, Shield};
 pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// Whether doing a request twice is the same as doing it once: the idempotent methods of RFC 9110, 9.2.2, and what
-/// carries an `Idempotency-Key`.
+/// carries an `Idempotency-Key`. That its body is still there is another question: of a call of gRPC it never is, once sent.
 pub(crate) fn is_repeatable(method: &Method, headers: &HeaderMap) -> bool {
     method.is_idempotent() || headers.contains_key(IDEMPOTENCY_KEY)
 }

@@ -177,8 +177,8 @@ enum Look {
 }
 
 impl SharedWires {
-    /// A seat on the connection with the fewest requests, and whether that was opened for it; not on `avoid`. `None` if it
-    /// could not be opened, or if no seat came free in time.
+    /// A seat on the connection with the fewest requests, and whether that was opened for it; not on `avoid`, if another can be
+    /// had. `None` if none could be opened, or if no seat came free in time.
     ///
     /// # Cancel safety
     /// Dropped while it opens a connection, it leaves that to the next request.
@@ -216,13 +216,18 @@ impl SharedWires {
         let mut state = lock(&self.state);
         let state = &mut *state;
         let mut best: Option<(usize, &Arc<SharedWire>)> = None;
+        let mut avoided = None;
         state.wires.retain(|wire| wire.streams_max().is_some());
         for wire in &state.wires {
             let max = wire.streams_max().unwrap_or_default();
             state.streams_max = Some(max);
             let taken = wire.seats.load(Ordering::Acquire);
-            let is_avoided = avoid.is_some_and(|avoid| Arc::ptr_eq(avoid, wire));
-            if taken < max && !is_avoided && best.is_none_or(|(least, _)| taken < least) {
+            if taken >= max {
+                continue;
+            }
+            if avoid.is_some_and(|avoid| Arc::ptr_eq(avoid, wire)) {
+                avoided = Some(wire);
+            } else if best.is_none_or(|(least, _)| taken < least) {
                 best = Some((taken, wire));
             }
         }
@@ -234,8 +239,12 @@ impl SharedWires {
         }
         let is_further = !state.wires.is_empty();
         let is_pause = || state.opens_after.is_some_and(|end| end > Instant::now());
-        if state.is_opening || state.wires.len() >= CONNECTIONS_MAX || (is_further && is_pause()) {
+        if state.is_opening {
             return Look::Wait;
+        }
+        if state.wires.len() >= CONNECTIONS_MAX || (is_further && is_pause()) {
+            // Better there than nowhere.
+            return avoided.map_or(Look::Wait, |wire| Look::Seat(Seat::take(wire, self)));
         }
         state.is_opening = true;
         let streams = state.streams_max.unwrap_or(STREAMS_ASSUMED);

@@ -1,5 +1,6 @@
 //! What stops half-way: heads of HTTP/2, answers, streams; and what goes on at an endpoint that left the table.
 
+use std::error::Error;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -309,10 +310,13 @@ async fn f22_what_goes_on_at_an_endpoint_that_left_the_table_is_ended_at_a_limit
     proxy.put(&at(2, now)).await;
     let end = async |stream: &mut hyper::body::Incoming| {
         let frame = timeout(PATIENCE, stream.frame()).await.expect("it ends");
-        frame.expect("no good end").expect_err("no further piece");
+        frame.expect("no good end").expect_err("no further piece")
     };
     end(&mut by_h1.0).await;
-    end(&mut by_h2.0).await;
+    let broken = end(&mut by_h2.0).await;
+    let broken = broken.source().and_then(|cause| cause.downcast_ref());
+    let reason = broken.and_then(|reset: &h2::Error| reset.reason());
+    assert_eq!(reason, Some(h2::Reason::CANCEL));
     let chats_end = async {
         // What it said before may still come.
         while let Ok(1..) = chat.read(&mut heard).await {}

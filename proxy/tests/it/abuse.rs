@@ -7,10 +7,11 @@
 
 mod answers;
 mod floods;
-mod frames;
+pub(crate) mod frames;
 mod framing;
 mod heads;
 mod http2;
+mod process;
 mod recorder;
 mod slow;
 mod strict;

@@ -223,3 +223,102 @@ async fn a_table_from_the_controller_is_in_force_at_once() {
     assert!(median("given by the controller", times) < IN_FORCE_MAX);
     proxy.stop().await;
 }
+
+/// Clients of the full load.
+const LOADING: usize = 32;
+
+/// The aim is the same; but here the request that shows it stands in line with those of the load, and all of them, clients and
+/// backends as well, share two processors.
+const IN_FORCE_LOADED_MAX: Duration = Duration::from_millis(250);
+
+/// Requests without a pause until it is ended.
+struct FullLoad {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    clients: tokio::task::JoinSet<()>,
+}
+
+impl FullLoad {
+    fn start(url: &str) -> Self {
+        let mut load = Self {
+            stop: Arc::default(),
+            answered: Arc::default(),
+            clients: tokio::task::JoinSet::new(),
+        };
+        for _ in 0..LOADING {
+            let (stop, answered) = (Arc::clone(&load.stop), Arc::clone(&load.answered));
+            let (client, url) = (Client::new(), url.to_owned());
+            load.clients.spawn(async move {
+                while !stop.load(Ordering::SeqCst) {
+                    let answer = client.get(&url, &[]).await.unwrap();
+                    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+                    answered.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        load
+    }
+
+    /// How many were answered, all of them well.
+    async fn end(mut self) -> u64 {
+        self.stop.store(true, Ordering::SeqCst);
+        while let Some(client) = self.clients.join_next().await {
+            client.unwrap();
+        }
+        self.answered.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_full_load_a_table_is_in_force_as_soon_and_no_request_after_it_goes_by_an_older_one() {
+    let turns = Turns::new().await;
+    let proxy = Proxy::alone(&turns.at(1)).await;
+    let url = proxy.url("/");
+    let controller = Controller::new(Some(turns.at(1))).await;
+    let state = tempfile::tempdir().unwrap();
+    let led = Proxy::led(controller.address, state.path()).await.unwrap();
+    led.has(1).await;
+    let led_url = led.url("/");
+
+    let load = FullLoad::start(&url);
+    let (mut times, mut acknowledged) = (Vec::new(), Vec::new());
+    for seq in 2..102 {
+        let (next, began) = (turns.at(seq), Instant::now());
+        let put = async {
+            let (status, why) = proxy.put(&next).await;
+            assert_eq!(status, StatusCode::OK, "{why}");
+            began.elapsed()
+        };
+        let (put, time) = tokio::join!(put, turns.first_by(seq, &url, began));
+        acknowledged.push(put);
+        times.push(time);
+        for _ in 0..5 {
+            assert!(turns.is_by(seq, &url).await, "by an older table than {seq}");
+        }
+    }
+    let answered = load.end().await;
+    println!("put, {answered} requests meanwhile");
+    median("acknowledged", acknowledged);
+    assert!(median("put at full load", times) < IN_FORCE_LOADED_MAX);
+    assert!(answered > 1_000, "too little load to tell: {answered}");
+
+    let load = FullLoad::start(&led_url);
+    let mut times = Vec::new();
+    for seq in 2..102 {
+        let began = Instant::now();
+        controller.set(turns.at(seq));
+        times.push(turns.first_by(seq, &led_url, began).await);
+        for _ in 0..5 {
+            assert!(
+                turns.is_by(seq, &led_url).await,
+                "by an older table than {seq}"
+            );
+        }
+    }
+    let answered = load.end().await;
+    println!("given, {answered} requests meanwhile");
+    assert!(median("given by the controller at full load", times) < IN_FORCE_LOADED_MAX);
+    assert!(answered > 1_000, "too little load to tell: {answered}");
+    proxy.stop().await;
+    led.stop().await;
+}

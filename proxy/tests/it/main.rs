@@ -7,16 +7,22 @@
 )]
 
 mod abuse;
+mod both_sides;
+mod budget;
 mod choosing;
 mod controller;
 mod copies;
 mod draining;
+mod expecting;
 mod failing;
 mod fencing;
+mod grpc;
 mod killed;
+mod killed_counts;
 mod limits;
 mod load;
 mod long_lived;
+mod old;
 mod program;
 mod reports;
 mod scale;

@@ -220,7 +220,7 @@ async fn an_http2_endpoint_that_goes_away_is_left_and_its_connection_is_made_ane
 }
 
 /// A root that has signed a server's and a client's certificate.
-fn pki() -> Pki {
+pub(crate) fn pki() -> Pki {
     let pki = Pki::new();
     pki.sign("server", &["server.test"]);
     pki.sign("client", &["proxy.test"]);
@@ -236,7 +236,7 @@ fn roots(pki: &Pki) -> RootCertStore {
 }
 
 /// A client of TLS that knows the root and offers those protocols.
-fn connector(pki: &Pki, alpn: &[&str]) -> TlsConnector {
+pub(crate) fn connector(pki: &Pki, alpn: &[&str]) -> TlsConnector {
     let authorities = Authorities::from_file(&pki.path("root.pem")).unwrap();
     TlsConnector::from(Arc::new(authorities.client(None, alpn).unwrap()))
 }

@@ -702,6 +702,7 @@ impl Relay {
     /// Takes note of what just passed; `None` is the end.
     pub(crate) fn passed(&mut self, frame: Option<&Result<Frame<Bytes>, AnswerFault>>) {
         match frame {
+            Some(Err(_)) if self.is_clients_fault() => self.left(),
             // As in `Download`: the last part is the end.
             Some(Ok(frame)) if frame.is_data() && !self.download.is_end_stream() => {}
             Some(Ok(_)) | None => self.ended(),
@@ -739,19 +740,29 @@ impl Relay {
         }
         metrics.answered(ToUser::BrokenOff);
     }
+
+    /// Whether the client broke its body off: that takes the connection to the upstream along, and with it the answer.
+    fn is_clients_fault(&self) -> bool {
+        let upload = self.download.upload.as_ref();
+        upload.is_some_and(|upload| upload.fault().is_some())
+    }
+
+    /// The client went away, or we cut it off: no fault of the upstream.
+    fn left(&mut self) {
+        if let Some(flight) = self.flight.take() {
+            self.tell(&flight, End::ClientGone);
+            let to_user = ToUser::Answered(self.status);
+            flight.route().metrics.answered(to_user);
+        }
+    }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
         if self.download.is_end_stream() {
             self.ended();
-        } else if let Some(flight) = self.flight.take() {
-            self.tell(&flight, End::ClientGone);
-            // The client went away, or we cut it off: no fault of the upstream.
-            flight
-                .route()
-                .metrics
-                .answered(ToUser::Answered(self.status));
+        } else {
+            self.left();
         }
     }
 }

@@ -16,6 +16,7 @@ mod draining;
 mod expecting;
 mod failing;
 mod fencing;
+mod gone;
 mod grpc;
 mod killed;
 mod killed_counts;

@@ -374,6 +374,28 @@ async fn what_an_endpoint_says_it_did_nothing_with_is_sent_again_whatever_its_me
 }
 
 #[tokio::test]
+async fn a_refused_request_goes_back_where_no_further_connection_can_be_had() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        drop(listener);
+        echo(stream, &AtomicUsize::new(1)).await;
+    });
+    let (proxy, _directory) = proxy_of_one_thread(&by_h2(&[address], &json!({}))).await;
+    let (client, url) = (Client::new(), proxy.url("/"));
+    let host = ("host", "shop.example");
+    let answer = client.call(Method::POST, &url, &[host], "sent").await;
+    let answer = answer.unwrap();
+    assert_eq!(
+        (answer.status, &*answer.body),
+        (StatusCode::OK, "shop.examplesent")
+    );
+    proxy.stop().await;
+    server.abort();
+}
+
+#[tokio::test]
 async fn what_one_endpoint_refuses_another_gets_and_it_is_called_by_its_name_there() {
     for first in ["nobody", "refuses"] {
         let (refusing, server) = reluctant(Says::Refused, 99).await;

@@ -15,9 +15,9 @@ const LINES_WORTH_A_LOOK: usize = 800;
 const LINES_MAX: usize = 1_500;
 
 /// Failures that must have a test, by the numbers in their names (`f14_…`).
-const FAILURES_TESTED: [u32; 28] = [
-    14, 16, 17, 18, 19, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 37, 38, 39, 40, 41, 42,
-    43, 44, 45, 47,
+const FAILURES_TESTED: [u32; 32] = [
+    14, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 37, 38, 39,
+    40, 41, 42, 43, 44, 45, 47, 48,
 ];
 
 /// What each package of ours may depend on, of ours; tests have `controller-testing` beside.

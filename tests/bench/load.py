@@ -227,12 +227,9 @@ def full_load(target, warm, seconds):
 
 
 def fixed_rate(target, oha, rate, warm, seconds):
-    """Latencies in milliseconds at `rate` requests/s, counted from the moment at which a request should have been sent:
-    a proxy that stops for a while does not stop the clock. What was sent while the connections were opened, in the
-    first `warm` seconds, is not in them; what was due later is.
-
-    `p99_second` is the median over the seconds of the p99 of each: a host that takes the machine away for 50 ms, once in
-    some seconds, decides the p99 of a whole round whatever the proxy does, and here only that of one second."""
+    """(due, duration) in seconds of each request at `rate` requests/s, counted from the moment at which it should have been
+    sent: a proxy that stops for a while does not stop the clock. What was sent while the connections were opened, in the first
+    `warm` seconds, is not among them; what was due later is."""
     case = target.case
     count = round(rate * (warm + seconds))
     command = [oha, "--no-tui", "--output-format", "csv", "--latency-correction", "--insecure", "--disable-compression"]
@@ -252,17 +249,23 @@ def fixed_rate(target, oha, rate, warm, seconds):
     measured = [(start, duration) for start, duration in good if start >= warm]
     if len(measured) < 2:
         raise Failed(f"{rate} requests/s are too few for {seconds} s")
-    latencies = [duration for _, duration in measured]
-    by_second = {}
-    for start, duration in measured:
-        by_second.setdefault(int(start - warm), []).append(duration)
+    return measured
+
+
+def latencies(rate, warm, turns):
+    """What several turns of `fixed_rate` say, in milliseconds.
+
+    `p99_second` is the median over the turns, a second each, of the p99 of each: a host that takes the machine away for 50 ms,
+    once in some seconds, decides the p99 of a whole round whatever the proxy does, and here only that of one turn."""
+    every = [duration for turn in turns for _, duration in turn]
+    reached = [len(turn) / (max(turn)[0] - warm) for turn in turns]
     return {
         "rate": rate,
-        "rate_reached": round(len(measured) / (max(measured)[0] - warm), 1),
-        "p50": percentile(latencies, 0.50),
-        "p99": percentile(latencies, 0.99),
-        "p99_second": round(median(percentile(one, 0.99) for one in by_second.values()), 4),
-        "p999": percentile(latencies, 0.999),
+        "rate_reached": round(median(reached), 1),
+        "p50": percentile(every, 0.50),
+        "p99": percentile(every, 0.99),
+        "p99_second": round(median(percentile([duration for _, duration in turn], 0.99) for turn in turns), 4),
+        "p999": percentile(every, 0.999),
     }
 
 

@@ -32,3 +32,10 @@ pub use programs::{friday, pipeline_demo, proxy, tiny_service};
 pub use scene::{PATIENCE, SERVICE, SPEC, Scene, deploy_request, end_tasks, order_request, place};
 pub use ssh::SshDaemons;
 pub use stream::TweetStream;
+
+/// An address on loopback that is free, and stays so although nobody listens there: of what has to be known before it is
+/// started, or found again after it was away.
+#[must_use]
+pub fn free_address() -> std::net::SocketAddr {
+    port::free_address()
+}

@@ -11,12 +11,9 @@ use system_tests::{
 
 use crate::ALERT_MAX;
 use crate::alerts::OF_ONE_ALONE;
-use crate::monitoring::Prometheus;
+use crate::monitoring::{NOBODY, Prometheus};
 
 const SPEC: &str = "service: worker\nport: 9000\nready: { path: /ready }\n";
-
-/// Prometheus tells no Alertmanager here.
-const NOBODY: &str = "127.0.0.1:1";
 
 #[test]
 fn alerts_of_a_controller_that_is_alone_fire() {

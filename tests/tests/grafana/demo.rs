@@ -19,8 +19,6 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
-use crate::monitoring::Alertmanager;
-
 /// Tweets a second: the canary's tenth is 40 requests a second, so that every step is proven in seconds.
 const RATE: &str = "400";
 
@@ -63,7 +61,18 @@ impl Drop for Frozen {
 
 impl Demo {
     /// Starts one whose traces go to that collector.
-    pub(crate) async fn start(collector: &str) -> Self {
+    pub(crate) async fn traced(collector: &str) -> Self {
+        let traces = [
+            "--otlp-endpoint",
+            collector,
+            "--trace-percent",
+            TRACE_PERCENT,
+        ];
+        Self::start(&traces, &[]).await
+    }
+
+    /// Starts one with these arguments and variables more.
+    pub(crate) async fn start(args: &[&str], variables: &[(&str, &str)]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("friday-grafana-")
             .tempdir()
@@ -80,13 +89,11 @@ impl Demo {
                 "0",
                 "--port",
                 "0",
-                "--otlp-endpoint",
-                collector,
-                "--trace-percent",
-                TRACE_PERCENT,
                 "--input",
             ])
             .arg(&tweets)
+            .args(args)
+            .envs(variables.iter().copied())
             .arg("--dir")
             .arg(dir.path())
             .env_remove("RUST_LOG")
@@ -139,7 +146,7 @@ impl Demo {
     }
 
     /// What is scraped from the beginning: job and address.
-    pub(crate) fn targets(&self, alertmanager: &Alertmanager) -> Vec<(&'static str, String)> {
+    pub(crate) fn targets(&self) -> Vec<(&'static str, String)> {
         let at = |name: &'static str, key: &str| (name, address(self.dir(), name, key));
         vec![
             at("controller", "listen"),
@@ -147,7 +154,6 @@ impl Demo {
             at("sink", "listen"),
             at("feeder", "listen"),
             at("producer", "listen"),
-            ("alertmanager", alertmanager.address().to_owned()),
         ]
     }
 

@@ -10,6 +10,7 @@
 mod alerts;
 mod alone;
 mod boards;
+mod checks;
 mod demo;
 mod monitoring;
 
@@ -43,10 +44,11 @@ fn is_alert(question: &Question) -> bool {
 #[tokio::test]
 async fn every_query_has_data_and_alerts_fire_and_hold() {
     let collector = Receiver::start(Mood::Well).await;
-    let demo = Demo::start(&collector.url()).await;
+    let demo = Demo::traced(&collector.url()).await;
     let alertmanager = Alertmanager::start(demo.dir(), demo.url()).await;
-    let prometheus =
-        Prometheus::start(demo.dir(), &demo.targets(&alertmanager), alertmanager.url()).await;
+    let mut targets = demo.targets();
+    targets.push(("alertmanager", alertmanager.address().to_owned()));
+    let prometheus = Prometheus::start(demo.dir(), &targets, alertmanager.url()).await;
     let scraping = demo.keep_telling_tasks();
     let nodes = demo.nodes().await;
     let agent = demo.start_agent(&nodes[0]).await;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -73,6 +74,9 @@ pub(crate) struct Seen {
     pub(crate) last: f64,
 }
 
+/// Where there is no Alertmanager to be told.
+pub(crate) const NOBODY: &str = "127.0.0.1:1";
+
 pub(crate) struct Prometheus {
     url: String,
     http: reqwest::Client,
@@ -84,6 +88,17 @@ impl Prometheus {
     /// Scrapes these once a second, evaluates the rules of the repository as often, and tells that Alertmanager of alerts. Some
     /// alerts fire sooner than for people.
     pub(crate) async fn start(dir: &Path, targets: &[(&str, String)], alertmanager: &str) -> Self {
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self::start_at(anywhere, dir, targets, alertmanager).await
+    }
+
+    /// The same, where it was said to be.
+    pub(crate) async fn start_at(
+        listen: SocketAddr,
+        dir: &Path,
+        targets: &[(&str, String)],
+        alertmanager: &str,
+    ) -> Self {
         let rules = repository().join("grafana/rules");
         let alerts = write_sooner(dir);
         let mut text = format!(
@@ -116,7 +131,7 @@ impl Prometheus {
         let args = [
             format!("--config.file={}", config.display()),
             format!("--storage.tsdb.path={}", dir.join("prometheus").display()),
-            "--web.listen-address=127.0.0.1:0".to_owned(),
+            format!("--web.listen-address={listen}"),
             // As in swarm/stack.yml.
             "--enable-feature=exemplar-storage".to_owned(),
         ];

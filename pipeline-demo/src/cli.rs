@@ -212,7 +212,7 @@ struct Feed {
     /// back nothing for longer; 0: never
     #[arg(long, value_name = "ATTEMPTS", default_value_t = feeder::LETTER_AFTER_DEFAULT)]
     letter_after: u32,
-    /// Send every task to one release, whatever the weights
+    /// Send every task to one release, whatever the weights; once there is no canary, what is for it alone is not sent
     #[arg(long, value_enum)]
     pin: Option<Pin>,
     #[command(flatten)]

@@ -17,6 +17,7 @@ mod counts;
 mod delivery;
 mod feeding;
 mod lanes;
+mod pinned;
 mod progress;
 mod slots;
 mod upstream;
@@ -43,6 +44,7 @@ pub(crate) use delivery::{Delivered, Delivery};
 pub(crate) use lanes::{Lane, Lanes};
 pub(crate) use upstream::Upstream;
 
+pub use pinned::PinError;
 pub(crate) use upstream::WORKER_RELEASE_HEADER;
 pub use upstream::{Pin, UpstreamError};
 
@@ -74,7 +76,7 @@ pub struct FeederConfig {
     /// Attempts of a record that fail while other tasks are answered, after which it is kept as a dead letter; without it,
     /// it is tried for ever.
     pub letter_after: Option<u32>,
-    /// Sends every task to one release, whatever the weights.
+    /// Sends every task to one release, whatever the weights. With the canary it ends once there is none.
     pub pin: Option<Pin>,
     /// Where to show the counts.
     pub server: ServerConfig,
@@ -116,6 +118,12 @@ pub enum FeederError {
     /// The process cannot be reached.
     #[error("the feeder's server failed")]
     Server(#[from] ServerError),
+    /// The release that all tasks are for takes none. What it did is committed, and nothing after it.
+    #[error("{reason}: nothing more is sent; {}", .reason.mend())]
+    Pin {
+        /// Why.
+        reason: PinError,
+    },
     /// A defect of ours.
     #[error("a task of the feeder panicked")]
     Panicked(#[from] JoinError),
@@ -124,7 +132,8 @@ pub enum FeederError {
 /// Feeds until `shutdown`, then lets what is in flight finish and commits it.
 ///
 /// # Errors
-/// When the bus cannot be opened or fails for good. A bus or a proxy that is away for a while is waited for.
+/// When the bus cannot be opened or fails for good, or tasks are for the canary and there is none. A bus or a proxy that is
+/// away for a while is waited for.
 pub async fn run(config: FeederConfig, shutdown: CancellationToken) -> Result<Fed, FeederError> {
     let bus = tokio::select! {
         bus = config.bus.open() => bus?,

@@ -2,7 +2,8 @@
 //!
 //! Each record goes the feeder's way (its answer is appended to "results" or "malformed", where the sink overwrites what it
 //! had), with the feeder's bounds and each key in its order. No group is touched: what the feeder has done stays done. A
-//! record whose attempts all fail is counted and left; the feeder would hold it back, but nobody waits for a replay.
+//! record whose attempts all fail is counted and left; the feeder would hold it back, but nobody waits for a replay. What is
+//! for the canary alone is answered by the canary or not at all: once there is none, the replay ends, and says so.
 
 mod args;
 
@@ -15,11 +16,13 @@ use serde::Serialize;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::backoff::{Hush, wait_after};
 use crate::bus::{Bus, BusConfig, BusError, Reader, Record, Span};
-use crate::feeder::{Counts, Delivered, Delivery, Lane, Lanes, Pin, Upstream, UpstreamError};
+use crate::feeder::{
+    Counts, Delivered, Delivery, Lane, Lanes, Pin, PinError, Upstream, UpstreamError,
+};
 use crate::telemetry::{Identity, Telemetry, chain};
 
 pub use args::ReplayArgs;
@@ -38,7 +41,7 @@ pub struct ReplayConfig {
     pub topic: String,
     /// Which of its records.
     pub part: ReplayPart,
-    /// Sends every task to one release, whatever the weights.
+    /// Sends every task to one release, whatever the weights. With the canary it ends once there is none.
     pub pin: Option<Pin>,
     /// Most tasks in flight, at least 1.
     pub in_flight_max: usize,
@@ -95,6 +98,8 @@ pub struct Replayed {
     pub tasks_malformed: u64,
     /// Records whose attempts all failed.
     pub tasks_failed: u64,
+    /// Records that the canary was to get and did not, because there is none any more.
+    pub tasks_not_sent: u64,
     /// Attempts sent.
     pub attempts: u64,
     /// Attempts that ended in neither 200 nor 422.
@@ -105,6 +110,8 @@ pub struct Replayed {
     pub results_kept: bool,
     /// Whether it was told to stop before the end.
     pub interrupted: bool,
+    /// Why it stopped by itself before the end, and what to do.
+    pub stopped: Option<String>,
     /// How long it took.
     pub seconds: f64,
 }
@@ -113,7 +120,7 @@ impl Replayed {
     /// Whether every record that is kept was answered.
     #[must_use]
     pub const fn is_whole(&self) -> bool {
-        self.tasks_failed == 0 && !self.interrupted
+        self.tasks_failed == 0 && !self.interrupted && self.stopped.is_none()
     }
 }
 
@@ -196,9 +203,25 @@ pub async fn replay(
         tasks: JoinSet::new(),
         records_read: 0,
         tasks_failed: 0,
+        not_sent: None,
     };
     sending.run(&shutdown).await?;
     let did = counts.now();
+    let ended = did.tasks_completed + did.tasks_malformed + sending.tasks_failed;
+    let (tasks_not_sent, stopped) = match &sending.not_sent {
+        None => (0, None),
+        Some(reason) => {
+            let places = |span: &Span| (span.to - span.from).max(0).cast_unsigned();
+            let asked_for: u64 = spans.iter().map(places).sum();
+            let left = asked_for.saturating_sub(offsets_not_kept + ended);
+            let mend = reason.mend();
+            let words = format!("{reason}: {left} tasks were not sent; {mend}");
+            (left, Some(words))
+        }
+    };
+    if let Some(words) = &stopped {
+        error!("replay: {words}");
+    }
     Ok(Replayed {
         topic: topic.to_owned(),
         spans,
@@ -207,11 +230,13 @@ pub async fn replay(
         tasks_completed: did.tasks_completed,
         tasks_malformed: did.tasks_malformed,
         tasks_failed: sending.tasks_failed,
+        tasks_not_sent,
         attempts: did.attempts,
         attempts_failed: did.attempts_failed,
         release: config.pin.map(Pin::name),
         results_kept: !config.discard_results,
         interrupted: shutdown.is_cancelled(),
+        stopped,
         seconds: started.elapsed().as_secs_f64(),
     })
 }
@@ -264,6 +289,8 @@ struct Sending {
     tasks: JoinSet<Result<(Option<Lane>, Delivered), BusError>>,
     records_read: u64,
     tasks_failed: u64,
+    /// Why no task may be sent any more.
+    not_sent: Option<PinError>,
 }
 
 impl Sending {
@@ -295,8 +322,14 @@ impl Sending {
                 }
                 Some(ended) = self.tasks.join_next() => {
                     let (lane, delivered) = ended??;
-                    if delivered == Delivered::GivenUp {
-                        self.tasks_failed += 1;
+                    match delivered {
+                        Delivered::Completed | Delivered::Malformed | Delivered::Left => {}
+                        Delivered::GivenUp => self.tasks_failed += 1,
+                        Delivered::NotSent(reason) => {
+                            self.not_sent = Some(reason);
+                            open = false;
+                            self.lanes = Lanes::default();
+                        }
                     }
                     if let Some(lane) = lane {
                         self.lanes.done(lane);

@@ -14,7 +14,8 @@ use tracing::warn;
 
 use super::DeadLetter;
 use super::counts::Counts;
-use super::upstream::{Answer, Upstream};
+use super::pinned::PinError;
+use super::upstream::{Answer, AttemptError, Upstream};
 use crate::backoff::{Hush, wait_after};
 use crate::bus::{Bus, BusError, MALFORMED, NewRecord, RESULTS, Record, TWEETS};
 use crate::origin::Origin;
@@ -43,7 +44,7 @@ pub(crate) struct Delivery {
 }
 
 /// What became of a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Delivered {
     /// Its result is durable.
     Completed,
@@ -53,6 +54,8 @@ pub(crate) enum Delivered {
     Left,
     /// All its attempts failed.
     GivenUp,
+    /// The release that it is for takes no tasks, so it was not sent, or not again.
+    NotSent(PinError),
 }
 
 impl Delivery {
@@ -127,6 +130,10 @@ impl Delivery {
             let body = record.value.clone();
             let sent = self.upstream.send(key, &trace, body, origin).await;
             let outcome = sent.as_ref().map_or_else(|e| e.outcome(), Answer::outcome);
+            if let Err(AttemptError::Pin(error)) = sent {
+                failed(span, outcome, failures);
+                return Err(Delivered::NotSent(error));
+            }
             self.counts.attempts.with_label_values(&[outcome]).inc();
             match sent {
                 Ok(answer) => {

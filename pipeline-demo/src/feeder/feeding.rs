@@ -13,6 +13,7 @@ use super::FeederError;
 use super::counts::Counts;
 use super::delivery::{Delivered, Delivery};
 use super::lanes::{Lane, Lanes};
+use super::pinned::PinError;
 use super::progress::Progress;
 use super::slots::{Slot, Slots};
 use crate::backoff::wait_after;
@@ -56,6 +57,8 @@ pub(super) struct Feeding<'a> {
     taken_over: u64,
     tasks: JoinSet<Result<Ended, BusError>>,
     commit: Option<Commit>,
+    /// Why no task may be sent any more.
+    not_sent: Option<PinError>,
 }
 
 /// A partition of which records were taken.
@@ -74,6 +77,7 @@ struct Ended {
     epoch: u64,
     lane: Option<Lane>,
     done: bool,
+    not_sent: Option<PinError>,
 }
 
 /// Offsets on their way to the bus.
@@ -104,6 +108,7 @@ impl<'a> Feeding<'a> {
             taken_over: 0,
             tasks: JoinSet::new(),
             commit: None,
+            not_sent: None,
         }
     }
 
@@ -112,6 +117,11 @@ impl<'a> Feeding<'a> {
         let fed = self.feed(&shutdown).await;
         let ended = match fed {
             Ok(()) => self.finish(&shutdown).await,
+            Err(error @ FeederError::Pin { .. }) => {
+                // What is done is committed; what waits is not sent.
+                self.lanes = Lanes::default();
+                self.finish(&shutdown).await.and(Err(error))
+            }
             Err(error) => Err(error),
         };
         self.counts.in_flight.set(0);
@@ -125,6 +135,9 @@ impl<'a> Feeding<'a> {
         let mut failures = 0;
         let mut resume_at = Instant::now();
         while !shutdown.is_cancelled() {
+            if let Some(reason) = self.not_sent.take() {
+                return Err(FeederError::Pin { reason });
+            }
             self.send_ready(shutdown);
             let room = self.room();
             let hurry = self.next_deadline();
@@ -246,7 +259,11 @@ impl<'a> Feeding<'a> {
             epoch,
             lane,
             done,
+            not_sent,
         } = ended;
+        if not_sent.is_some() {
+            self.not_sent = not_sent;
+        }
         let Some(partition) = self.partitions.get_mut(&position.partition) else {
             return;
         };
@@ -409,10 +426,16 @@ async fn task(
         delivered = delivery.deliver(&record, slot, &stop) => delivered?,
         () = abandon.cancelled() => Delivered::Left,
     };
+    let (done, not_sent) = match delivered {
+        Delivered::Completed | Delivered::Malformed => (true, None),
+        Delivered::Left | Delivered::GivenUp => (false, None),
+        Delivered::NotSent(error) => (false, Some(error)),
+    };
     Ok(Ended {
         position: record.position,
         epoch,
         lane: Lane::of(&record),
-        done: matches!(delivered, Delivered::Completed | Delivered::Malformed),
+        done,
+        not_sent,
     })
 }

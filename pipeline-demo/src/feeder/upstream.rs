@@ -1,5 +1,6 @@
 //! One HTTP attempt: a task goes to the proxy, and what comes back is judged.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -8,6 +9,7 @@ use reqwest::{Client, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::pinned::{PinError, Pinned};
 use crate::bus::BUS_RECORD_BYTES_MAX;
 use crate::origin::{Origin, with_origin};
 
@@ -15,7 +17,7 @@ use crate::origin::{Origin, with_origin};
 const CONNECT_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// The header that chooses a release, as the proxy reads it.
-const RELEASE_HEADER: &str = "x-friday-release";
+pub(super) const RELEASE_HEADER: &str = "x-friday-release";
 
 /// The header by which the proxy and the worker know a task again (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_HEADER: &str = "idempotency-key";
@@ -87,11 +89,25 @@ pub(super) enum AttemptError {
     Status(StatusCode),
     #[error("the answer was 200 and not the task's result")]
     NotTheResult,
+    #[error("the answer was given by {}, and the task is for {wanted} alone", .answered.as_deref().unwrap_or("nobody who says so"))]
+    AnotherRelease {
+        answered: Option<String>,
+        wanted: Arc<str>,
+    },
+    /// Nothing was sent, and trying again does not mend it.
+    #[error("the release that the task is for takes none")]
+    Pin(#[from] PinError),
 }
 
 /// Outcomes of attempts that were answered, and of those that failed: the labels of the metric.
 pub(super) const ANSWERED: &[&str] = &["completed", "malformed"];
-pub(super) const FAILED: &[&str] = &["unanswered", "broken", "status", "not_the_result"];
+pub(super) const FAILED: &[&str] = &[
+    "unanswered",
+    "broken",
+    "status",
+    "not_the_result",
+    "another_release",
+];
 
 impl Answer {
     pub(super) const fn outcome(&self) -> &'static str {
@@ -109,6 +125,8 @@ impl AttemptError {
             Self::Broken(_) => "broken",
             Self::Status(_) => "status",
             Self::NotTheResult => "not_the_result",
+            Self::AnotherRelease { .. } => "another_release",
+            Self::Pin(_) => "not_sent",
         }
     }
 }
@@ -118,7 +136,9 @@ impl AttemptError {
 pub(crate) struct Upstream {
     client: Client,
     tasks: Url,
-    pin: Option<HeaderValue>,
+    pin: Option<Pin>,
+    /// Who the canary is, for tasks that are for it alone.
+    pinned: Arc<Pinned>,
 }
 
 impl Upstream {
@@ -141,16 +161,16 @@ impl Upstream {
             .no_proxy()
             .build()
             .map_err(UpstreamError::Client)?;
-        let pin = pin.map(|pin| HeaderValue::from_static(pin.name()));
         Ok(Self {
             client,
             tasks: base.join("/tasks").map_err(|_| address())?,
             pin,
+            pinned: Arc::default(),
         })
     }
 
     /// Makes one attempt. `key` is the same in every attempt of a record, and so is `trace`: the fields of its trace. A result
-    /// is told its `origin`.
+    /// is told its `origin`. What is for the canary alone is sent only while there is one, and answered by nobody else.
     pub(super) async fn send(
         &self,
         key: &str,
@@ -163,10 +183,18 @@ impl Upstream {
             .post(self.tasks.clone())
             .headers(trace.clone())
             .header(CONTENT_TYPE, "application/json")
-            .header(IDEMPOTENCY_HEADER, key)
             .body(body);
-        if let Some(pin) = &self.pin {
-            request = request.header(RELEASE_HEADER, pin);
+        if let Some(pin) = self.pin {
+            request = request.header(RELEASE_HEADER, HeaderValue::from_static(pin.name()));
+        }
+        // Stable is asked for nothing that it does not get; a canary's tasks may come to stable.
+        let wanted = match self.pin {
+            Some(Pin::Canary) => Some(self.pinned.canary(&self.client, &self.tasks).await?),
+            Some(Pin::Stable) | None => None,
+        };
+        if wanted.is_none() {
+            // What is for the canary alone is nothing that the proxy may repeat, for it repeats on stable.
+            request = request.header(IDEMPOTENCY_HEADER, key);
         }
         let mut answer = request.send().await.map_err(AttemptError::Unanswered)?;
         let status = answer.status();
@@ -178,6 +206,16 @@ impl Upstream {
                 return Err(AttemptError::NotTheResult);
             }
             body.extend_from_slice(&chunk);
+        }
+        if let Some(wanted) = wanted
+            && matches!(status, StatusCode::OK | StatusCode::UNPROCESSABLE_ENTITY)
+            && release.as_deref() != Some(&*wanted)
+        {
+            self.pinned.doubt().await;
+            return Err(AttemptError::AnotherRelease {
+                answered: release,
+                wanted,
+            });
         }
         judge(status, key, body.freeze(), release, origin)
     }

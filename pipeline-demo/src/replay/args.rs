@@ -35,7 +35,7 @@ pub struct ReplayArgs {
         value_delimiter = ','
     )]
     offsets: Vec<Span>,
-    /// Send every task to one release, whatever the weights
+    /// Send every task to one release, whatever the weights; what is for the canary is answered by the canary or not at all
     #[arg(long, value_enum)]
     pin: Option<Pin>,
     /// Most tasks in flight

@@ -12,6 +12,7 @@ mod failures;
 mod handover;
 mod ingest;
 mod periodic_jobs;
+mod pinned;
 mod postgres;
 mod real_broker;
 mod real_tweets;

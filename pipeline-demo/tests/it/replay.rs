@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use friday::clock::{Clock, SystemClock};
@@ -26,7 +26,7 @@ use crate::support::{Broker, any_port, kafka_bus, local_bus, record, tweet};
 /// The releases that tasks asked for, by tweet; "" for the weights' choice.
 type Asked = Arc<Mutex<BTreeMap<u64, Vec<String>>>>;
 
-/// A worker in the proxy's place that notes them. Tweet 13 always fails.
+/// A worker in the proxy's place that notes them, and answers as the release that is asked for. Tweet 13 always fails.
 async fn noting() -> (SocketAddr, Asked) {
     async fn task(State(asked): State<Asked>, headers: HeaderMap, body: Bytes) -> Response {
         let tweet = Tweet::parse(&body).unwrap();
@@ -38,11 +38,20 @@ async fn noting() -> (SocketAddr, Asked) {
         if release == "canary" && id == 13 {
             return StatusCode::BAD_GATEWAY.into_response();
         }
-        result_of(&tweet)
+        named(&headers, result_of(&tweet))
+    }
+    async fn who(headers: HeaderMap) -> Response {
+        named(&headers, StatusCode::METHOD_NOT_ALLOWED.into_response())
+    }
+    fn named(headers: &HeaderMap, mut answer: Response) -> Response {
+        let canary = headers.get("x-friday-release") == Some(&HeaderValue::from_static("canary"));
+        let name = HeaderValue::from_static(if canary { "r2" } else { "r1" });
+        answer.headers_mut().insert("x-release", name);
+        answer
     }
     let asked = Asked::default();
     let app = Router::new()
-        .route("/tasks", post(task))
+        .route("/tasks", post(task).get(who))
         .with_state(asked.clone());
     let listener = TcpListener::bind(any_port().listen).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -50,7 +59,7 @@ async fn noting() -> (SocketAddr, Asked) {
     (address, asked)
 }
 
-async fn replay(args: &[&str]) -> (Option<i32>, Value, String) {
+pub(crate) async fn replay(args: &[&str]) -> (Option<i32>, Value, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_pipeline-demo"))
         .arg("replay")
         .args(args)

@@ -5,13 +5,16 @@ use serde_json::Value;
 use crate::lab::{Lab, START_TRIES, pause};
 
 /// What Prometheus finds where all parts of the stack run but Grafana and Alertmanager.
-pub const SCRAPED: [&str; 7] = [
+pub const SCRAPED: [&str; 10] = [
     "friday_agent",
     "friday_controller",
     "friday_feeder",
+    "friday_ingest",
+    "friday_jobs",
     "friday_producer",
     "friday_proxy",
     "friday_sink",
+    "friday_stats",
     "friday_tweets-worker",
 ];
 

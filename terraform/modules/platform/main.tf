@@ -21,7 +21,7 @@ locals {
     grafana      = ["grafana"]
     prometheus   = ["prometheus"]
     worker       = ["tweets-worker"]
-    pipeline     = ["producer", "subscriber", "feeder", "sink", "kafka", "postgres"]
+    pipeline     = ["producer", "subscriber", "ingest", "feeder", "sink", "jobs", "stats", "kafka", "postgres"]
   }
   left_out = flatten([for part, names in local.services_of : names if !contains(var.parts, part)])
   released = [for name in local.services_of.worker : name if !contains(local.left_out, name)]

@@ -25,7 +25,7 @@ variable "nodes" {
 }
 
 variable "secrets_folder" {
-  description = "Folder on the machine where Terraform runs for passwords, tokens and keys. What is missing in it is made; files of your own are taken: `postgres_password`, `x_token`, `ca.pem`, `controller.pem`, `controller.key`. Keep it: no secret is in the state."
+  description = "Folder on the machine where Terraform runs for passwords, tokens and keys. What is missing in it is made; files of your own are taken: `postgres_password`, `ingest_clients`, `stats_token`, `x_token`, `ca.pem`, `controller.pem`, `controller.key`. Keep it: no secret is in the state."
   type        = string
   nullable    = false
 

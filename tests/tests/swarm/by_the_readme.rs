@@ -1,10 +1,11 @@
 //! README's section "On your Swarm", word for word, on an engine that is no swarm yet: the whole system from `swarm/up` on,
-//! a release of the worker under tweets, in which the controller dies, a second one from a GitLab, a service that is adopted, an
-//! alert, and `swarm/down`.
+//! a release of the worker under tweets, in which the controller dies, a second one from a GitLab, tweets that a client hands in,
+//! statistics, a service that is adopted, an alert, and `swarm/down`.
 
 mod alerts;
 mod gitlab;
 mod outage;
+mod uploads;
 mod yours;
 
 use std::fmt::Write as _;
@@ -77,7 +78,10 @@ fn readmes_steps_release_a_worker_on_a_swarm_and_lose_no_tweet() {
     let worker = swarm.image_of("friday_tweets-worker");
     assert_eq!(worker, swarm.id_of("tweets-worker:v3"), "its first canary");
     let produced = swarm.end_of_input();
-    swarm.until_stored(produced);
+    swarm.until_stored(produced, 0);
+    uploads::are_taken(&swarm);
+    let (results, malformed) = swarm.until_stored(produced, uploads::HANDED_IN);
+    uploads::are_told_of(&swarm, results, malformed);
     swarm.nothing_runs_as_root_but_who_needs_the_engine();
     // Again: nothing is replaced, and what was released stays.
     let before = swarm.tasks();
@@ -259,16 +263,18 @@ impl OwnSwarm {
         produced
     }
 
-    /// Waits until as many rows are stored as records went in, and no more.
-    fn until_stored(&self, produced: u64) {
+    /// Waits until as many rows are stored as records went in, and no more: those of the producer, and those handed in, of which
+    /// each is a tweet. How many results and malformed ones that are.
+    fn until_stored(&self, produced: u64, handed_in: u64) -> (u64, u64) {
         let sink = stack::container(&self.lab, 1, "friday_sink");
         let malformed = produced / MALFORMED_EVERY;
-        let expected = json!({ "results": produced - malformed, "malformed": malformed });
+        let results = produced - malformed + handed_in;
+        let expected = json!({ "results": results, "malformed": malformed });
         let mut stored = Value::Null;
         for _ in 0..STORED_LOOKS_MAX {
             stored = stack::stored(&self.lab, 1, &sink).unwrap();
             if stored == expected {
-                return;
+                return (results, malformed);
             }
             for _ in 0..10 {
                 pause();

@@ -20,16 +20,19 @@ const WORKER: &str = "friday_tweets-worker";
 const CANARY: &str = "friday_tweets-worker-canary";
 
 /// What runs with all parts.
-const PARTS: [&str; 10] = [
+const PARTS: [&str; 13] = [
     "friday_agent",
     "friday_controller",
     "friday_feeder",
+    "friday_ingest",
+    "friday_jobs",
     "friday_kafka",
     "friday_postgres",
     "friday_producer",
     "friday_prometheus",
     "friday_proxy",
     "friday_sink",
+    "friday_stats",
     WORKER,
 ];
 

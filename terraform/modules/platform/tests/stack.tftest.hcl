@@ -12,7 +12,7 @@ run "plans_the_whole_stack_and_the_released_service_apart" {
   command = plan
 
   assert {
-    condition     = length(setsubtract(["proxy", "controller", "agent", "prometheus", "feeder", "sink", "kafka", "postgres", "producer", "subscriber"], keys(jsondecode(local.stack).services))) == 0
+    condition     = length(setsubtract(["proxy", "controller", "agent", "prometheus", "feeder", "sink", "jobs", "stats", "ingest", "kafka", "postgres", "producer", "subscriber"], keys(jsondecode(local.stack).services))) == 0
     error_message = "all parts are there"
   }
   assert {

@@ -14,6 +14,7 @@ use friday_tls::testing::Pki;
 use serde_json::{Value, json};
 use system_tests::friday;
 
+use super::uploads::PORTS;
 use super::{OwnSwarm, repository};
 
 /// GitLab, as the swarm's node and its containers reach it.
@@ -94,7 +95,7 @@ impl GitLab {
     /// How `swarm/up` is told of it.
     pub(super) fn up(&self, variables: &str) -> String {
         format!(
-            "{variables} swarm/up --board-port 7443 --identities {} --secret gitlab-ca={}",
+            "{variables} swarm/up {PORTS} --board-port 7443 --identities {} --secret gitlab-ca={}",
             self.path("identities.yml").display(),
             self.path("gitlab-ca.pem").display()
         )

@@ -39,6 +39,13 @@ pub fn all_of(tweet: &Tweet) -> Map<String, Value> {
         .collect()
 }
 
+/// Whether the feature of that name finds something, where it has a list for it.
+pub(crate) fn finds_any(name: &str, tweet: &Tweet) -> bool {
+    let feature = FEATURES.iter().find(|feature| feature.name() == name);
+    let found = feature.map(|feature| feature.of(tweet));
+    found.is_some_and(|found| found.as_array().is_some_and(|list| !list.is_empty()))
+}
+
 /// Turns the sentiment round, as the release of scenario `wrong` does.
 pub(crate) fn flip_sentiment(features: &mut Map<String, Value>) {
     sentiment::flip(features);
@@ -74,6 +81,8 @@ fn tweet(text: &str) -> Tweet {
         id: "1".into(),
         author_id: None,
         created_at: None,
+        lang: None,
+        kinds: vec![crate::tweet::Kind::Original],
         text: text.into(),
     }
 }

@@ -18,8 +18,63 @@ pub struct Tweet {
     pub author_id: Option<String>,
     /// When, as the API wrote it (RFC 3339).
     pub created_at: Option<String>,
+    /// Its language, as X says (`lang`): BCP 47, `und` where X cannot say.
+    pub lang: Option<String>,
+    /// What it is to other tweets, at least one of them.
+    pub kinds: Vec<Kind>,
     /// The text, never blank.
     pub text: String,
+}
+
+/// What a tweet is to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It refers to none.
+    Original,
+    /// An answer to another.
+    Reply,
+    /// With another inside.
+    Quote,
+    /// Another one, passed on.
+    Retweet,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Original, Self::Reply, Self::Quote, Self::Retweet];
+
+    /// Its name in `pipeline.yml`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Original => "original",
+            Self::Reply => "reply",
+            Self::Quote => "quote",
+            Self::Retweet => "retweet",
+        }
+    }
+
+    /// The kinds of a tweet, by its `referenced_tweets`: an answer may quote as well.
+    fn of(data: &serde_json::Value) -> Vec<Self> {
+        let references = data.get("referenced_tweets");
+        let references = references.and_then(serde_json::Value::as_array);
+        let types: Vec<&str> = references
+            .into_iter()
+            .flatten()
+            .filter_map(|reference| reference.get("type")?.as_str())
+            .collect();
+        let named = [
+            ("replied_to", Self::Reply),
+            ("quoted", Self::Quote),
+            ("retweeted", Self::Retweet),
+        ];
+        let is_there = |(name, kind): (&str, Self)| types.contains(&name).then_some(kind);
+        let kinds: Vec<Self> = named.into_iter().filter_map(is_there).collect();
+        if kinds.is_empty() {
+            return vec![Self::Original];
+        }
+        kinds
+    }
 }
 
 impl Tweet {
@@ -46,6 +101,8 @@ impl Tweet {
             id: id.to_owned(),
             author_id: optional("author_id"),
             created_at: optional("created_at"),
+            lang: optional("lang"),
+            kinds: Kind::of(data),
             text: text.to_owned(),
         })
     }
@@ -135,6 +192,31 @@ mod tests {
                 author: Some("10000940".into())
             }
         );
+    }
+
+    #[test]
+    fn a_tweet_is_of_the_kinds_of_what_it_refers_to() {
+        use Kind::{Original, Quote, Reply, Retweet};
+        let reference = |kind: &str| serde_json::json!({"type": kind, "id": "2"});
+        let (replied_to, quoted) = (reference("replied_to"), reference("quoted"));
+        for (references, kinds) in [
+            (serde_json::json!(null), vec![Original]),
+            (serde_json::json!([]), vec![Original]),
+            (serde_json::json!([replied_to]), vec![Reply]),
+            (serde_json::json!([quoted, replied_to]), vec![Reply, Quote]),
+            (serde_json::json!([reference("retweeted")]), vec![Retweet]),
+            (
+                serde_json::json!([5, {}, reference("pinned")]),
+                vec![Original],
+            ),
+            (serde_json::json!("replied_to"), vec![Original]),
+        ] {
+            let data = serde_json::json!({"id": "1", "text": "a", "referenced_tweets": references});
+            let record = serde_json::json!({ "data": data }).to_string();
+            let tweet = Tweet::parse(record.as_bytes()).unwrap();
+            assert_eq!(tweet.kinds, kinds, "{references}");
+        }
+        assert_eq!(Tweet::parse(GOOD.as_bytes()).unwrap().lang.unwrap(), "en");
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::features;
 use crate::feeder::WORKER_RELEASE_HEADER;
 use crate::server::{self, Counted, Health, Server, ServerConfig, ServerError, problem};
 use crate::telemetry::{self, Identity, Telemetry};
-use crate::tweet::{Malformed, RECORD_BYTES_MAX, Tweet};
+use crate::tweet::{self, Malformed, RECORD_BYTES_MAX, Tweet};
 use crate::workflow::Workflow;
 use fault::Symptoms;
 
@@ -206,6 +206,8 @@ impl Worker {
             id: "0".to_owned(),
             author_id: None,
             created_at: None,
+            lang: None,
+            kinds: vec![tweet::Kind::Original],
             text: "A first tweet, to be ready for the others.".to_owned(),
         });
         debug!(?found, "work: warm");

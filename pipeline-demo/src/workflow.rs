@@ -11,6 +11,10 @@
 //!   sentiment:
 //!     after: [hashtags]           # only an order
 //!     when: { language.code: [eng, und] }   # else there is no such key in the result
+//! routes:                         # which stages a tweet takes: those of the first route that may be its own, else all
+//!   tagged: { when: { lang: [en, de], has: hashtags }, stages: [language, hashtags] }
+//!   sample: { when: { kind: original, author_share: 5% }, stages: [language, hashtags, sentiment] }
+//!   others: { stages: language }
 //! parallel: 1024                  # tasks at once in one worker
 //! releases:                       # by the release's name, or by its arm: stable, canary
 //!   canary: { without: [hashtags], parallel: 256 }
@@ -24,6 +28,8 @@
 mod jobs;
 mod lint;
 mod read;
+mod route;
+mod routes;
 mod stages;
 mod stream;
 
@@ -35,6 +41,7 @@ use std::time::Duration;
 
 pub use lint::{LintArgs, ReadFileError, lint, refuse};
 pub use read::read;
+pub use route::Route;
 pub use stages::{Condition, Stage, Workflow};
 pub use stream::StreamSpec;
 

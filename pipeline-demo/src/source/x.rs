@@ -55,7 +55,7 @@ const QUEUE_MAX: usize = 256;
 const TOKEN_BYTES_MAX: u64 = 4 * 1024;
 
 /// Fields that the pipeline reads; by default X gives the id and the text alone.
-const FIELDS: &str = "tweet.fields=author_id,created_at,lang";
+const FIELDS: &str = "tweet.fields=author_id,created_at,lang,referenced_tweets";
 
 /// Which stream.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -107,7 +107,14 @@ pub fn lint(args: &LintArgs) -> ExitCode {
                 if matches!(args.output, Output::Text) {
                     let stages = pipeline.workflow.stages().len();
                     let jobs = pipeline.jobs.len();
-                    println!("{}: ok, {stages} stages and {jobs} jobs", path.display());
+                    let routes = match pipeline.workflow.routes().len() {
+                        0 => String::new(),
+                        routes => format!(", {routes} routes"),
+                    };
+                    println!(
+                        "{}: ok, {stages} stages{routes} and {jobs} jobs",
+                        path.display()
+                    );
                 }
             }
             Err(ReadFileError::Refused { findings, .. }) => {

@@ -10,6 +10,7 @@ use friday::yaml::{
 };
 
 use super::jobs::jobs;
+use super::routes::{self, AskedRoute, routes};
 use super::stages::{Condition, Stage, Workflow};
 use super::stream::stream;
 use super::{PARALLEL_DEFAULT, PARALLEL_MAX, Pipeline};
@@ -37,7 +38,7 @@ pub fn read(text: &str, name: &str) -> Result<Pipeline, Vec<Finding>> {
     let mut findings = Findings::new(name);
     let tree = Tree::parse(text, &mut findings);
     let pipeline = tree.as_ref().and_then(|tree| {
-        let expected = "a map with features, releases, stream or jobs";
+        let expected = "a map with features, routes, releases, stream or jobs";
         let fields = Value::root(tree).map(expected, &mut findings)?;
         Some(file(fields, &mut findings))
     });
@@ -54,8 +55,13 @@ fn file(mut fields: Fields<'_>, findings: &mut Findings) -> Pipeline {
         None => all(),
     };
     let parallel = parallel(&mut fields, PARALLEL_DEFAULT, findings);
+    let ways = match fields.take("routes") {
+        Some(value) => routes(value, findings),
+        None => Vec::new(),
+    };
+    routes::check(&ways, &asked, true, findings);
     let releases = match fields.take("releases") {
-        Some(value) => releases(value, &asked, parallel, findings),
+        Some(value) => releases(value, &asked, &ways, parallel, findings),
         None => BTreeMap::new(),
     };
     let jobs = match fields.take("jobs") {
@@ -69,7 +75,7 @@ fn file(mut fields: Fields<'_>, findings: &mut Findings) -> Pipeline {
         .unwrap_or(LATE_AFTER_DEFAULT);
     fields.finish(findings);
     Pipeline {
-        workflow: workflow(&asked, parallel),
+        workflow: workflow(&asked, &ways, parallel),
         releases,
         stream,
         jobs,
@@ -79,14 +85,14 @@ fn file(mut fields: Fields<'_>, findings: &mut Findings) -> Pipeline {
 
 /// A stage as it was asked for.
 #[derive(Debug, Clone)]
-struct Asked {
-    name: &'static str,
+pub(super) struct Asked {
+    pub(super) name: &'static str,
     /// Where it stands and what its key is; nowhere in a file that names none.
     at: Place,
     key: String,
     /// Names of stages that come before it.
     needs: Vec<Setting<String>>,
-    when: Vec<Condition>,
+    pub(super) when: Vec<Condition>,
 }
 
 /// Every feature, as without a file.
@@ -106,7 +112,7 @@ fn names() -> Vec<&'static str> {
 }
 
 /// Notes a stage that there is not.
-fn unknown(named: &Setting<String>, known: &[&str], findings: &mut Findings) {
+pub(super) fn unknown(named: &Setting<String>, known: &[&str], findings: &mut Findings) {
     let mend = nearest(&named.value, known).map(|name| format!("did you mean {name}?"));
     let expected = match known {
         [] => "unknown stage: there is none".to_owned(),
@@ -214,7 +220,11 @@ fn condition(asked: &mut Asked, path: &str, value: Value<'_>, findings: &mut Fin
 }
 
 /// One text or several.
-fn texts(value: Value<'_>, expected: &str, findings: &mut Findings) -> Vec<Setting<String>> {
+pub(super) fn texts(
+    value: Value<'_>,
+    expected: &str,
+    findings: &mut Findings,
+) -> Vec<Setting<String>> {
     let (at, key) = (value.at(), value.key().to_owned());
     let values = if value.is_list() {
         value.list(expected, findings).unwrap_or_default()
@@ -250,6 +260,7 @@ fn parallel(fields: &mut Fields<'_>, default: usize, findings: &mut Findings) ->
 fn releases(
     value: Value<'_>,
     asked: &[Asked],
+    ways: &[AskedRoute],
     parallel_of_all: usize,
     findings: &mut Findings,
 ) -> BTreeMap<String, Workflow> {
@@ -288,9 +299,20 @@ fn releases(
                 }
             }
         }
+        let ways = match fields.take("routes") {
+            Some(value) => {
+                let own = routes(value, findings);
+                routes::check(&own, &asked, true, findings);
+                own
+            }
+            None => {
+                routes::check(ways, &asked, false, findings);
+                ways.to_vec()
+            }
+        };
         let parallel = parallel(&mut fields, parallel_of_all, findings);
         fields.finish(findings);
-        let workflow = workflow(&asked, parallel);
+        let workflow = workflow(&asked, &ways, parallel);
         releases.insert(name.to_owned(), workflow);
     }
     releases
@@ -380,14 +402,15 @@ fn check(asked: &[Asked], findings: &mut Findings) {
 }
 
 /// What was asked for and checked, as a worker does it.
-fn workflow(asked: &[Asked], parallel: usize) -> Workflow {
+fn workflow(asked: &[Asked], ways: &[AskedRoute], parallel: usize) -> Workflow {
     let (ordered, _) = in_order(asked);
     let stage = |asked: &&Asked| {
         let feature = names().iter().position(|name| *name == asked.name);
         let feature = feature.expect("only features that there are become stages");
         Stage::new(feature, asked.when.clone())
     };
-    Workflow::new(ordered.iter().map(stage).collect(), parallel)
+    let ways = routes::resolved(ways, &ordered);
+    Workflow::new(ordered.iter().map(stage).collect(), ways, parallel)
 }
 
 /// Walks from a stage that cannot run to one it waits for, until one comes again: from there on it is the circle.

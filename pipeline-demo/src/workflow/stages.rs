@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::PARALLEL_DEFAULT;
+use super::route::Route;
 use crate::features::FEATURES;
 use crate::tweet::Tweet;
 
@@ -61,6 +62,8 @@ impl Stage {
 pub struct Workflow {
     /// In the order in which they run.
     stages: Vec<Stage>,
+    /// A tweet takes the first that may be its own; where none may, or there is none, all stages.
+    routes: Vec<Route>,
     parallel: usize,
 }
 
@@ -71,6 +74,7 @@ impl Default for Workflow {
             stages: (0..FEATURES.len())
                 .map(|n| Stage::new(n, Vec::new()))
                 .collect(),
+            routes: Vec::new(),
             parallel: PARALLEL_DEFAULT,
         }
     }
@@ -78,8 +82,12 @@ impl Default for Workflow {
 
 impl Workflow {
     /// Stages in an order in which every stage comes after those that it asks about.
-    pub(super) const fn new(stages: Vec<Stage>, parallel: usize) -> Self {
-        Self { stages, parallel }
+    pub(super) const fn new(stages: Vec<Stage>, routes: Vec<Route>, parallel: usize) -> Self {
+        Self {
+            stages,
+            routes,
+            parallel,
+        }
     }
 
     /// The stages, in the order in which they run.
@@ -88,21 +96,29 @@ impl Workflow {
         &self.stages
     }
 
+    /// The routes, in the order in which they are offered to a tweet.
+    #[must_use]
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
     /// Tasks that one worker takes at once; more are answered with 503.
     #[must_use]
     pub const fn parallel(&self) -> usize {
         self.parallel
     }
 
-    /// What is found out about a tweet: a key for each stage whose conditions hold.
+    /// What is found out about a tweet: a key for each stage of its route whose conditions hold.
     ///
     /// The stages of one tweet run one after the other. Each takes microseconds, less than handing it to another thread
     /// would; tweets run at once, up to [`parallel`](Self::parallel).
     #[must_use]
     pub fn run(&self, tweet: &Tweet) -> Map<String, Value> {
+        let route = self.routes.iter().find(|route| route.takes(tweet));
         let mut found = Map::new();
-        for stage in &self.stages {
-            if stage.when.iter().all(|condition| condition.holds(&found)) {
+        for (at, stage) in self.stages.iter().enumerate() {
+            let is_on_route = route.is_none_or(|route| route.stages.contains(&at));
+            if is_on_route && stage.when.iter().all(|condition| condition.holds(&found)) {
                 let feature = FEATURES[stage.feature];
                 found.insert(feature.name().to_owned(), feature.of(tweet));
             }

@@ -6,13 +6,15 @@ use super::*;
 use crate::features::FEATURES;
 use crate::jobs::spec::DEADLINE_DEFAULT;
 use crate::jobs::{Schedule, Task};
-use crate::tweet::Tweet;
+use crate::tweet::{Kind, Tweet};
 
 fn tweet(text: &str) -> Tweet {
     Tweet {
         id: "1".into(),
         author_id: None,
         created_at: None,
+        lang: None,
+        kinds: vec![Kind::Original],
         text: text.into(),
     }
 }

@@ -100,6 +100,45 @@ async fn a_worker_does_what_its_release_is_told_to() {
 }
 
 #[tokio::test]
+async fn a_worker_sends_each_tweet_by_the_route_that_is_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("pipeline.yml");
+    let text = "routes:\n  tagged: { when: { lang: en, has: hashtags }, stages: [language, hashtags] }\n  replies: { when: { kind: reply }, stages: mentions }\n";
+    std::fs::write(&file, text).unwrap();
+    let linted = lint(directory.path(), &[]).await;
+    let words = "pipeline.yml: ok, 4 stages, 2 routes and 3 jobs\n";
+    assert_eq!(String::from_utf8(linted.stdout).unwrap(), words);
+    let args = ["work", "--pipeline", file.to_str().unwrap()];
+    let worker = Process::start(directory.path(), "work", &args).await;
+    let url = format!("http://{}/tasks", worker.address);
+    let reply = json!([{"type": "replied_to", "id": "7"}]);
+    for (lang, text, references, expected) in [
+        ("en", "a #tag", &reply, &["hashtags", "language"][..]),
+        ("de", "a #tag", &reply, &["mentions"]),
+        (
+            "en",
+            "no tag",
+            &json!([]),
+            &["hashtags", "language", "mentions", "sentiment"],
+        ),
+    ] {
+        let data = json!({"id": "1", "author_id": "1", "lang": lang, "text": text, "referenced_tweets": references});
+        let tweet = json!({ "data": data }).to_string();
+        let answer = reqwest::Client::new().post(&url).body(tweet).send();
+        let result: Value = answer.await.unwrap().json().await.unwrap();
+        let features = result["features"].as_object().unwrap();
+        let found: Vec<&str> = features.keys().map(String::as_str).collect();
+        assert_eq!(found, expected, "{lang} {text}");
+    }
+    std::fs::write(&file, text.replace("mentions", "mention")).unwrap();
+    let wrong = lint(directory.path(), &[]).await;
+    assert_eq!(wrong.status.code(), Some(20));
+    let said = String::from_utf8(wrong.stdout).unwrap();
+    let finding = "pipeline.yml:3:45: routes.replies.stages: \"mention\": unknown stage: ";
+    assert!(said.starts_with(finding), "{said}");
+}
+
+#[tokio::test]
 async fn nothing_starts_with_a_file_that_is_wrong() {
     let directory = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();

@@ -115,7 +115,7 @@ pub trait Consumer: Send + fmt::Debug {
             match self.poll(records_max.max(1)).await? {
                 Polled::Records(records) => return Ok(records),
                 Polled::Revoked(partitions) => self.release(&partitions),
-                Polled::Lost(_) => {}
+                Polled::Lost(_) | Polled::Anew(_) => {}
             }
         }
     }
@@ -142,6 +142,9 @@ pub enum Polled {
     /// These partitions are another member's already, as after a long silence. What was taken from them is done again
     /// there, and nothing can be committed for them here.
     Lost(Vec<u32>),
+    /// The topic was deleted and made anew: what comes of these partitions from now on has the offsets of the new one, from its
+    /// beginning. What was taken before is of a topic that is no more, and there is nothing to commit for it.
+    Anew(Vec<u32>),
 }
 
 /// Saves a group's offsets.

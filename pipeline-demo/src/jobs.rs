@@ -16,5 +16,5 @@ pub use args::{JobsArgs, run};
 pub use runner::Runner;
 pub use schedule::Schedule;
 pub use spec::{JobSpec, Task};
-pub use store::{Begun, JobRun, JobStore, Lock, Outcome};
+pub use store::{Begun, JobRun, JobStore, Lock, Outcome, RunPlace};
 pub use tasks::Tasks;

@@ -21,6 +21,7 @@ mod reconcile;
 mod rows;
 mod sqlite;
 mod storage;
+mod unreadable;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,16 +34,20 @@ use base64::engine::general_purpose::STANDARD;
 use friday::clock::{Clock, SystemClock};
 use jiff::Timestamp;
 use serde_json::json;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::backoff::{Hush, wait_after};
-use crate::bus::{Bus, BusConfig, BusError, Consumer, MALFORMED, Position, RESULTS, Record};
+use crate::bus::{
+    Bus, BusConfig, BusError, Consumer, MALFORMED, Position, RESULTS, Record, TWEETS,
+};
 use crate::feeder::DeadLetter;
 use crate::server::{self, Health, Server, ServerConfig, ServerError};
 use crate::telemetry::{Identity, Telemetry, chain, words_of};
 use metrics::Counts;
+use rows::task_key;
+use unreadable::unreadable;
 
 pub use analytics::{ANALYTICS, Analysed};
 pub use args::{DatabaseArgs, SinkArgs};
@@ -71,6 +76,12 @@ const AHEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How often offsets that the bus did not take are tried again while nothing new comes.
 const COMMIT_AGAIN_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a batch that is being stored may take once the sink is told to stop. One that failed before is left at once.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How long the bus and the store may take to say at the end what is left and what is stored.
+const LAST_LOOK_MAX: Duration = Duration::from_secs(2);
 
 /// How often the lag is looked up for the metrics.
 const LAG_EVERY: Duration = Duration::from_secs(1);
@@ -108,17 +119,20 @@ pub enum SinkError {
     Server(#[from] ServerError),
 }
 
-/// Stores until `shutdown`.
+/// Stores until `shutdown`. Gives what is stored then; `None` while the store does not say.
 ///
 /// # Errors
 /// When the bus or the store cannot be opened. One that is away for a while is waited for, also at the start.
-pub async fn run(config: SinkConfig, shutdown: CancellationToken) -> Result<Stored, SinkError> {
+pub async fn run(
+    config: SinkConfig,
+    shutdown: CancellationToken,
+) -> Result<Option<Stored>, SinkError> {
     let bus = tokio::select! {
         bus = config.bus.open() => bus?,
-        () = shutdown.cancelled() => return Ok(Stored::default()),
+        () = shutdown.cancelled() => return Ok(None),
     };
     let Some(store) = config.database.open_when_there(&shutdown).await? else {
-        return Ok(Stored::default());
+        return Ok(None);
     };
     let server = Server::bind(&config.server).await?;
     let mut sink = Sink::new(bus, store, &config.identity)
@@ -221,7 +235,7 @@ impl Sink {
     ///
     /// # Errors
     /// As [`run`].
-    pub async fn run(&self, shutdown: CancellationToken) -> Result<Stored, SinkError> {
+    pub async fn run(&self, shutdown: CancellationToken) -> Result<Option<Stored>, SinkError> {
         let results = self.drain_topic(RESULTS, &shutdown);
         let malformed = self.drain_topic(MALFORMED, &shutdown);
         let looking = async {
@@ -236,7 +250,36 @@ impl Sink {
             both = async { tokio::try_join!(results, malformed) } => { both?; }
             () = looking => {}
         }
-        Ok(self.storage.stored().await?)
+        self.say_what_is_left().await;
+        match timeout(LAST_LOOK_MAX, self.storage.stored()).await {
+            Ok(Ok(stored)) => Ok(Some(stored)),
+            Ok(Err(error)) if !error.is_transient() => Err(error.into()),
+            Ok(Err(_)) | Err(_) => {
+                warn!("sink: the store is away, it does not say how many rows it has");
+                Ok(None)
+            }
+        }
+    }
+
+    /// What was not stored was not committed either: it stays where it is.
+    async fn say_what_is_left(&self) {
+        for topic in [RESULTS, MALFORMED] {
+            match timeout(LAST_LOOK_MAX, self.bus.lag(topic, GROUP)).await {
+                Ok(Ok(0)) => {}
+                Ok(Ok(records)) => {
+                    info!(
+                        topic,
+                        records, "sink: records stay in the topic for the next one"
+                    );
+                }
+                Ok(Err(_)) | Err(_) => {
+                    warn!(
+                        topic,
+                        "sink: the bus does not say how many records stay in the topic"
+                    );
+                }
+            }
+        }
     }
 
     /// Stores what one topic brings, until `shutdown`.
@@ -295,6 +338,10 @@ impl Sink {
             }
             fetch.uncommitted.extend(ends);
             fetch.commit().await?;
+            // What was fetched ahead comes again to the next one.
+            if shutdown.is_cancelled() {
+                return Ok(());
+            }
         }
     }
 
@@ -316,7 +363,21 @@ impl Sink {
         // What the store refuses is halved until the record at fault is alone.
         let mut left = Vec::new();
         loop {
-            match self.storage.store(&batch).await {
+            // Where it ends in the middle, all of it is stored or nothing, and it comes again.
+            let patience = if failures == 0 {
+                STOP_WAIT_MAX
+            } else {
+                Duration::ZERO
+            };
+            let overdue = async {
+                shutdown.cancelled().await;
+                sleep(patience).await;
+            };
+            let stored = tokio::select! {
+                stored = self.storage.store(&batch) => stored,
+                () = overdue => return Ok(false),
+            };
+            match stored {
                 Ok(receipt) => {
                     failures = 0;
                     self.counts.count(&batch, &receipt);
@@ -385,6 +446,8 @@ fn unstorable(batch: Batch, error: StorageError) -> Result<Batch, StorageError> 
                 .to_string()
                 .into_bytes(),
             letter: row.position,
+            tweet_id: Some(row.tweet_id),
+            origin: row.origin,
             reason,
         },
         (None, Some(letter)) if letter.code != CODE => Letter {
@@ -488,24 +551,15 @@ impl Taken {
             let Position { partition, offset } = record.position;
             self.bytes += record.value.len();
             self.ends.insert(partition, offset + 1);
-            let unreadable = |what: &str| Letter {
-                topic: topic.to_owned(),
-                position: record.position,
-                code: "unreadable".to_owned(),
-                reason: format!("the record in topic {topic} is no {what}"),
-                release: String::new(),
-                original: record.value.to_vec(),
-                letter: record.position,
-            };
             if topic == RESULTS {
                 match StoredResult::read(&record.value, record.position) {
                     Some(result) => self.rows.push(Row::of(result, now)),
-                    None => self.letters.push(unreadable("result")),
+                    None => self.letters.push(unreadable(topic, &record)),
                 }
             } else {
                 let letter = letter(&record.value, record.position);
                 self.letters
-                    .push(letter.unwrap_or_else(|| unreadable("dead letter")));
+                    .push(letter.unwrap_or_else(|| unreadable(topic, &record)));
             }
         }
     }
@@ -513,8 +567,11 @@ impl Taken {
 
 fn letter(bytes: &[u8], place: Position) -> Option<Letter> {
     let letter: DeadLetter = serde_json::from_slice(bytes).ok()?;
+    let original = STANDARD.decode(&letter.original_base64).ok()?;
     Some(Letter {
-        original: STANDARD.decode(&letter.original_base64).ok()?,
+        tweet_id: Some(task_key(&original, letter.position)),
+        origin: (letter.topic == TWEETS).then_some(letter.position),
+        original,
         topic: letter.topic,
         position: letter.position,
         code: letter.code,

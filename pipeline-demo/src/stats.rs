@@ -15,4 +15,5 @@ mod types;
 pub use api::{Document, Stats, router};
 pub use args::{StatsArgs, run};
 pub use counters::{CounterPost, NewCounter};
+pub(crate) use store::fingerprint;
 pub use store::{Added, StatsStore, Window};

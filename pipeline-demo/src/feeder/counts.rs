@@ -25,6 +25,7 @@ pub(crate) struct Counts {
     pub(super) malformed: IntCounter,
     pub(super) attempts: IntCounterVec,
     pub(super) in_flight: IntGauge,
+    pub(super) anew: IntCounter,
     lag: IntGauge,
 }
 
@@ -56,6 +57,10 @@ impl Counts {
                 "pipeline_feeder_in_flight",
                 "Tasks taken from the bus and not done yet.",
             )),
+            anew: telemetry.counter(
+                "pipeline_feeder_partitions_anew_total",
+                "Partitions that began anew because their topic was deleted and made again.",
+            ),
             lag: telemetry.gauge(lag.const_labels(labels.collect())),
         }
     }

@@ -214,6 +214,19 @@ impl<'a> Feeding<'a> {
                     self.forget(partition);
                 }
             }
+            Polled::Anew(partitions) => {
+                warn!(
+                    ?partitions,
+                    "feed: the topic was deleted and made anew, these partitions go on from their beginning"
+                );
+                self.counts.anew.inc_by(partitions.len() as u64);
+                for partition in partitions {
+                    // What is in flight ends as it may: nobody else has it. The offsets are no longer those of the topic.
+                    self.lanes.forget(partition);
+                    self.progress.forget(partition);
+                    self.partitions.remove(&partition);
+                }
+            }
         }
     }
 

@@ -45,8 +45,11 @@ impl PinError {
 /// What is known of the canary.
 #[derive(Debug, Default)]
 pub(super) struct Pinned {
-    last: Mutex<Option<(Instant, Result<Arc<str>, PinError>)>>,
+    last: Mutex<Option<Heard>>,
 }
+
+/// When it was asked, and the name that answers of the canary bear.
+type Heard = (Instant, Result<Arc<str>, PinError>);
 
 impl Pinned {
     /// The name that answers of the canary bear.

@@ -22,6 +22,7 @@ pub(super) struct Metrics {
     last_done: IntGaugeVec,
     missing: IntGauge,
     doubled: IntGauge,
+    unreadable: IntGauge,
     expected: IntGauge,
     checked: IntGauge,
 }
@@ -62,6 +63,10 @@ impl Metrics {
                 "pipeline_reconciled_doubled_records",
                 "Records that are stored both as a result and as malformed.",
             ),
+            unreadable: gauge(
+                "pipeline_reconciled_unreadable_records",
+                "Records that went in and whose answer could not be read or stored; it is kept as malformed.",
+            ),
             expected: gauge(
                 "pipeline_reconciled_expected_records",
                 "Records that went in and were looked for.",
@@ -96,6 +101,7 @@ impl Metrics {
         let sum = |of: fn(&Reconciled) -> i64| all.iter().map(of).sum::<i64>();
         self.missing.set(sum(|r| r.missing));
         self.doubled.set(sum(|r| r.doubled));
+        self.unreadable.set(sum(|r| r.unreadable));
         self.expected.set(sum(|r| r.expected));
         if let Some(oldest) = all.iter().map(|r| r.checked_ms).max() {
             self.checked.set(oldest / 1_000);

@@ -1,7 +1,7 @@
 //! What jobs need of the store: a lock, a book of runs, and the work itself.
 
 use async_trait::async_trait;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::sink::{ReconcileStore, StorageError};
 
@@ -41,11 +41,11 @@ pub trait JobStore: ReconcileStore {
         detail: &str,
     ) -> Result<(), StorageError>;
 
-    /// Runs, the latest first, at most `limit`, of those that began before `before_ms`.
+    /// Runs, the latest first, at most `limit`, after the last one of the page before.
     async fn runs(
         &self,
         job: Option<&str>,
-        before_ms: i64,
+        after: Option<&RunPlace>,
         limit: i64,
     ) -> Result<Vec<JobRun>, StorageError>;
 
@@ -123,6 +123,32 @@ impl Outcome {
         match self {
             Self::Done | Self::Failed | Self::Deadline | Self::Missed => true,
             Self::Lost | Self::Stopped => false,
+        }
+    }
+}
+
+/// Where a run stands among the others: by its beginning, and those that began at once by what tells them apart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunPlace {
+    /// When it began.
+    pub started_ms: i64,
+    /// The job.
+    pub job: String,
+    /// When it was due.
+    pub due_ms: i64,
+    /// From 1.
+    pub attempt: i64,
+}
+
+impl JobRun {
+    /// Where it stands among the others.
+    #[must_use]
+    pub fn place(&self) -> RunPlace {
+        RunPlace {
+            started_ms: self.started_ms,
+            job: self.job.clone(),
+            due_ms: self.due_ms,
+            attempt: self.attempt,
         }
     }
 }

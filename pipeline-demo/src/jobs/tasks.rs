@@ -126,10 +126,11 @@ impl Tasks {
         let sum = |of: fn(&Reconciled) -> i64| reconciled.iter().map(of).sum::<i64>();
         Ok(Work {
             detail: format!(
-                "{} records in: {} results, {} malformed, {} duplicates, {} of them doubled; {} missing",
+                "{} records in: {} results, {} malformed, {} unreadable, {} duplicates, {} of them doubled; {} missing",
                 sum(|r| r.expected),
                 sum(|r| r.results),
                 sum(|r| r.malformed),
+                sum(|r| r.unreadable),
                 sum(|r| r.duplicates),
                 sum(|r| r.doubled),
                 sum(|r| r.missing)

@@ -68,6 +68,7 @@ pub(super) struct Counts {
     malformed: IntCounterVec,
     duplicates: IntCounter,
     redelivered: IntCounter,
+    overruled: IntCounter,
     lateness: HistogramVec,
     late: IntCounterVec,
     lags: [(&'static str, IntGauge); 2],
@@ -114,6 +115,10 @@ impl Counts {
                 "pipeline_redelivered_total",
                 "Records that were stored already: work that was done or delivered again.",
             ),
+            overruled: telemetry.counter(
+                "pipeline_overruled_total",
+                "Dead letters that do not hold, because their task has a result: one release refused what another did.",
+            ),
             lateness: telemetry.histograms(
                 "pipeline_lateness_seconds",
                 "Time from a tweet's being appended to the bus to its result's being stored.",
@@ -135,6 +140,7 @@ impl Counts {
     pub(super) fn count(&self, batch: &Batch, receipt: &Receipt) {
         self.duplicates.inc_by(receipt.duplicates);
         self.redelivered.inc_by(receipt.redelivered);
+        self.overruled.inc_by(receipt.overruled);
         for row in receipt.results.iter().filter_map(|at| batch.rows.get(*at)) {
             let release = self.releases.label(&row.fact.release);
             let sentiment = row.fact.sentiment_label.as_deref().unwrap_or("none");

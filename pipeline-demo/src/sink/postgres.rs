@@ -2,7 +2,8 @@
 //!
 //! A batch is one transaction of a few statements whatever its size: columns travel as arrays and become rows there.
 //! Several sinks may store at once: all take their locks in the same order (results, second places, dead letters,
-//! counts, each by key), and what PostgreSQL ends for the sake of others is done again.
+//! counts, each by key), and what PostgreSQL ends for the sake of others is done again. Dead letters are not stored beside
+//! results: of a result and a letter of one task that come at once, neither would see the other.
 
 mod maintenance;
 mod migrate;
@@ -21,6 +22,7 @@ use super::deltas::{Deltas, MINUTE_S};
 use super::rows::{Batch, Duplicate, Fact, Letter, Old, Row, place, settle};
 use super::storage::{Receipt, Storage, StorageError, Stored};
 use crate::bus::Position;
+use crate::seeded::stable_hash;
 
 /// How often a transaction that PostgreSQL ended for the sake of another is done again at once. Two sinks that collide
 /// do so once; what fails so often has another reason and waits as any trouble does.
@@ -83,8 +85,10 @@ impl PostgresStorage {
                 ..Receipt::default()
             },
         };
+        storing.take_turn().await?;
         let duplicates = storing.results().await?;
         storing.duplicates(&duplicates).await?;
+        storing.no_letters_any_more().await?;
         storing.letters().await?;
         storing.counts().await?;
         let Storing { receipt, .. } = storing;
@@ -135,6 +139,18 @@ const REPLACE_RESULTS: &str = results_from_arrays!(
 );
 
 impl Storing<'_> {
+    /// Batches of results go beside each other; one with dead letters goes alone. The lock ends with the transaction.
+    async fn take_turn(&mut self) -> Result<(), sqlx::Error> {
+        let lock = if self.batch.letters.is_empty() {
+            "SELECT pg_advisory_xact_lock_shared($1)"
+        } else {
+            "SELECT pg_advisory_xact_lock($1)"
+        };
+        let key = stable_hash(b"pipeline-demo dead letters").cast_signed();
+        self.connection.execute(sqlx::query(lock).bind(key)).await?;
+        Ok(())
+    }
+
     /// Stores the results; gives the second places that showed up.
     async fn results(&mut self) -> Result<Vec<Duplicate>, sqlx::Error> {
         let mut duplicates = self.batch.duplicates.clone();
@@ -254,18 +270,76 @@ impl Storing<'_> {
         Ok(())
     }
 
+    /// What was refused and has a result after all.
+    async fn no_letters_any_more(&mut self) -> Result<(), sqlx::Error> {
+        let (places, ids): (Vec<Position>, Vec<&str>) = self.batch.answered().unzip();
+        if places.is_empty() {
+            return Ok(());
+        }
+        let (partitions, offsets): (Vec<i64>, Vec<i64>) = places.into_iter().map(place).unzip();
+        let removed: Vec<(i64, String, String)> = sqlx::query_as(
+            "DELETE FROM malformed AS m USING UNNEST($1::bigint[], $2::bigint[], $3::text[]) AS n (p, o, id)
+             WHERE m.origin_partition = n.p AND m.origin_offset = n.o AND (m.tweet_id IS NULL OR m.tweet_id = n.id)
+             RETURNING m.minute, m.code, m.release",
+        )
+        .bind(&partitions)
+        .bind(&offsets)
+        .bind(&ids)
+        .fetch_all(&mut *self.connection)
+        .await?;
+        for (minute, code, release) in removed {
+            self.deltas.letter(minute, &code, &release, -1);
+            self.receipt.overruled += 1;
+        }
+        Ok(())
+    }
+
+    /// Indices of the letters whose task has a result.
+    async fn answered_letters(&mut self) -> Result<HashSet<usize>, sqlx::Error> {
+        let letters = &self.batch.letters;
+        let places = letters.iter().map(|letter| letter.origin.map(place));
+        let (partitions, offsets): (Vec<Option<i64>>, Vec<Option<i64>>) =
+            places.map(Option::unzip).unzip();
+        let ids: Vec<Option<&str>> = letters.iter().map(|l| l.tweet_id.as_deref()).collect();
+        let answered: Vec<i64> = sqlx::query_scalar(
+            "SELECT n.number - 1 FROM UNNEST($1::bigint[], $2::bigint[], $3::text[]) WITH ORDINALITY
+                AS n (p, o, id, number)
+             WHERE EXISTS (SELECT FROM results AS r
+                    WHERE r.origin_partition = n.p AND r.origin_offset = n.o AND (n.id IS NULL OR r.tweet_id = n.id))
+                OR EXISTS (SELECT FROM duplicates AS d
+                    WHERE d.origin_partition = n.p AND d.origin_offset = n.o AND (n.id IS NULL OR d.tweet_id = n.id))",
+        )
+        .bind(&partitions)
+        .bind(&offsets)
+        .bind(&ids)
+        .fetch_all(&mut *self.connection)
+        .await?;
+        let answered = answered.into_iter();
+        Ok(answered
+            .filter_map(|number| number.try_into().ok())
+            .collect())
+    }
+
     async fn letters(&mut self) -> Result<(), sqlx::Error> {
-        let letters: Vec<&Letter> = self.batch.letters.iter().collect();
+        if self.batch.letters.is_empty() {
+            return Ok(());
+        }
+        let answered = self.answered_letters().await?;
+        self.receipt.overruled += answered.len() as u64;
+        let numbered = self.batch.letters.iter().enumerate();
+        let (indices, letters): (Vec<usize>, Vec<&Letter>) = numbered
+            .filter(|(index, _)| !answered.contains(index))
+            .unzip();
         if letters.is_empty() {
             return Ok(());
         }
         let minute = self.batch.minute();
         let inserted: Vec<(String, i64, i64)> = bind_letters(
             "INSERT INTO malformed (topic, partition, \"offset\", code, reason, release, original, letter_partition,
-                letter_offset, minute, stored_ms)
-             SELECT n.*, $10::bigint, $11::bigint
+                letter_offset, tweet_id, origin_partition, origin_offset, minute, stored_ms)
+             SELECT n.*, $13::bigint, $14::bigint
              FROM UNNEST($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::bytea[],
-                $8::bigint[], $9::bigint[]) AS n
+                $8::bigint[], $9::bigint[], $10::text[], $11::bigint[], $12::bigint[]) AS n
              ON CONFLICT DO NOTHING RETURNING topic, partition, \"offset\"",
             &letters,
             self.batch,
@@ -277,7 +351,7 @@ impl Storing<'_> {
         .collect::<Result<_, sqlx::Error>>()?;
         let inserted: HashSet<_> = inserted.into_iter().collect();
         let mut known = Vec::new();
-        for (index, letter) in letters.iter().enumerate() {
+        for (index, letter) in indices.into_iter().zip(&letters) {
             let (partition, offset) = place(letter.position);
             if inserted.contains(&(letter.topic.clone(), partition, offset)) {
                 self.deltas.letter(minute, &letter.code, &letter.release, 1);
@@ -298,10 +372,11 @@ impl Storing<'_> {
         let old: Vec<(i64, String, String)> = bind_letters(
             "SELECT m.minute, m.code, m.release FROM malformed m
              JOIN UNNEST($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::bytea[],
-                $8::bigint[], $9::bigint[]) AS n (t, p, o, c, r, release, original, lp, lo)
+                $8::bigint[], $9::bigint[], $10::text[], $11::bigint[], $12::bigint[])
+                AS n (t, p, o, c, r, release, original, lp, lo, id, op, oo)
              ON m.topic = n.t AND m.partition = n.p AND m.\"offset\" = n.o
-                AND (m.letter_partition, m.letter_offset) < (n.lp, n.lo) AND $10::bigint IS NOT NULL
-                AND $11::bigint IS NOT NULL
+                AND (m.letter_partition, m.letter_offset) < (n.lp, n.lo) AND $13::bigint IS NOT NULL
+                AND $14::bigint IS NOT NULL
              ORDER BY m.topic, m.partition, m.\"offset\" FOR UPDATE OF m",
             letters,
             self.batch,
@@ -317,9 +392,10 @@ impl Storing<'_> {
         }
         let new: Vec<(String, String)> = bind_letters(
             "UPDATE malformed m SET code = n.c, reason = n.r, release = n.release, original = n.original,
-                letter_partition = n.lp, letter_offset = n.lo, minute = $10, stored_ms = $11
+                letter_partition = n.lp, letter_offset = n.lo, tweet_id = n.id, minute = $13, stored_ms = $14
              FROM UNNEST($1::text[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::bytea[],
-                $8::bigint[], $9::bigint[]) AS n (t, p, o, c, r, release, original, lp, lo)
+                $8::bigint[], $9::bigint[], $10::text[], $11::bigint[], $12::bigint[])
+                AS n (t, p, o, c, r, release, original, lp, lo, id, op, oo)
              WHERE m.topic = n.t AND m.partition = n.p AND m.\"offset\" = n.o
                 AND (m.letter_partition, m.letter_offset) < (n.lp, n.lo)
              RETURNING m.code, m.release",
@@ -421,6 +497,9 @@ fn bind_letters<'q>(
         .bind(column(letters, |letter| letter.original.as_slice()))
         .bind(column(letters, |letter| place(letter.letter).0))
         .bind(column(letters, |letter| place(letter.letter).1))
+        .bind(column(letters, |letter| letter.tweet_id.as_deref()))
+        .bind(column(letters, |l| l.origin.map(|at| place(at).0)))
+        .bind(column(letters, |l| l.origin.map(|at| place(at).1)))
         .bind(batch.minute())
         .bind(batch.now_ms)
 }

@@ -4,6 +4,10 @@
 //! "malformed". When the sink has stored what those two topics held at that moment, every offset below the committed one
 //! must be found in the store: as the origin of a result, as the second place of a tweet, or as a dead letter. What is
 //! not found there is missing, and is looked for again in every later run.
+//!
+//! A record of "results" or "malformed" that could not be read or stored is kept as a dead letter as well, and accounts for the
+//! place of its tweet. Where it does not say that place any more, its key says the tweet; so the tweets that are missing are
+//! read once more, and where one of them has that key, it is found.
 
 use std::time::Duration;
 
@@ -12,8 +16,9 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use super::GROUP;
+use super::rows::task_key;
 use super::storage::StorageError;
-use crate::bus::{Bus, BusError, MALFORMED, RESULTS, Standing, TWEETS};
+use crate::bus::{Bus, BusError, MALFORMED, Position, RESULTS, Span, Standing, TWEETS};
 use crate::feeder;
 
 /// Offsets compared in one transaction: about a second of reading indices.
@@ -21,6 +26,13 @@ pub(crate) const OFFSETS_MAX: i64 = 200_000;
 
 /// Holes written down in one step; the step ends with the last of them.
 pub(crate) const HOLES_MAX: i64 = 1_000;
+
+/// Holes whose tweets are read once more in one run, while there are answers that could be theirs: each takes a reader of its own,
+/// some 50 ms with Kafka.
+const HOLES_READ_MAX: i64 = 100;
+
+/// Records of one hole that are read.
+const HOLE_RECORDS_MAX: i64 = 1_000;
 
 /// How often the sink's offsets are looked at while they are waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -60,14 +72,41 @@ pub struct Reconciled {
     pub results: i64,
     /// Those that are a dead letter's original.
     pub malformed: i64,
+    /// Those whose answer could not be read or stored; it is kept as a dead letter in their place.
+    pub unreadable: i64,
     /// Those that hold a tweet which is stored from another place.
     pub duplicates: i64,
-    /// Those that are found in more than one of these, as when one release refused what the other did.
+    /// Those that are found in more than one of these; 0, unless somebody else writes to the tables.
     pub doubled: i64,
     /// Those that are found in none of these, now.
     pub missing: i64,
     /// When, in milliseconds since 1970.
     pub checked_ms: i64,
+}
+
+/// As what some offsets were found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) results: i64,
+    pub(crate) malformed: i64,
+    pub(crate) unreadable: i64,
+    pub(crate) duplicates: i64,
+    /// Different ones.
+    pub(crate) places: i64,
+}
+
+impl Found {
+    pub(crate) const fn add(&mut self, other: Self) {
+        self.results += other.results;
+        self.malformed += other.malformed;
+        self.unreadable += other.unreadable;
+        self.duplicates += other.duplicates;
+        self.places += other.places;
+    }
+
+    pub(crate) const fn doubled(&self) -> i64 {
+        self.results + self.malformed + self.unreadable + self.duplicates - self.places
+    }
 }
 
 /// What a comparison needs of the store.
@@ -82,6 +121,13 @@ pub trait ReconcileStore: Send + Sync {
 
     /// Offsets that are missing, in order, at most `limit`.
     async fn holes(&self, limit: i64) -> Result<Vec<Hole>, StorageError>;
+
+    /// Dead letters that account for no place of topic "tweets": records that could not be read and do not say whose answer
+    /// they are.
+    async fn unplaced(&self) -> Result<i64, StorageError>;
+
+    /// Lets such letters account for the task at `origin`, whose key is `tweet_id`. False if there is none for it.
+    async fn account_for(&self, origin: Position, tweet_id: &str) -> Result<bool, StorageError>;
 }
 
 /// Why nothing could be compared.
@@ -115,25 +161,70 @@ pub(crate) async fn reconcile(
             sleep(LOOK_EVERY).await;
         }
     }
-    let mut all = Vec::new();
-    for standing in done {
-        let Some(to) = standing.committed else {
-            continue;
-        };
-        let range = Range {
+    let ranges = done.into_iter().filter_map(|standing| {
+        Some(Range {
             partition: standing.partition,
             oldest: standing.oldest,
-            to,
-        };
+            to: standing.committed?,
+        })
+    });
+    let ranges: Vec<Range> = ranges.collect();
+    let compared = compare(store, &ranges, now_ms).await?;
+    let missing = compared.iter().any(|partition| partition.missing > 0);
+    if missing && store.unplaced().await? > 0 && account_for_unreadable(bus, store).await? {
+        return Ok(compare(store, &ranges, now_ms).await?);
+    }
+    Ok(compared)
+}
+
+async fn compare(
+    store: &dyn ReconcileStore,
+    ranges: &[Range],
+    now_ms: i64,
+) -> Result<Vec<Reconciled>, StorageError> {
+    let mut all = Vec::new();
+    for range in ranges {
         loop {
-            let reconciled = store.reconcile(range, now_ms).await?;
-            if reconciled.next_offset >= to {
+            let reconciled = store.reconcile(*range, now_ms).await?;
+            if reconciled.next_offset >= range.to {
                 all.push(reconciled);
                 break;
             }
         }
     }
     Ok(all)
+}
+
+/// Reads the tweets that are missing, and looks for each among the answers that could not be read. Whether any was found.
+async fn account_for_unreadable(
+    bus: &dyn Bus,
+    store: &dyn ReconcileStore,
+) -> Result<bool, ReconcileError> {
+    let mut found = false;
+    for hole in store.holes(HOLES_READ_MAX).await? {
+        let Ok(partition) = hole.partition.try_into() else {
+            continue;
+        };
+        let from = hole.first_offset;
+        let to = hole.next_offset.min(from + HOLE_RECORDS_MAX);
+        let span = Span {
+            partition,
+            from,
+            to,
+        };
+        let mut reader = bus.reader(TWEETS, &[span]).await?;
+        loop {
+            let records = reader.read(HOLE_RECORDS_MAX as usize).await?;
+            if records.is_empty() {
+                break;
+            }
+            for record in records {
+                let key = task_key(&record.value, record.position);
+                found |= store.account_for(record.position, &key).await?;
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Whether a group has committed all that was there.

@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::bus::Position;
+use crate::bus::{Position, TWEETS};
 use crate::origin::Origin;
+use crate::tweet::Ids;
 use crate::worker::TaskResult;
 
 /// Longest word that is counted under: releases, languages, labels, codes. A digest has 71 characters.
@@ -176,6 +177,17 @@ pub struct Letter {
     pub original: Vec<u8>,
     /// The letter's own place.
     pub letter: Position,
+    /// The key of its task, which a result of it would have for its tweet; `None` where nobody can say.
+    pub tweet_id: Option<String>,
+    /// The place in topic "tweets" that it accounts for: the original's own, or, of a record in another topic, the one whose
+    /// answer it should have been. `None` where that record does not say.
+    pub origin: Option<Position>,
+}
+
+/// The key of the task that a record of topic "tweets" is: its id, or its place where it has none. The feeder says the same.
+pub(crate) fn task_key(record: &[u8], position: Position) -> String {
+    let id = Ids::of(record).tweet;
+    word(&id.unwrap_or_else(|| position.to_string()))
 }
 
 impl Letter {
@@ -187,6 +199,12 @@ impl Letter {
             code: word(&self.code),
             reason: text(&self.reason),
             release: word(&self.release),
+            tweet_id: self.tweet_id.as_deref().map(word),
+            origin: if self.topic == TWEETS {
+                Some(self.position)
+            } else {
+                self.origin
+            },
             ..self
         }
     }
@@ -300,6 +318,15 @@ impl Batch {
             now_ms: self.now_ms,
         };
         (self, rest)
+    }
+
+    /// The places that these results are good answers to, and the keys of their tasks: what stands in the table of dead letters
+    /// for one of them does not hold any more.
+    pub(crate) fn answered(&self) -> impl Iterator<Item = (Position, &str)> {
+        let rows = self.rows.iter();
+        let rows = rows.filter_map(|row| Some((row.origin?, row.tweet_id.as_str())));
+        let others = self.duplicates.iter();
+        rows.chain(others.map(|duplicate| (duplicate.origin, duplicate.tweet_id.as_str())))
     }
 
     /// Rows to write.

@@ -151,8 +151,15 @@ impl SqliteStorage {
                 storing.duplicate(duplicate).await?;
             }
         }
+        for (origin, tweet_id) in batch.answered() {
+            storing.no_letter_any_more(origin, tweet_id).await?;
+        }
         for (index, letter) in batch.letters.iter().enumerate() {
-            storing.letter(index, letter).await?;
+            if storing.is_answered(letter).await? {
+                storing.receipt.overruled += 1;
+            } else {
+                storing.letter(index, letter).await?;
+            }
         }
         storing.counts().await?;
         let Storing { receipt, .. } = storing;
@@ -286,6 +293,47 @@ impl Storing<'_> {
         Ok(())
     }
 
+    /// What was refused has a result after all.
+    async fn no_letter_any_more(
+        &mut self,
+        origin: Position,
+        tweet_id: &str,
+    ) -> Result<(), sqlx::Error> {
+        let (partition, offset) = place(origin);
+        let removed: Vec<(i64, String, String)> = sqlx::query_as(
+            "DELETE FROM malformed WHERE origin_partition = ?1 AND origin_offset = ?2
+                AND (tweet_id IS NULL OR tweet_id = ?3) RETURNING minute, code, release",
+        )
+        .bind(partition)
+        .bind(offset)
+        .bind(tweet_id)
+        .fetch_all(&mut *self.connection)
+        .await?;
+        for (minute, code, release) in removed {
+            self.deltas.letter(minute, &code, &release, -1);
+            self.receipt.overruled += 1;
+        }
+        Ok(())
+    }
+
+    /// Whether the task that the letter is about has a result.
+    async fn is_answered(&mut self, letter: &Letter) -> Result<bool, sqlx::Error> {
+        let Some((partition, offset)) = letter.origin.map(place) else {
+            return Ok(false);
+        };
+        sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM results
+                    WHERE origin_partition = ?1 AND origin_offset = ?2 AND (?3 IS NULL OR tweet_id = ?3))
+                OR EXISTS (SELECT 1 FROM duplicates
+                    WHERE origin_partition = ?1 AND origin_offset = ?2 AND (?3 IS NULL OR tweet_id = ?3))",
+        )
+        .bind(partition)
+        .bind(offset)
+        .bind(&letter.tweet_id)
+        .fetch_one(&mut *self.connection)
+        .await
+    }
+
     async fn letter(&mut self, index: usize, letter: &Letter) -> Result<(), sqlx::Error> {
         let (partition, offset) = place(letter.position);
         let minute = self.batch.minute();
@@ -311,11 +359,12 @@ impl Storing<'_> {
         self.deltas.letter(minute, &letter.code, &letter.release, 1);
         sqlx::query(
             "INSERT INTO malformed (topic, partition, offset, code, reason, release, original, letter_partition,
-                letter_offset, minute, stored_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+                letter_offset, minute, stored_ms, tweet_id, origin_partition, origin_offset)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
              ON CONFLICT (topic, partition, offset) DO UPDATE SET code = excluded.code, reason = excluded.reason,
                 release = excluded.release, original = excluded.original, letter_partition = excluded.letter_partition,
-                letter_offset = excluded.letter_offset, minute = excluded.minute, stored_ms = excluded.stored_ms",
+                letter_offset = excluded.letter_offset, minute = excluded.minute, stored_ms = excluded.stored_ms,
+                tweet_id = excluded.tweet_id",
         )
         .bind(&letter.topic)
         .bind(partition)
@@ -328,6 +377,9 @@ impl Storing<'_> {
         .bind(place(letter.letter).1)
         .bind(minute)
         .bind(self.batch.now_ms)
+        .bind(&letter.tweet_id)
+        .bind(letter.origin.map(|origin| place(origin).0))
+        .bind(letter.origin.map(|origin| place(origin).1))
         .execute(&mut *self.connection)
         .await?;
         Ok(())

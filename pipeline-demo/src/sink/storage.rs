@@ -12,7 +12,8 @@ use super::rows::Batch;
 #[async_trait]
 pub trait Storage: Send + Sync + fmt::Debug {
     /// Stores these rows and changes the counts, all or none. Rows that are there already change nothing; a result of a
-    /// later place takes the place of an earlier one, and the counts move with it.
+    /// later place takes the place of an earlier one, and the counts move with it. A result overrules a dead letter of the same
+    /// task, whichever comes first: the letter is not stored, or not any more.
     ///
     /// # Errors
     /// [`StorageError::Unavailable`]: nothing is stored, or, when the connection broke in the last moment, perhaps all
@@ -36,6 +37,8 @@ pub struct Receipt {
     pub duplicates: u64,
     /// Rows that were there already.
     pub redelivered: u64,
+    /// Dead letters that do not hold, because their task has a result.
+    pub overruled: u64,
 }
 
 /// Rows stored.

@@ -24,7 +24,7 @@ use super::types::{
     Asked, Counter, KeyCount, Page, Problem, Reconciliation, ReleaseCounts, SentimentStep, Step,
     Summary,
 };
-use crate::jobs::JobRun;
+use crate::jobs::{JobRun, RunPlace};
 use crate::request::TokenHash;
 use crate::server::problem;
 use crate::sink::{DAY_S, Kind, MINUTE_S, StorageError, Store};
@@ -190,12 +190,19 @@ pub(crate) async fn summary(
     };
     let window = question.window;
     let ask = async {
-        let rows = stats.store.totals(&window, RELEASES_MAX * 4).await?;
+        let sums = stats.store.sums(&window).await?;
+        let rows = stats.store.totals(&window, RELEASES_MAX).await?;
         let reconciled = stats.store.reconciled().await?;
         let mut releases: Vec<ReleaseCounts> = Vec::new();
         let mut micros: Vec<i64> = Vec::new();
         let mut total = ReleaseCounts::default();
         let mut total_micros = 0;
+        for (kind, count, sum) in sums {
+            total.add(&kind, count);
+            if kind == Kind::Total.name() {
+                total_micros += sum;
+            }
+        }
         for (kind, release, count, sum) in rows {
             let at = releases
                 .iter()
@@ -208,17 +215,9 @@ pub(crate) async fn summary(
                     micros.push(0);
                     releases.len() - 1
                 });
-            for counts in [&mut releases[at], &mut total] {
-                match kind.as_str() {
-                    "total" => counts.results += count,
-                    "late" => counts.late += count,
-                    "malformed" => counts.malformed += count,
-                    _ => counts.duplicates += count,
-                }
-            }
-            if kind == "total" {
+            releases[at].add(&kind, count);
+            if kind == Kind::Total.name() {
                 micros[at] += sum;
-                total_micros += sum;
             }
         }
         for (counts, micros) in releases.iter_mut().zip(micros) {
@@ -240,6 +239,16 @@ pub(crate) async fn summary(
 }
 
 impl ReleaseCounts {
+    /// Adds a count to those of its kind.
+    fn add(&mut self, kind: &str, count: i64) {
+        match kind {
+            "total" => self.results += count,
+            "late" => self.late += count,
+            "malformed" => self.malformed += count,
+            _ => self.duplicates += count,
+        }
+    }
+
     fn finish(&mut self, micros: i64) {
         self.malformed_ratio = ratio(self.malformed, self.malformed + self.results);
         self.sentiment_mean = mean(micros, self.results);
@@ -398,17 +407,20 @@ pub(crate) async fn jobs(State(stats): State<Stats>, headers: HeaderMap, given: 
         Ok(asked) => asked,
         Err(refused) => return *refused,
     };
-    let before_ms = match cursor.map(serde_json::from_value::<i64>).transpose() {
-        Ok(before) => before.unwrap_or(i64::MAX),
-        Err(_) => return wrong_cursor(),
+    let after = match cursor.map(serde_json::from_value::<RunPlace>).transpose() {
+        Ok(after) if after.as_ref().is_none_or(|run| !run.job.contains('\0')) => after,
+        Ok(_) | Err(_) => return wrong_cursor(),
     };
     let job = asked.job.filter(|job| !job.contains('\0'));
-    let question = format!("jobs {job:?} {before_ms} {limit}");
+    let question = format!("jobs {job:?} {after:?} {limit}");
     let ask = async {
-        let items = stats.store.runs(job.as_deref(), before_ms, limit).await?;
-        let last = items.last().filter(|_| items.len() as i64 >= limit);
+        let after = after.as_ref();
+        let mut items = stats.store.runs(job.as_deref(), after, limit + 1).await?;
+        let more = items.len() as i64 > limit;
+        items.truncate(limit as usize);
+        let last = items.last().filter(|_| more);
         Ok::<_, StorageError>(Page {
-            next: last.map(|run| write_cursor(&json!(run.started_ms))),
+            next: last.map(|run| write_cursor(&json!(run.place()))),
             items,
         })
     };
@@ -421,6 +433,7 @@ pub(crate) async fn reconciliation(State(stats): State<Stats>, headers: HeaderMa
         Ok::<_, StorageError>(Reconciliation {
             partitions: stats.store.reconciled().await?,
             missing: stats.store.holes(HOLES_MAX).await?,
+            unplaced: stats.store.unplaced().await?,
         })
     };
     stats
@@ -469,8 +482,17 @@ pub(crate) async fn list_counters(
 }
 
 #[utoipa::path(post, path = "/stats", request_body = CounterPost,
-    params(("authorization" = String, Header, description = "Bearer TOKEN"), ("idempotency-key" = Option<String>, Header, description = "a post with the key of an earlier one is added once")),
-    responses((status = 200, description = "added, or added before under the same key"), (status = 401, body = Problem), (status = 403, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem), (status = 503, body = Problem)))]
+    params(("authorization" = String, Header, description = "Bearer TOKEN"), ("idempotency-key" = Option<String>, Header, description = "a post with the key of an earlier one is added once; with other counters it is refused")),
+    responses(
+        (status = 200, description = "added, or added before under the same key"),
+        (status = 400, description = "the key is none", body = Problem),
+        (status = 401, body = Problem),
+        (status = 403, body = Problem),
+        (status = 409, description = "there would be too many counters", body = Problem),
+        (status = 413, description = "the post is too long"),
+        (status = 422, description = "the counters are out of bounds, or the key is that of a post of other counters", body = Problem),
+        (status = 503, body = Problem)
+    ))]
 pub(crate) async fn post_counters(
     State(stats): State<Stats>,
     headers: HeaderMap,

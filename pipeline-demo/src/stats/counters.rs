@@ -81,6 +81,10 @@ pub(super) async fn add(
             (StatusCode::OK, axum::Json(json!({"added": counters.len()}))).into_response()
         }
         Ok(Added::Before) => (StatusCode::OK, axum::Json(json!({"added": 0}))).into_response(),
+        Ok(Added::Other) => {
+            let detail = "other counters were posted under this Idempotency-Key; send these under a key of their own";
+            problem(StatusCode::UNPROCESSABLE_ENTITY, "key_reused", detail)
+        }
         Ok(Added::TooMany) => {
             let detail = format!(
                 "there would be more than {SERIES_MAX} counters; use fewer names and labels"

@@ -1,6 +1,8 @@
 //! What the statistics need of the store.
 
 use async_trait::async_trait;
+use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::sink::{Kind, StorageError};
 
@@ -23,18 +25,30 @@ pub enum Added {
     Now,
     /// They were added before, under the same key.
     Before,
+    /// Others were added before, under the same key; nothing is added.
+    Other,
     /// There would be too many; nothing is added.
     TooMany,
+}
+
+/// What tells counters that were posted from others: a hash of all of them, in hexadecimal digits.
+pub(crate) fn fingerprint(counters: &[(String, String, i64)]) -> String {
+    let digest = Sha256::digest(json!(counters).to_string());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Reading counts, and keeping those of others.
 #[async_trait]
 pub trait StatsStore: Send + Sync {
-    /// `(kind, release, count, sentiment_micros)` of results, late results, dead letters and duplicates.
+    /// `(kind, count, sentiment_micros)` of results, late results, dead letters and duplicates, of all releases.
+    async fn sums(&self, window: &Window) -> Result<Vec<(String, i64, i64)>, StorageError>;
+
+    /// `(kind, release, count, sentiment_micros)` of the same, of the `releases_max` releases that have most of any kind, the
+    /// largest first.
     async fn totals(
         &self,
         window: &Window,
-        limit: i64,
+        releases_max: i64,
     ) -> Result<Vec<(String, String, i64, i64)>, StorageError>;
 
     /// `(key, count, sentiment_micros)` of a kind, the largest first, after the last one of the page before.
@@ -63,8 +77,8 @@ pub trait StatsStore: Send + Sync {
         limit: i64,
     ) -> Result<Vec<(String, String, i64, i64)>, StorageError>;
 
-    /// Adds `(name, labels, value)` to the counters, all or none; once for each `key`. Afterwards there are at most
-    /// `series_max`.
+    /// Adds `(name, labels, value)` to the counters, all or none; once for each `key`, which the same counters
+    /// may come with again. Afterwards there are at most `series_max`.
     async fn add(
         &self,
         key: Option<&str>,

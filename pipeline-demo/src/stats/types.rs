@@ -118,6 +118,9 @@ pub(crate) struct Reconciliation {
     pub(super) partitions: Vec<Reconciled>,
     /// The first hundred ranges that are missing.
     pub(super) missing: Vec<Hole>,
+    /// Records of topics "results" and "malformed" that could not be read and do not say whose answer they are: what is missing
+    /// may be among them.
+    pub(super) unplaced: i64,
 }
 
 /// A counter of others.

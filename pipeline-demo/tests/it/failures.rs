@@ -76,7 +76,7 @@ pub(crate) async fn store(bus: &Arc<dyn Bus>, directory: &Path) -> Stored {
         }
         stop.cancel();
     });
-    assert_eq!(stored.unwrap(), storage.stored().await.unwrap());
+    assert_eq!(stored.unwrap(), Some(storage.stored().await.unwrap()));
     storage.stored().await.unwrap()
 }
 

@@ -68,7 +68,7 @@ async fn one_at_a_time(config: DatabaseConfig, directory: &Path) {
     }
     let store = config.open().await.unwrap();
     let runs = until("each job ran a few times", async || {
-        let runs = store.runs(None, i64::MAX, 500).await.unwrap();
+        let runs = store.runs(None, None, 500).await.unwrap();
         let ran = |name: &str| {
             runs.iter()
                 .filter(|run| run.job == name && run.outcome == "done")
@@ -108,7 +108,7 @@ async fn taken_over(config: DatabaseConfig, directory: &Path) {
     drop(lock);
     let node = Node::start(&store, &bus, "alive", &[job("fold", Task::Aggregate)]);
     let begun = until("another node runs it", async || {
-        let runs = store.runs(Some("fold"), i64::MAX, 100).await.unwrap();
+        let runs = store.runs(Some("fold"), None, 100).await.unwrap();
         match runs
             .iter()
             .find(|run| run.node == "alive" && run.outcome == "done")
@@ -184,7 +184,7 @@ async fn the_lock_of_a_node_killed_in_its_run_is_free_at_once_in_real_postgres()
     ];
     let mut first = Process::start(directory.path(), "first", &args).await;
     let running = until("it is in the middle", async || {
-        let runs = store.runs(Some("fold"), i64::MAX, 10).await.unwrap();
+        let runs = store.runs(Some("fold"), None, 10).await.unwrap();
         let running = runs.iter().find(|run| run.outcome == "running").cloned();
         running.ok_or(runs)
     })
@@ -193,7 +193,7 @@ async fn the_lock_of_a_node_killed_in_its_run_is_free_at_once_in_real_postgres()
     hold.rollback().await.unwrap();
     let node = Node::start(&store, &bus, "second", &[job("fold", Task::Aggregate)]);
     let again = until("the other one runs it", async || {
-        let runs = store.runs(Some("fold"), i64::MAX, 100).await.unwrap();
+        let runs = store.runs(Some("fold"), None, 100).await.unwrap();
         let again = runs
             .iter()
             .find(|run| run.due_ms == running.due_ms && run.attempt == 2);
@@ -204,7 +204,7 @@ async fn the_lock_of_a_node_killed_in_its_run_is_free_at_once_in_real_postgres()
     })
     .await;
     assert_eq!(again.node, "second");
-    let runs = store.runs(Some("fold"), i64::MAX, 500).await.unwrap();
+    let runs = store.runs(Some("fold"), None, 500).await.unwrap();
     let killed = runs
         .iter()
         .find(|run| run.due_ms == running.due_ms && run.attempt == 1);
@@ -234,7 +234,7 @@ async fn missed_runs_are_made_up_for_one_by_one_or_named_as_missed() {
         &[minutely("makes-up", true), minutely("lets-go", false)],
     );
     let runs = until("both are up to date", async || {
-        let runs = store.runs(None, i64::MAX, 100).await.unwrap();
+        let runs = store.runs(None, None, 100).await.unwrap();
         let of = |name: &str| {
             runs.iter()
                 .filter(|run| run.job == name && run.ended_ms.is_some())
@@ -283,7 +283,7 @@ async fn a_run_that_takes_too_long_is_ended_and_the_next_one_comes_with_real_pos
     let node = Node::start(&store, &bus, "one", &[slow]);
     for outcome in ["deadline", "done"] {
         until(outcome, async || {
-            let runs = store.runs(Some("fold"), i64::MAX, 100).await.unwrap();
+            let runs = store.runs(Some("fold"), None, 100).await.unwrap();
             if runs.iter().any(|run| run.outcome == outcome) {
                 Ok(())
             } else {

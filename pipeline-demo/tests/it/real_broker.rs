@@ -10,10 +10,11 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::Response;
 use axum::routing::post;
-use pipeline_demo::bus::{NewRecord, Position, TWEETS};
+use pipeline_demo::bus::{MALFORMED, NewRecord, Position, RESULTS, TWEETS};
 use pipeline_demo::tweet::Tweet;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::process::Command;
 use tokio::time::sleep;
 
 use crate::bus_contract::{contract, ends, take};
@@ -288,4 +289,38 @@ async fn real_broker_an_owner_who_is_busy_for_long_gets_everything_once() {
     let places: BTreeSet<Position> = taken.iter().map(|record| record.position).collect();
     assert_eq!(places, produced.into_iter().collect());
     consumer.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_broker_topics_are_made_with_the_wished_partitions_and_those_that_exist_stay() {
+    let directory = tempfile::tempdir().unwrap();
+    let broker = Broker::start(directory.path());
+    let kafka = broker.address();
+    for wished in ["7", "9"] {
+        let args = [
+            "produce",
+            "--kafka",
+            &kafka,
+            "--partitions",
+            wished,
+            "--rate",
+            "max",
+            "--seconds",
+            "0.2",
+        ];
+        let mut producer = Command::new(env!("CARGO_BIN_EXE_pipeline-demo"));
+        let ended = producer.args(args).output().await.unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(0), "{said}");
+        // What exists is never cut anew: keys would move.
+        let fewer = said.contains("fewer partitions than wished");
+        assert_eq!(fewer, wished == "9", "{said}");
+    }
+    let bus = kafka_bus(&broker).await;
+    for topic in [TWEETS, RESULTS, MALFORMED] {
+        assert_eq!(bus.partitions(topic).await.unwrap(), 7, "{topic}");
+    }
+    // They are used, too.
+    let ends = bus.ends(TWEETS).await.unwrap();
+    assert!(ends.iter().all(|(_, next)| *next > 0), "{ends:?}");
 }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::try_join_all;
 use pipeline_demo::bus::{Bus, MALFORMED, RESULTS, TWEETS};
+use pipeline_demo::feeder;
 use pipeline_demo::sink::{
-    ANALYTICS, Analysed, GROUP, PostgresStorage, Sink, SqliteStorage, Storage, Stored,
+    ANALYTICS, Analysed, DatabaseConfig, GROUP, PostgresStorage, Sink, SqliteStorage, Storage,
+    Stored,
 };
 use pipeline_demo::telemetry::Identity;
 use serde_json::{Value, json};
@@ -16,8 +18,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::bus_contract::{ends, take};
 use crate::postgres::Postgres;
-use crate::support::{Process, get, local_bus, produce_tweets, record, until};
+use crate::support::{Process, get, local_bus, produce_tweets, record, tweet, until};
 
 /// A result as the feeder appends it.
 pub(crate) fn result(id: u64) -> Bytes {
@@ -232,6 +235,66 @@ async fn f44_real_postgres_away_nothing_is_committed_that_is_not_stored_and_it_r
     };
     assert_eq!(rows(&pool).await, expected);
     assert_eq!(counts_that_differ(&pool).await, []);
+}
+
+#[tokio::test]
+async fn f44_real_postgres_away_a_sink_that_is_told_to_stop_ends_in_order_and_says_what_it_leaves()
+{
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bus").to_str().unwrap().to_owned();
+    let bus = local_bus(&directory.path().join("bus")).await;
+    produce(&bus, RESULTS, (0..300).map(result)).await;
+    let mut postgres = Postgres::start().await;
+    let url = postgres.url();
+    let args = ["sink", "--bus", &path, "--database", &url];
+    let (sink, log) = Process::start_logged(directory.path(), "sink", &args).await;
+    drained(&bus).await;
+    postgres.stop();
+    produce(&bus, RESULTS, (300..350).map(result)).await;
+    until("the sink notices", async || {
+        let metrics = get(sink.address, "/metrics").await.unwrap();
+        let metrics = metrics.text().await.unwrap();
+        match number(&metrics, "pipeline_sink_store_failures_total ") {
+            0 => Err(metrics),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    sink.terminate();
+    assert_eq!(sink.end().await, (Some(0), Value::Null));
+    assert_eq!(committed(&bus, RESULTS).await, 300);
+    let said = std::fs::read_to_string(log).unwrap();
+    let left = said.lines().find(|line| line.contains("stay in the topic"));
+    assert!(
+        left.is_some_and(|line| line.contains("results") && line.contains("50")),
+        "{said}"
+    );
+    postgres.start_again().await;
+    assert_eq!(rows(&postgres.pool().await).await.results, 300);
+}
+
+#[tokio::test]
+async fn a_sink_that_lags_stops_when_it_is_told_and_leaves_the_rest() {
+    const RESULTS_MADE: u64 = 5_000;
+    let directory = tempfile::tempdir().unwrap();
+    let bus = local_bus(&directory.path().join("bus")).await;
+    produce(&bus, RESULTS, (0..RESULTS_MADE).map(result)).await;
+    let storage = SqliteStorage::open(&directory.path().join("store.sqlite"))
+        .await
+        .unwrap();
+    let storage = Arc::new(storage);
+    let sinking = Sinking::start(&bus, storage.clone(), 10);
+    until("some is stored", async || {
+        match committed(&bus, RESULTS).await {
+            0 => Err(()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    sinking.stop().await;
+    let left = bus.lag(RESULTS, GROUP).await.unwrap();
+    let stored = storage.stored().await.unwrap().results;
+    assert!(left > 0 && stored + left >= RESULTS_MADE, "{left} {stored}");
 }
 
 #[tokio::test]
@@ -532,6 +595,84 @@ async fn what_went_in_is_found_by_its_offset_and_what_is_lost_is_named() {
         process.terminate();
         assert_eq!(process.end().await.0, Some(0));
     }
+}
+
+/// What stands in "results" and "malformed" and cannot be read accounts for the tweet it should have been the answer to; a tweet
+/// without any answer is missing all the same.
+#[tokio::test]
+async fn what_cannot_be_read_is_found_as_unreadable_and_hides_nothing_that_is_missing() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let bus = local_bus(&at("bus")).await;
+    let mut places = Vec::new();
+    for id in 1..=6 {
+        places.push(bus.produce(TWEETS, record(tweet(id))).await.unwrap());
+    }
+    let mut feeder = bus.consumer(TWEETS, feeder::GROUP).await.unwrap();
+    let taken = take(feeder.as_mut(), 6).await;
+    feeder.commit(&ends(&taken)).await.unwrap();
+
+    let answer = |id: usize, features: Value| {
+        let answer = json!({"tweet_id": id.to_string(), "release": "a", "features": features,
+            "origin": places[id - 1]});
+        Bytes::from(answer.to_string())
+    };
+    let letter = json!({"topic": "tweets", "partition": places[4].partition, "offset": places[4].offset,
+        "code": "no_text", "reason": "x", "original_base64": "e30="});
+    let garbage = || Bytes::from_static(b"\xff\0garbage");
+    for (topic, key, value) in [
+        (RESULTS, Some("1".to_owned()), answer(1, json!({}))),
+        (RESULTS, Some("2".to_owned()), answer(2, json!([]))),
+        (RESULTS, Some("3".to_owned()), garbage()),
+        (MALFORMED, Some(places[3].to_string()), garbage()),
+        (MALFORMED, None, letter.to_string().into()),
+        // Of somebody else: it is no tweet's answer.
+        (RESULTS, None, garbage()),
+    ] {
+        let mut new = record(value);
+        new.key = key.map(Bytes::from);
+        bus.produce(topic, new).await.unwrap();
+    }
+    let store = DatabaseConfig::Sqlite(at("store.sqlite"))
+        .open()
+        .await
+        .unwrap();
+    let storage = SqliteStorage::open(&at("store.sqlite")).await.unwrap();
+    let sinking = Sinking::start(&bus, Arc::new(storage), 100);
+    drained(&bus).await;
+    sinking.stop().await;
+
+    let jobs = at("pipeline.yml");
+    std::fs::write(&jobs, "jobs: { compare: { task: reconcile, every: 1s } }").unwrap();
+    let [bus, db, jobs] =
+        [at("bus"), at("store.sqlite"), jobs].map(|path| path.display().to_string());
+    let args = ["jobs", "--bus", &bus, "--db", &db, "--pipeline", &jobs];
+    let runner = Process::start(directory.path(), "jobs", &args).await;
+    let counts = until("it was compared", async || match runner.counts().await {
+        counts if counts["expected"] == 6 => Ok(counts),
+        counts => Err(counts),
+    })
+    .await;
+    assert_eq!(counts, json!({"missing": 1, "doubled": 0, "expected": 6}));
+    let metrics = get(runner.address, "/metrics").await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    assert_eq!(
+        number(&metrics, "pipeline_reconciled_unreadable_records "),
+        3,
+        "{metrics}"
+    );
+    let holes = store.holes(10).await.unwrap();
+    let missing = (i64::from(places[5].partition), places[5].offset);
+    assert_eq!(
+        (holes[0].partition, holes[0].first_offset, holes.len()),
+        (missing.0, missing.1, 1)
+    );
+    assert_eq!(store.unplaced().await.unwrap(), 1);
+    let runs = store.runs(Some("compare"), None, 100).await.unwrap();
+    let said = runs.iter().any(|run| run.detail.contains("3 unreadable"));
+    assert!(said, "{runs:?}");
+    runner.terminate();
+    assert_eq!(runner.end().await.0, Some(0));
 }
 
 /// How fast the sink alone is, from a local log into PostgreSQL. The figure of a quiet machine and a release build is in

@@ -7,10 +7,10 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use jiff::Timestamp;
 use pipeline_demo::bus::Position;
-use pipeline_demo::jobs::{Begun, Outcome};
+use pipeline_demo::jobs::{Begun, Outcome, RunPlace};
 use pipeline_demo::sink::{
-    Batch, DAY_S, DatabaseConfig, HOUR_S, Kind, Letter, MINUTE_S, Range, Row, SqliteStorage, Store,
-    StoredResult,
+    Batch, DAY_S, DatabaseConfig, HOUR_S, Kind, Letter, MINUTE_S, Range, Reconciled, Row,
+    SqliteStorage, Store, StoredResult,
 };
 use pipeline_demo::stats::{Added, Window};
 use serde_json::json;
@@ -100,6 +100,8 @@ fn letter(offset: i64, code: &str, release: &str, letter: i64) -> Letter {
         release: release.into(),
         original: b"{\xff\0".to_vec(),
         letter: at(0, letter),
+        tweet_id: None,
+        origin: None,
     }
 }
 
@@ -198,6 +200,8 @@ async fn contract(store: Arc<dyn Store>) {
     a_row_again_changes_nothing(&store).await;
     a_letter_again_changes_nothing(&store).await;
     compares_offsets_and_finds_what_is_missing(&store).await;
+    a_result_overrules_a_dead_letter_whichever_comes_first(&store).await;
+    what_cannot_be_read_accounts_for_its_tweet(&store).await;
     keeps_book_of_jobs(&store).await;
     counters_are_added_once_for_each_key(&store).await;
     folds_counts_and_removes_rows_and_the_counts_stay(&store).await;
@@ -308,7 +312,14 @@ async fn compares_offsets_and_finds_what_is_missing(store: &Arc<dyn Store>) {
         (reconciled.expected, reconciled.missing, reconciled.doubled),
         (65, 2, 0)
     );
-    // Partition 1 has only dead letters, at 0 and 1; and one of them was answered by another release as well.
+    // What came late is counted as what it is: the sum is whole.
+    let found = (
+        reconciled.results,
+        reconciled.duplicates,
+        reconciled.malformed,
+    );
+    assert_eq!(found, (59, 3, 1));
+    // Partition 1 has only dead letters, at 0 and 1; and one of them was answered by another release after all.
     store
         .store(&batch(&[Made {
             origin: Some(at(1, 1)),
@@ -323,8 +334,118 @@ async fn compares_offsets_and_finds_what_is_missing(store: &Arc<dyn Store>) {
         reconciled.doubled,
         reconciled.missing,
     );
-    assert_eq!(found, (1, 2, 1, 0));
+    assert_eq!(found, (1, 1, 0, 0));
     assert_eq!(store.reconciled().await.unwrap().len(), 2);
+}
+
+async fn malformed_counted(store: &Arc<dyn Store>) -> i64 {
+    let sums = store.sums(&always()).await.unwrap();
+    let malformed = sums.into_iter().filter(|(kind, ..)| kind == "malformed");
+    malformed.map(|(_, count, _)| count).sum()
+}
+
+async fn a_result_overrules_a_dead_letter_whichever_comes_first(store: &Arc<dyn Store>) {
+    let from = |partition, offset, made: Made| Made {
+        origin: Some(at(partition, offset)),
+        ..made
+    };
+    let refused = |offset, tweet: &str| Letter {
+        position: at(5, offset),
+        tweet_id: Some(tweet.into()),
+        ..letter(offset, "no_text", "b", 40 + offset)
+    };
+    let before = (
+        store.stored().await.unwrap().malformed,
+        malformed_counted(store).await,
+    );
+    let malformed = async |more: u64| {
+        let now = (
+            store.stored().await.unwrap().malformed,
+            malformed_counted(store).await,
+        );
+        assert_eq!(now, (before.0 + more, before.1 + more.cast_signed()));
+    };
+    // The canary refused what stable did afterwards.
+    let refusals = letters(vec![refused(0, "500"), refused(1, "501")]);
+    assert_eq!(store.store(&refusals).await.unwrap().letters.len(), 2);
+    malformed(2).await;
+    let good = [from(5, 0, made(500, "a", 200, 0))];
+    let receipt = store.store(&batch(&good)).await.unwrap();
+    assert_eq!((receipt.results.len(), receipt.overruled), (1, 1));
+    malformed(1).await;
+    // The refusal again, and one that comes only now: the result stays as it is.
+    let counted = counts(store, &["a", "b"]).await;
+    let receipt = store.store(&refusals).await.unwrap();
+    assert_eq!(
+        (
+            receipt.letters.len(),
+            receipt.overruled,
+            receipt.redelivered
+        ),
+        (0, 1, 1)
+    );
+    malformed(1).await;
+    assert_eq!(counts(store, &["a", "b"]).await, counted);
+    // In one batch with its result, and at the second place of a tweet.
+    let again = [from(5, 2, made(500, "a", 201, 0))];
+    let mut both = batch(&again);
+    both.letters = letters(vec![refused(2, "500"), refused(0, "500")]).letters;
+    let receipt = store.store(&both).await.unwrap();
+    assert_eq!((receipt.duplicates, receipt.overruled), (1, 2));
+    malformed(1).await;
+    // A topic that was made anew has other tweets in the same places.
+    let other = letters(vec![refused(0, "999")]);
+    assert_eq!(store.store(&other).await.unwrap().letters, [0]);
+    malformed(2).await;
+}
+
+async fn what_cannot_be_read_accounts_for_its_tweet(store: &Arc<dyn Store>) {
+    let unreadable = |offset, tweet: Option<&str>, origin| Letter {
+        topic: "results".into(),
+        code: "unreadable".into(),
+        tweet_id: tweet.map(str::to_owned),
+        origin,
+        ..letter(offset, "unreadable", "", offset)
+    };
+    let stored = letters(vec![
+        unreadable(0, None, Some(at(6, 0))),
+        unreadable(1, Some("601"), None),
+        unreadable(2, None, None),
+        // Done again, and unreadable again.
+        unreadable(3, None, Some(at(6, 0))),
+    ]);
+    store.store(&stored).await.unwrap();
+    let range = Range {
+        partition: 6,
+        oldest: 0,
+        to: 3,
+    };
+    let reconciled = store.reconcile(range, 5).await.unwrap();
+    let found = |reconciled: &Reconciled| {
+        (
+            reconciled.expected,
+            reconciled.unreadable,
+            reconciled.malformed,
+            reconciled.missing,
+            reconciled.doubled,
+        )
+    };
+    assert_eq!(found(&reconciled), (3, 1, 0, 2, 0));
+    assert_eq!(store.unplaced().await.unwrap(), 2);
+    assert!(store.account_for(at(6, 1), "601").await.unwrap());
+    assert!(!store.account_for(at(6, 1), "601").await.unwrap());
+    assert_eq!(store.unplaced().await.unwrap(), 1);
+    let reconciled = store.reconcile(range, 6).await.unwrap();
+    assert_eq!(found(&reconciled), (3, 2, 0, 1, 0));
+    // Done once more, and well: it is no dead letter any more.
+    let good = Made {
+        origin: Some(at(6, 0)),
+        ..made(600, "a", 300, 0)
+    };
+    let receipt = store.store(&batch(&[good])).await.unwrap();
+    assert_eq!(receipt.overruled, 2);
+    let reconciled = store.reconcile(range, 7).await.unwrap();
+    assert_eq!(reconciled.missing, 1);
 }
 
 async fn keeps_book_of_jobs(store: &Arc<dyn Store>) {
@@ -364,11 +485,34 @@ async fn keeps_book_of_jobs(store: &Arc<dyn Store>) {
         .unwrap();
     assert_eq!(store.last_due("fold", 0).await.unwrap(), 1_200);
     lock.release().await.unwrap();
-    let runs = store.runs(Some("fold"), i64::MAX, 10).await.unwrap();
+    let runs = store.runs(Some("fold"), None, 10).await.unwrap();
     let outcomes: Vec<&str> = runs.iter().map(|run| run.outcome.as_str()).collect();
     assert_eq!(outcomes, ["done", "stopped", "abandoned"]);
     assert_eq!((runs[0].delay_ms, runs[0].ended_ms), (303, Some(1_800)));
-    assert_eq!(store.runs(None, 1_502, 10).await.unwrap().len(), 1);
+    let second = runs[1].place();
+    let rest = store.runs(None, Some(&second), 10).await.unwrap();
+    assert_eq!(rest, runs[2..]);
+    // Of those that began at once, pages leave out none and show none twice.
+    for (due_ms, job) in [(10, "a"), (20, "a"), (10, "b"), (20, "b"), (10, "c")] {
+        let begun = Begun {
+            job: job.into(),
+            due_ms,
+            ..begun(1)
+        };
+        store.begin(&begun).await.unwrap();
+        store.end(&begun, 1_900, Outcome::Done, "").await.unwrap();
+    }
+    let all = store.runs(None, None, 100).await.unwrap();
+    assert_eq!(all.len(), 8);
+    let mut paged = Vec::new();
+    let mut after: Option<RunPlace> = None;
+    loop {
+        let page = store.runs(None, after.as_ref(), 3).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some(last.place());
+        paged.extend(page);
+    }
+    assert_eq!(paged, all);
 }
 
 async fn counters_are_added_once_for_each_key(store: &Arc<dyn Store>) {
@@ -384,6 +528,9 @@ async fn counters_are_added_once_for_each_key(store: &Arc<dyn Store>) {
         add(Some("k"), vec![more("a", 1), more("b", 2)]).await,
         Added::Before
     );
+    for other in [vec![more("a", 1)], vec![more("a", 1), more("b", 3)]] {
+        assert_eq!(add(Some("k"), other).await, Added::Other);
+    }
     assert_eq!(add(None, vec![more("a", 4)]).await, Added::Now);
     assert_eq!(
         add(Some("l"), vec![more("a", 1), more("c", 2)]).await,
@@ -523,6 +670,46 @@ async fn many_sinks_at_once(stores: Vec<Arc<dyn Store>>) {
     assert_eq!(duplicates, second_places(&all) as i64);
 }
 
+/// One sink stores the results of tasks while another stores refusals of the same: the results stay, and nothing is refused.
+async fn results_and_refusals_at_once(stores: &[Arc<dyn Store>]) {
+    const TASKS: u32 = 400;
+    let (one, other) = (stores[0].clone(), stores[1].clone());
+    let done: Vec<Made> = (0..TASKS)
+        .map(|n| Made {
+            origin: Some(at(3, n.into())),
+            ..made(1_000 + n, "a", n.into(), 0)
+        })
+        .collect();
+    let results = tokio::spawn(async move {
+        for some in done.chunks(8) {
+            while let Err(error) = one.store(&batch(some)).await {
+                assert!(error.is_transient(), "{error:?}");
+            }
+        }
+    });
+    let refused: Vec<Letter> = (0..TASKS)
+        .map(|n| Letter {
+            position: at(3, n.into()),
+            tweet_id: Some((1_000 + n).to_string()),
+            ..letter(0, "no_text", "b", n.into())
+        })
+        .collect();
+    let refusals = tokio::spawn(async move {
+        for some in refused.chunks(8) {
+            while let Err(error) = other.store(&letters(some.to_vec())).await {
+                assert!(error.is_transient(), "{error:?}");
+            }
+        }
+    });
+    try_join_all([results, refusals]).await.unwrap();
+    assert_eq!(stores[0].stored().await.unwrap().malformed, 0);
+    assert_eq!(malformed_counted(&stores[0]).await, 0);
+}
+
+/// How often the view over both tables shows a task, at most.
+const SHOWN: &str = "SELECT max(shown) FROM (
+    SELECT count(*) AS shown FROM records GROUP BY origin_partition, origin_offset, tweet_id) AS tasks";
+
 #[tokio::test]
 async fn sqlite_keeps_the_storage_contract() {
     let directory = tempfile::tempdir().unwrap();
@@ -570,7 +757,13 @@ async fn sqlite_counts_exactly_while_several_store() {
     let directory = tempfile::tempdir().unwrap();
     let config = DatabaseConfig::Sqlite(directory.path().join("store.sqlite"));
     let stores = try_join_all((0..3).map(|_| config.open())).await.unwrap();
-    many_sinks_at_once(stores).await;
+    many_sinks_at_once(stores.clone()).await;
+    results_and_refusals_at_once(&stores).await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new();
+    let file = options.filename(directory.path().join("store.sqlite"));
+    let pool = sqlx::SqlitePool::connect_with(file).await.unwrap();
+    let shown: i64 = sqlx::query_scalar(SHOWN).fetch_one(&pool).await.unwrap();
+    assert_eq!(shown, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -579,7 +772,11 @@ async fn real_postgres_counts_exactly_while_several_store() {
     let config = DatabaseConfig::Postgres(postgres.config());
     // All of them make the tables at once, too.
     let stores = try_join_all((0..4).map(|_| config.open())).await.unwrap();
-    many_sinks_at_once(stores).await;
+    many_sinks_at_once(stores.clone()).await;
+    results_and_refusals_at_once(&stores).await;
+    let pool = postgres.pool().await;
+    let shown: i64 = sqlx::query_scalar(SHOWN).fetch_one(&pool).await.unwrap();
+    assert_eq!(shown, 1);
 }
 
 #[tokio::test]

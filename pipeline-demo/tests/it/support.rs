@@ -12,7 +12,7 @@ mod port;
 mod postgres;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,6 +114,24 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a subcommand and waits until it says where it listens.
     pub(crate) async fn start(directory: &Path, name: &str, args: &[&str]) -> Self {
+        Self::start_telling(directory, name, args, Stdio::inherit()).await
+    }
+
+    /// The same; what it says is in the file that comes back.
+    pub(crate) async fn start_logged(
+        directory: &Path,
+        name: &str,
+        args: &[&str],
+    ) -> (Self, PathBuf) {
+        let log = directory.join(format!("{name}.log"));
+        let file = std::fs::File::create(&log).unwrap();
+        (
+            Self::start_telling(directory, name, args, file.into()).await,
+            log,
+        )
+    }
+
+    async fn start_telling(directory: &Path, name: &str, args: &[&str], log: Stdio) -> Self {
         let file = directory.join(format!("{name}.json"));
         std::fs::remove_file(&file).ok();
         let mut child = Command::new(env!("CARGO_BIN_EXE_pipeline-demo"))
@@ -121,6 +139,7 @@ impl Process {
             .arg("--addresses-file")
             .arg(&file)
             .stdout(Stdio::piped())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .unwrap();

@@ -1,8 +1,9 @@
-//! A real bus that says no at first: what has to be tried again.
+//! A real bus that says no at first, or takes its time: what has to be tried again, and how much waits meanwhile.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,15 +13,15 @@ use pipeline_demo::bus::{
     Standing, TWEETS,
 };
 use pipeline_demo::producer::{Producer, ProducerConfig};
-use pipeline_demo::sink::{SqliteStorage, Storage};
+use pipeline_demo::sink::{Batch, Receipt, SqliteStorage, Storage, StorageError, Stored};
 use pipeline_demo::source::SourceConfig;
 use pipeline_demo::telemetry::Identity;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::failures::drained;
 use crate::sinks::{Sinking, result};
-use crate::support::{any_port, local_bus, record, tweet};
+use crate::support::{any_port, local_bus, record, tweet, until};
 
 #[derive(Debug)]
 struct Unwilling {
@@ -29,6 +30,18 @@ struct Unwilling {
     refused: Mutex<HashSet<Bytes>>,
     /// Commits that it does not take.
     commits_refused: Arc<AtomicU64>,
+    /// Until then it takes nothing.
+    willing: CancellationToken,
+    waiting: Waiting,
+    /// Bytes that its consumers were given.
+    given: Arc<AtomicUsize>,
+}
+
+/// Records that wait to be taken.
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: AtomicUsize,
+    bytes_most: AtomicUsize,
 }
 
 impl Unwilling {
@@ -37,7 +50,16 @@ impl Unwilling {
             bus: bus.clone(),
             refused: Mutex::new(refused.into_iter().collect()),
             commits_refused: Arc::new(AtomicU64::new(commits)),
+            willing: CancellationToken::new(),
+            waiting: Waiting::default(),
+            given: Arc::default(),
         }
+    }
+
+    /// One that takes what it is asked to, at once.
+    fn willing(self) -> Self {
+        self.willing.cancel();
+        self
     }
 }
 
@@ -62,7 +84,13 @@ impl Bus for Unwilling {
         if self.refused.lock().unwrap().remove(&record.value) {
             return Err(no(topic));
         }
-        self.bus.produce(topic, record).await
+        let (bytes, order) = (record.value.len(), Ordering::SeqCst);
+        let waiting = self.waiting.bytes.fetch_add(bytes, order) + bytes;
+        self.waiting.bytes_most.fetch_max(waiting, order);
+        self.willing.cancelled().await;
+        let produced = self.bus.produce(topic, record).await;
+        self.waiting.bytes.fetch_sub(bytes, order);
+        produced
     }
 
     async fn consumer(&self, topic: &str, group: &str) -> Result<Box<dyn Consumer>, BusError> {
@@ -71,6 +99,7 @@ impl Bus for Unwilling {
         Ok(Box::new(Member {
             consumer,
             commits_refused,
+            given: self.given.clone(),
         }))
     }
 
@@ -95,12 +124,18 @@ impl Bus for Unwilling {
 struct Member {
     consumer: Box<dyn Consumer>,
     commits_refused: Arc<AtomicU64>,
+    given: Arc<AtomicUsize>,
 }
 
 #[async_trait]
 impl Consumer for Member {
     async fn poll(&mut self, records_max: usize) -> Result<Polled, BusError> {
-        self.consumer.poll(records_max).await
+        let polled = self.consumer.poll(records_max).await;
+        if let Ok(Polled::Records(records)) = &polled {
+            let bytes: usize = records.iter().map(|record| record.value.len()).sum();
+            self.given.fetch_add(bytes, Ordering::SeqCst);
+        }
+        polled
     }
 
     fn release(&mut self, partitions: &[u32]) {
@@ -142,7 +177,7 @@ async fn offsets_that_the_bus_did_not_take_are_committed_although_nothing_more_c
     let directory = tempfile::tempdir().unwrap();
     let real = local_bus(&directory.path().join("bus")).await;
     real.produce("results", record(result(1))).await.unwrap();
-    let bus: Arc<dyn Bus> = Arc::new(Unwilling::new(&real, [], 2));
+    let bus: Arc<dyn Bus> = Arc::new(Unwilling::new(&real, [], 2).willing());
     let storage = SqliteStorage::open(&directory.path().join("store.sqlite"))
         .await
         .unwrap();
@@ -165,21 +200,9 @@ async fn a_key_keeps_its_order_when_the_bus_does_not_take_some_of_its_records() 
         lines.push(b'\n');
     }
     std::fs::write(&input, lines).unwrap();
-    let bus: Arc<dyn Bus> = Arc::new(Unwilling::new(&real, [3, 4, 700, 701, 2_000].map(tweet), 0));
-    let source = SourceConfig {
-        input: Some(input),
-        once: true,
-        seed: 1,
-        malformed_share: 0.0,
-    };
-    let config = ProducerConfig {
-        bus: BusConfig::Local("unused".into()),
-        source: source.clone(),
-        rate: f64::INFINITY,
-        duration: None,
-        server: any_port(),
-        identity: Identity::default(),
-    };
+    let unwilling = Unwilling::new(&real, [3, 4, 700, 701, 2_000].map(tweet), 0);
+    let bus: Arc<dyn Bus> = Arc::new(unwilling.willing());
+    let (source, config) = all_of(input);
     let producer = Producer::new(bus, &config);
     let produced = producer.run(source.open().await.unwrap(), CancellationToken::new());
     assert_eq!(produced.await.unwrap().tasks_produced, TWEETS_MADE);
@@ -206,4 +229,122 @@ async fn a_key_keeps_its_order_when_the_bus_does_not_take_some_of_its_records() 
         assert!(places.is_sorted(), "author {author}: {places:?}");
     }
     assert!(whole < 2 * TWEETS_MADE, "{whole}");
+}
+
+/// A producer of all lines of a file, as fast as the bus takes them.
+fn all_of(input: std::path::PathBuf) -> (SourceConfig, ProducerConfig) {
+    let source = SourceConfig {
+        input: Some(input),
+        once: true,
+        seed: 1,
+        malformed_share: 0.0,
+    };
+    let config = ProducerConfig {
+        bus: BusConfig::Local("unused".into()),
+        source: source.clone(),
+        rate: f64::INFINITY,
+        duration: None,
+        server: any_port(),
+        identity: Identity::default(),
+    };
+    (source, config)
+}
+
+/// Long enough for another few hundred records to be begun, if anything let them.
+const A_MOMENT: Duration = Duration::from_millis(300);
+
+const MIB: usize = 1024 * 1024;
+
+#[tokio::test]
+async fn large_records_on_their_way_to_the_bus_are_bounded_by_their_bytes() {
+    // 80 MB; the producer has 64 MiB on its way at most, and one record more.
+    const TWEETS_MADE: u64 = 320;
+    const BYTES: usize = 250_000;
+    let directory = tempfile::tempdir().unwrap();
+    let real = local_bus(&directory.path().join("bus")).await;
+    let input = directory.path().join("tweets.jsonl");
+    let large = |id: u64| json!({"data": {"id": id.to_string(), "author_id": "1", "text": "x".repeat(BYTES)}});
+    let lines: Vec<String> = (1..=TWEETS_MADE).map(|id| large(id).to_string()).collect();
+    std::fs::write(&input, lines.join("\n")).unwrap();
+    drop(lines);
+    let unwilling = Arc::new(Unwilling::new(&real, [], 0));
+    let bus: Arc<dyn Bus> = unwilling.clone();
+    let (source, config) = all_of(input);
+    let producer = Producer::new(bus, &config);
+    let produced = producer.run(source.open().await.unwrap(), CancellationToken::new());
+    let looking = async {
+        until("as much waits as may", async || {
+            match unwilling.waiting.bytes.load(Ordering::SeqCst) {
+                enough if enough >= 64 * MIB => Ok(()),
+                less => Err(less),
+            }
+        })
+        .await;
+        tokio::time::sleep(A_MOMENT).await;
+        unwilling.willing.cancel();
+    };
+    let (produced, ()) = tokio::join!(produced, looking);
+    assert_eq!(produced.unwrap().tasks_produced, TWEETS_MADE);
+    let most = unwilling.waiting.bytes_most.load(Ordering::SeqCst);
+    assert!(most < 64 * MIB + 2 * BYTES, "{most}");
+}
+
+/// A real store that takes its time.
+#[derive(Debug)]
+struct Slow {
+    storage: SqliteStorage,
+    ready: CancellationToken,
+}
+
+#[async_trait]
+impl Storage for Slow {
+    async fn store(&self, batch: &Batch) -> Result<Receipt, StorageError> {
+        self.ready.cancelled().await;
+        self.storage.store(batch).await
+    }
+
+    async fn stored(&self) -> Result<Stored, StorageError> {
+        self.storage.stored().await
+    }
+}
+
+#[tokio::test]
+async fn large_records_that_the_sink_fetches_ahead_are_bounded_by_their_bytes() {
+    // 45 MB. A poll brings 128 records, and the sink asks for more while it holds less than 16 MiB ahead: one batch is being
+    // stored, and two polls are ahead of it.
+    const RESULTS_MADE: u64 = 450;
+    const BYTES: usize = 100_000;
+    let directory = tempfile::tempdir().unwrap();
+    let real = local_bus(&directory.path().join("bus")).await;
+    let appended = (0..RESULTS_MADE).map(|id| {
+        let features = json!({ "filler": "x".repeat(BYTES) });
+        let result = json!({"tweet_id": id.to_string(), "release": "a", "features": features});
+        real.produce("results", record(result.to_string()))
+    });
+    futures::future::try_join_all(appended).await.unwrap();
+    let unwilling = Arc::new(Unwilling::new(&real, [], 0).willing());
+    let bus: Arc<dyn Bus> = unwilling.clone();
+    let storage = SqliteStorage::open(&directory.path().join("store.sqlite"))
+        .await
+        .unwrap();
+    let ready = CancellationToken::new();
+    let slow = Arc::new(Slow {
+        storage,
+        ready: ready.clone(),
+    });
+    let sinking = Sinking::start(&bus, slow.clone(), 4_096);
+    until("as much is ahead as may be", async || {
+        match unwilling.given.load(Ordering::SeqCst) {
+            enough if enough >= 128 * BYTES + 16 * MIB => Ok(()),
+            less => Err(less),
+        }
+    })
+    .await;
+    tokio::time::sleep(A_MOMENT).await;
+    let given = unwilling.given.load(Ordering::SeqCst);
+    assert!(given < 128 * (BYTES + 1_000) * 3, "{given}");
+    ready.cancel();
+    drained(&real, "results", "sink").await;
+    sinking.stop().await;
+    assert_eq!(slow.stored().await.unwrap().results, RESULTS_MADE);
 }

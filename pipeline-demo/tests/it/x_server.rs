@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsAcceptor;
@@ -33,6 +34,8 @@ pub(crate) enum Step {
     Pause(Duration),
     /// Keep-alives, this far apart, for ever.
     KeepAlives(Duration),
+    /// Nothing until the test says so.
+    Told(Arc<Notify>),
     /// Nothing more, and the connection stays.
     Silence,
     /// The body ends as it should.
@@ -191,6 +194,7 @@ async fn play(stream: &mut impl Stream, steps: Vec<Step>) {
                 }
             }
             Step::Pause(duration) => sleep(duration).await,
+            Step::Told(told) => told.notified().await,
             Step::KeepAlives(apart) => loop {
                 if send_chunk(stream, b"\r\n").await.is_err() {
                     return;

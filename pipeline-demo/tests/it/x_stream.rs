@@ -1,6 +1,7 @@
 //! F45: the stream of X is cut, rate limited or sends only keep-alives.
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use friday::clock::{Clock, SystemClock};
@@ -9,6 +10,7 @@ use pipeline_demo::source::x::{Rule, Schedule, XConfig, XError, XStream};
 use pipeline_demo::source::{Source, SourceError};
 use pipeline_demo::telemetry::{Identity, Telemetry};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::support::{Process, get, local_bus, tweet, until};
@@ -417,4 +419,90 @@ async fn subscribed_tweets_are_in_the_bus_and_the_token_is_in_no_log() {
     .await;
     process.kill().await.unwrap();
     assert!(!text.contains("s3cret-token"), "{text}");
+}
+
+/// The bus takes nothing while the subscriber is told to stop: what came before is in its queue, and nobody else has it.
+#[tokio::test]
+async fn a_subscriber_that_is_told_to_stop_gives_the_bus_what_waits_in_its_queue() {
+    const IN_THE_QUEUE: u64 = 100;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bus");
+    let (second, third) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let queued: Vec<u8> = (3..3 + IN_THE_QUEUE).flat_map(line).collect();
+    let steps = vec![
+        Step::Send(line(1)),
+        Step::Told(second.clone()),
+        Step::Send([line(2), b"\r\n".to_vec()].concat()),
+        Step::Told(third.clone()),
+        Step::Send([queued, b"\r\n".to_vec()].concat()),
+        Step::Silence,
+    ];
+    let server = XServer::start([Script::Stream(steps)]).await;
+    let token = token_file();
+    let (bus, url, token) = (
+        path.display().to_string(),
+        server.url(),
+        token.path().display().to_string(),
+    );
+    let args = [
+        "subscribe",
+        "--bus",
+        &bus,
+        "--x-url",
+        &url,
+        "--x-token-file",
+        &token,
+        "--x-rule",
+        "rust=rust",
+    ];
+    let (subscriber, log) = Process::start_logged(directory.path(), "subscribe", &args).await;
+    until("the first is produced", async || {
+        match subscriber.counts().await {
+            counts if counts["tasks_produced"] == 1 => Ok(()),
+            counts => Err(counts),
+        }
+    })
+    .await;
+    // Whoever else writes to the log waits for this.
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path.join("log.sqlite"));
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let holding = pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let read = async |keep_alives: &str| {
+        until("all that was sent is read", async || {
+            let metrics = get(subscriber.address, "/metrics").await.unwrap();
+            let metrics = metrics.text().await.unwrap();
+            if metrics.contains(&format!(
+                "pipeline_source_keep_alives_total {keep_alives}\n"
+            )) {
+                Ok(())
+            } else {
+                Err(metrics)
+            }
+        })
+        .await;
+    };
+    // The second is on its way to the bus when the others come.
+    second.notify_one();
+    read("1").await;
+    third.notify_one();
+    read("2").await;
+    subscriber.terminate();
+    until("it is told", async || {
+        let said = std::fs::read_to_string(&log).unwrap();
+        if said.contains("told to stop by SIGTERM") {
+            Ok(())
+        } else {
+            Err(said)
+        }
+    })
+    .await;
+    assert_eq!(subscriber.counts().await, json!({"tasks_produced": 1}));
+    holding.rollback().await.unwrap();
+    let all = 2 + IN_THE_QUEUE;
+    assert_eq!(
+        subscriber.end().await,
+        (Some(0), json!({"tasks_produced": all}))
+    );
+    let bus = local_bus(&path).await;
+    assert_eq!(bus.lag(TWEETS, "nobody").await.unwrap(), all);
 }

@@ -6,37 +6,48 @@ use rollout::Ending;
 use system_tests::{SPEC, free_address};
 
 use crate::RELEASE_MAX;
-use crate::demo::Demo;
+use crate::demo::{Demo, MANY_TWEETS};
 use crate::monitoring::{NOBODY, Prometheus};
 
 /// What a handbook of the pipeline advises.
 const HANDBOOK: &str = include_str!("../../../pipeline-demo/STORAGE.md");
 
 /// One check more: every tweet of this demo loves something.
-const NEGATIVE: &str = "\
-    - name: negative share
-      prometheus: '(sum(rate(pipeline_results_total{release=\"$release\",sentiment=\"negative\"}[10s])) or vector(0)) / sum(rate(pipeline_results_total{release=\"$release\"}[10s]))'
+const NEGATIVE: &str = r#"    - name: negative share
+      prometheus: '(sum(rate(pipeline_results_total{release="$release",sentiment="negative"}[5s])) or vector(0)) / sum(rate(pipeline_results_total{release="$release"}[5s]))'
       max: 0.5
-";
+"#;
 
-/// The plan of the scenes with the handbook's shares and [`NEGATIVE`], and without a look at the answers themselves.
+/// One step, the handbook's shares and [`NEGATIVE`], and no look at the answers themselves. Shares are those of five seconds instead
+/// of a minute, and asked for as often as may be, since each step waits for a sample that is wholly its own.
 fn spec() -> String {
     let shares = HANDBOOK
         .split_once("  checks:\n")
         .and_then(|(_, rest)| rest.split_once("    - name: lateness\n"))
         .map(|(shares, _)| shares)
         .expect("the handbook has them in this order");
-    let (before, after) = SPEC
-        .split_once("guard: { alpha: 0.01% }\n")
+    let kept = |line: &&str| !line.contains("weight: 25%") && !line.contains("weight: 50%");
+    let plan: Vec<&str> = SPEC.lines().filter(kept).collect();
+    let plan = plan.join("\n");
+    let (before, after) = plan
+        .split_once("guard: { alpha: 0.01% }")
         .expect("a scene has a guard");
-    format!("{before}{after}guard:\n  alpha: 0.01%\n  checks:\n{shares}{NEGATIVE}")
+    let checks = format!("{shares}{NEGATIVE}")
+        .replace("[1m]", "[5s]")
+        .replace("      max:", "      every: 10s\n      lag: 2s\n      max:");
+    format!("{before}{after}\nguard:\n  alpha: 0.01%\n  checks:\n{checks}")
 }
 
 #[tokio::test]
 async fn a_release_whose_data_is_wrong_is_rolled_back_by_a_check_of_the_data() {
     // Known to the controller before it is there.
     let at = free_address();
-    let demo = Demo::start(&[], &[("FRIDAY_PROMETHEUS", &format!("http://{at}"))]).await;
+    let demo = Demo::start(
+        MANY_TWEETS,
+        &[],
+        &[("FRIDAY_PROMETHEUS", &format!("http://{at}"))],
+    )
+    .await;
     let _prometheus = Prometheus::start_at(at, demo.dir(), &demo.targets(), NOBODY).await;
 
     let spec = spec();

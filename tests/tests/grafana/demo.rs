@@ -25,8 +25,11 @@ const RATE: &str = "400";
 /// Traces: 20 a second, so that each step has some.
 const TRACE_PERCENT: &str = "5";
 
-/// Tweets of the file, which is looped.
+/// Tweets of the file, which is looped: results of a minute, and then others of the same tweets.
 const TWEETS: u32 = 20_000;
+
+/// The same where new results are to come for minutes.
+pub(crate) const MANY_TWEETS: u32 = 200_000;
 
 /// Every so many lines one is no tweet.
 const MALFORMED_EVERY: u32 = 50;
@@ -68,17 +71,17 @@ impl Demo {
             "--trace-percent",
             TRACE_PERCENT,
         ];
-        Self::start(&traces, &[]).await
+        Self::start(TWEETS, &traces, &[]).await
     }
 
-    /// Starts one with these arguments and variables more.
-    pub(crate) async fn start(args: &[&str], variables: &[(&str, &str)]) -> Self {
+    /// Starts one of so many tweets, with these arguments and variables more.
+    pub(crate) async fn start(count: u32, args: &[&str], variables: &[(&str, &str)]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("friday-grafana-")
             .tempdir()
             .unwrap();
         let tweets = dir.path().join("tweets.jsonl");
-        fs::write(&tweets, input()).unwrap();
+        fs::write(&tweets, input(count)).unwrap();
         let log = fs::File::create(dir.path().join("demo.log")).unwrap();
         let mut child = Command::new(pipeline_demo())
             .args([
@@ -352,9 +355,9 @@ fn write_targets(dir: &Path, job: &str, targets: &Value) {
 }
 
 /// Tweets, and now and then something that is none.
-fn input() -> String {
+fn input(count: u32) -> String {
     let mut lines = String::new();
-    for number in 1..=TWEETS {
+    for number in 1..=count {
         if number.is_multiple_of(MALFORMED_EVERY) {
             writeln!(lines, "no tweet but number {number}").unwrap();
             continue;

@@ -7,6 +7,10 @@
 //! Rebalancing is cooperative: the partitions that stay are not interrupted. A partition that the group wants back is
 //! first taken out of the supply; then its owner is told, finishes or leaves what it took, commits, and gives it up; only
 //! then does the group hear that it is free. All this has a time limit.
+//!
+//! A topic may be deleted and made anew while it is read. librdkafka goes to its beginning, where the broker says that there is no
+//! such offset any more. So a partition begins anew when a record comes that is younger than all before and stands at an older
+//! offset; else it would be taken for one that was fetched again.
 
 use std::fmt;
 use std::sync::Arc;
@@ -49,6 +53,9 @@ const REJOIN_MAX: Duration = Duration::from_secs(600);
 
 /// How long leaving the group may take. The broker need not be there; then the group notices by itself.
 const LEAVE_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How long librdkafka may take to go to the beginning of a partition.
+const SEEK_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// A member of a group.
 pub(super) struct Member {
@@ -223,6 +230,8 @@ impl Poller {
         while !self.stop.is_cancelled() {
             let wanted = self.shared.wanted.notified();
             self.settle();
+            let anew = std::mem::take(&mut self.shared.state().anew);
+            self.begin_anew(anew).await;
             let (room, changed, release_until, idle) = {
                 let mut state = self.shared.state();
                 let changed = std::mem::take(&mut state.changed);
@@ -278,6 +287,33 @@ impl Poller {
             Some(Ok(message)) => state.add(record(&message)),
             Some(Err(error)) => state.error = Some(error),
             None => {}
+        }
+    }
+
+    /// Goes to the beginning of partitions whose topic is another one than it was. Nothing is polled meanwhile, so nothing that
+    /// comes from there is missed.
+    async fn begin_anew(&self, partitions: impl IntoIterator<Item = u32>) {
+        for partition in partitions {
+            warn!(
+                topic = self.topic,
+                partition,
+                "kafka: the topic was made anew, or lost what was read of it; reading the partition from its beginning"
+            );
+            let (consumer, topic) = (self.consumer.clone(), self.topic.clone());
+            let going = tokio::task::spawn_blocking(move || {
+                let (partition, beginning) = (partition.cast_signed(), Offset::Beginning);
+                consumer.seek(&topic, partition, beginning, SEEK_WAIT_MAX)
+            });
+            match going.await {
+                Ok(Ok(())) => {
+                    self.shared.state().begin_anew(partition);
+                    self.shared.supplied.notify_one();
+                }
+                Ok(Err(error)) => {
+                    warn!(%error, partition, "kafka: its beginning could not be gone to, trying again");
+                }
+                Err(_) => {}
+            }
         }
     }
 

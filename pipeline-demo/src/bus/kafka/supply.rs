@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use rdkafka::error::KafkaError;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -29,8 +30,8 @@ pub(super) struct Shared {
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    /// Partitions whose records are given out, and the next offset of each, once one came.
-    pub(super) owned: BTreeMap<u32, Option<i64>>,
+    /// Partitions whose records are given out, and how far each is, once one came.
+    pub(super) owned: BTreeMap<u32, Option<Reached>>,
     /// Partitions that the group wants back, and what it still waits for: those not given up yet.
     pub(super) leaving: BTreeSet<u32>,
     pub(super) unreleased: BTreeSet<u32>,
@@ -41,9 +42,20 @@ pub(super) struct State {
     supply_bytes: usize,
     pub(super) news: VecDeque<Polled>,
     pub(super) error: Option<KafkaError>,
+    /// Partitions of which a record came that cannot be of the topic that was read so far.
+    pub(super) anew: BTreeSet<u32>,
     /// The assignment changed since the partitions were paused.
     pub(super) changed: bool,
     pub(super) closing: bool,
+}
+
+/// How far a partition is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reached {
+    /// The offset after the last record.
+    next: i64,
+    /// When the youngest record was produced.
+    youngest: Option<Timestamp>,
 }
 
 impl Shared {
@@ -83,14 +95,25 @@ impl State {
 
     pub(super) fn add(&mut self, record: Record) {
         let Position { partition, offset } = record.position;
-        let Some(next) = self.owned.get_mut(&partition) else {
+        let Some(reached) = self.owned.get(&partition).copied() else {
             return;
         };
-        // What a pause threw away is fetched again; nothing is given out twice.
-        if next.is_some_and(|next| offset < next) {
-            return;
+        let mut youngest = record.produced_at;
+        if let Some(reached) = reached {
+            if offset >= reached.next {
+                youngest = youngest.max(reached.youngest);
+            } else {
+                // What a pause threw away is fetched again; nothing is given out twice. But what is younger than all that came
+                // cannot have come before.
+                if youngest > reached.youngest {
+                    self.anew.insert(partition);
+                }
+                return;
+            }
         }
-        *next = Some(offset + 1);
+        let next = offset + 1;
+        self.owned
+            .insert(partition, Some(Reached { next, youngest }));
         self.supply_bytes += bytes_of(&record);
         self.supply.push_back(record);
     }
@@ -100,10 +123,25 @@ impl State {
         self.changed = true;
     }
 
+    /// The partition's topic was deleted and made anew: its offsets say nothing any more, and what was not given out is gone.
+    pub(super) fn begin_anew(&mut self, partition: u32) {
+        let beginning = Reached {
+            next: 0,
+            youngest: None,
+        };
+        self.owned.insert(partition, Some(beginning));
+        self.anew.remove(&partition);
+        self.supply
+            .retain(|record| record.position.partition != partition);
+        self.supply_bytes = self.supply.iter().map(bytes_of).sum();
+        self.news.push_back(Polled::Anew(vec![partition]));
+    }
+
     /// Nothing of these partitions is given out from now on.
     pub(super) fn withdraw(&mut self, partitions: &[u32]) {
         for partition in partitions {
             self.owned.remove(partition);
+            self.anew.remove(partition);
         }
         let owned = &self.owned;
         self.supply
@@ -143,24 +181,89 @@ mod tests {
 
     use super::*;
 
+    fn record(offset: i64, second: i64) -> Record {
+        Record {
+            position: Position {
+                partition: 0,
+                offset,
+            },
+            key: None,
+            value: Bytes::from_static(b"value"),
+            produced_at: Timestamp::from_second(second).ok(),
+        }
+    }
+
+    fn offsets(shared: &Shared) -> Vec<i64> {
+        match shared.take(100) {
+            Some(Ok(Polled::Records(records))) => {
+                records.iter().map(|r| r.position.offset).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_fetched_again_is_given_out_once() {
+        let shared = Shared::default();
+        shared.state().assigned(&[0]);
+        // The clocks of producers differ.
+        for (offset, second) in [(7, 100), (8, 130), (9, 110)] {
+            shared.state().add(record(offset, second));
+        }
+        for (offset, second) in [(7, 100), (8, 130), (9, 110), (10, 120)] {
+            shared.state().add(record(offset, second));
+        }
+        assert_eq!(offsets(&shared), [7, 8, 9, 10]);
+    }
+
+    #[test]
+    fn a_younger_record_at_an_older_offset_is_of_a_new_topic() {
+        let shared = Shared::default();
+        shared.state().assigned(&[0, 1]);
+        for offset in 0..5 {
+            shared.state().add(record(offset, 100 + offset));
+        }
+        assert_eq!(offsets(&shared), [0, 1, 2, 3, 4]);
+        shared.state().add(record(5, 105));
+        assert_eq!(shared.state().anew, BTreeSet::new());
+        shared.state().add(record(1, 201));
+        assert_eq!(shared.state().anew, BTreeSet::from([0]));
+        // It is read from its beginning. What was not given out of the old one is not given out any more.
+        shared.state().begin_anew(0);
+        for offset in 0..3 {
+            shared.state().add(record(offset, 200 + offset));
+        }
+        let news = shared.take(100).unwrap().unwrap();
+        assert_eq!(news, Polled::Anew(vec![0]));
+        assert_eq!(offsets(&shared), [0, 1, 2]);
+        assert_eq!(shared.state().supply_bytes, 0);
+    }
+
+    #[test]
+    fn a_supply_of_large_records_ends_with_their_bytes() {
+        let shared = Shared::default();
+        shared.state().assigned(&[0]);
+        let mut records = 0;
+        while shared.state().has_room() {
+            let mut large = record(records, records);
+            large.value = vec![0; 256 * 1024].into();
+            shared.state().add(large);
+            records += 1;
+        }
+        assert_eq!(records, (SUPPLY_BYTES_MAX / (256 * 1024)) as i64);
+        shared.take(1).unwrap().unwrap();
+        assert!(shared.state().has_room());
+    }
+
     /// With every record that is taken the poller would poll for one.
     #[test]
     fn the_poller_is_woken_when_half_is_gone_and_not_for_each_record() {
         let shared = Shared::default();
         shared.state().assigned(&[0]);
-        let mut offset = 0;
+        let mut next = 0;
         while shared.state().has_room() {
-            let position = Position {
-                partition: 0,
-                offset,
-            };
-            shared.state().add(Record {
-                position,
-                key: None,
-                value: Bytes::from_static(b"{}"),
-                produced_at: None,
-            });
-            offset += 1;
+            shared.state().add(record(next, next));
+            next += 1;
         }
         let woken = || shared.wanted.notified().now_or_never().is_some();
         let mut taken = 0;

@@ -71,7 +71,7 @@ impl PostgresStorage {
                 DELETE FROM malformed WHERE (topic, partition, \"offset\") IN (
                     SELECT topic, partition, \"offset\" FROM malformed AS m WHERE stored_ms < $1 AND NOT EXISTS (
                         SELECT FROM reconciled AS r
-                        WHERE m.topic = 'tweets' AND r.partition = m.partition AND r.next_offset <= m.\"offset\")
+                        WHERE r.partition = m.origin_partition AND r.next_offset <= m.origin_offset)
                     LIMIT $2 FOR UPDATE SKIP LOCKED) RETURNING 1
              ), old_duplicates AS (
                 DELETE FROM duplicates WHERE (origin_partition, origin_offset) IN (

@@ -125,16 +125,20 @@ macro_rules! job_store {
             async fn runs(
                 &self,
                 job: Option<&str>,
-                before_ms: i64,
+                after: Option<&crate::jobs::RunPlace>,
                 limit: i64,
             ) -> Result<Vec<crate::jobs::JobRun>, crate::sink::StorageError> {
                 let rows: Vec<(String, i64, i64, String, i64, Option<i64>, String, String)> =
                     sqlx::query_as(
                         "SELECT job, due_ms, attempt, node, started_ms, ended_ms, outcome, detail FROM job_runs
-                         WHERE started_ms < $1 AND (CAST($2 AS text) IS NULL OR job = $2)
-                         ORDER BY started_ms DESC, job, due_ms DESC, attempt DESC LIMIT $3",
+                         WHERE (CAST($1 AS bigint) IS NULL OR (started_ms, job, due_ms, attempt) < ($1, $2, $3, $4))
+                            AND (CAST($5 AS text) IS NULL OR job = $5)
+                         ORDER BY started_ms DESC, job DESC, due_ms DESC, attempt DESC LIMIT $6",
                     )
-                    .bind(before_ms)
+                    .bind(after.map(|run| run.started_ms))
+                    .bind(after.map(|run| run.job.as_str()))
+                    .bind(after.map(|run| run.due_ms))
+                    .bind(after.map(|run| run.attempt))
                     .bind(job)
                     .bind(limit)
                     .fetch_all(&self.pool)

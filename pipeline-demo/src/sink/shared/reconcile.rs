@@ -17,8 +17,8 @@ macro_rules! reconcile_store {
             async fn reconciled(
                 &self,
             ) -> Result<Vec<crate::sink::Reconciled>, crate::sink::StorageError> {
-                let rows: Vec<(i64, i64, i64, i64, i64, i64, i64, i64, i64)> = sqlx::query_as(
-                    "SELECT partition, next_offset, expected, results, malformed, duplicates, doubled,
+                let rows: Vec<(i64, i64, i64, i64, i64, i64, i64, i64, i64, i64)> = sqlx::query_as(
+                    "SELECT partition, next_offset, expected, results, malformed, unreadable, duplicates, doubled,
                         (SELECT CAST(coalesce(sum(m.next_offset - m.first_offset), 0) AS bigint) FROM missing AS m
                          WHERE m.partition = reconciled.partition), checked_ms
                      FROM reconciled ORDER BY partition",
@@ -34,10 +34,11 @@ macro_rules! reconcile_store {
                         expected: row.2,
                         results: row.3,
                         malformed: row.4,
-                        duplicates: row.5,
-                        doubled: row.6,
-                        missing: row.7,
-                        checked_ms: row.8,
+                        unreadable: row.5,
+                        duplicates: row.6,
+                        doubled: row.7,
+                        missing: row.8,
+                        checked_ms: row.9,
                     })
                     .collect())
             }
@@ -63,6 +64,32 @@ macro_rules! reconcile_store {
                     })
                     .collect())
             }
+
+            async fn unplaced(&self) -> Result<i64, crate::sink::StorageError> {
+                sqlx::query_scalar("SELECT count(*) FROM malformed WHERE origin_partition IS NULL")
+                    .fetch_one(&self.pool)
+                    .await
+                    .map_err(|error| $failed("count what it could not read", error))
+            }
+
+            async fn account_for(
+                &self,
+                origin: crate::bus::Position,
+                tweet_id: &str,
+            ) -> Result<bool, crate::sink::StorageError> {
+                let (partition, offset) = crate::sink::rows::place(origin);
+                let placed = sqlx::query(
+                    "UPDATE malformed SET origin_partition = $1, origin_offset = $2
+                     WHERE origin_partition IS NULL AND tweet_id = $3",
+                )
+                .bind(partition)
+                .bind(offset)
+                .bind(tweet_id)
+                .execute(&self.pool)
+                .await
+                .map_err(|error| $failed("place what it could not read", error))?;
+                Ok(placed.rows_affected() > 0)
+            }
         }
 
         impl $storage {
@@ -71,11 +98,11 @@ macro_rules! reconcile_store {
                 range: crate::sink::Range,
                 now_ms: i64,
             ) -> Result<crate::sink::Reconciled, sqlx::Error> {
-                use crate::sink::reconcile::{HOLES_MAX, OFFSETS_MAX};
+                use crate::sink::reconcile::{Found, HOLES_MAX, OFFSETS_MAX};
                 let mut transaction = self.begin().await?;
                 let partition = i64::from(range.partition);
-                let before: Option<(i64, i64, i64, i64, i64, i64)> = sqlx::query_as(
-                    "SELECT next_offset, expected, results, malformed, duplicates, doubled FROM reconciled
+                let before: Option<(i64, i64, i64, i64, i64, i64, i64)> = sqlx::query_as(
+                    "SELECT next_offset, expected, results, malformed, unreadable, duplicates, doubled FROM reconciled
                      WHERE partition = $1",
                 )
                 .bind(partition)
@@ -90,8 +117,7 @@ macro_rules! reconcile_store {
                             "SELECT min(o) FROM (
                                 SELECT min(origin_offset) AS o FROM results WHERE origin_partition = $1
                                 UNION ALL SELECT min(origin_offset) FROM duplicates WHERE origin_partition = $1
-                                UNION ALL SELECT min(\"offset\") FROM malformed
-                                    WHERE topic = 'tweets' AND partition = $1) AS k",
+                                UNION ALL SELECT min(origin_offset) FROM malformed WHERE origin_partition = $1) AS k",
                         )
                         .bind(partition)
                         .fetch_one(&mut *transaction)
@@ -108,8 +134,19 @@ macro_rules! reconcile_store {
                 .fetch_all(&mut *transaction)
                 .await?;
                 let mut holes = Vec::new();
+                let mut found = Found::default();
                 for (first, next) in old {
-                    holes.extend(Self::find_holes(&mut *transaction, partition, first, next).await?);
+                    let still = Self::find_holes(&mut *transaction, partition, first, next).await?;
+                    // The rest of it is looked at the next time.
+                    let looked = match still.last() {
+                        Some((_, end)) if still.len() as i64 == HOLES_MAX && *end < next => {
+                            holes.push((*end, next));
+                            *end
+                        }
+                        Some(_) | None => next,
+                    };
+                    found.add(Self::found(&mut *transaction, partition, first, looked).await?);
+                    holes.extend(still);
                 }
                 let new = Self::find_holes(&mut *transaction, partition, from, to).await?;
                 if new.len() as i64 == HOLES_MAX
@@ -118,6 +155,7 @@ macro_rules! reconcile_store {
                     to = *next;
                 }
                 holes.extend(new);
+                found.add(Self::found(&mut *transaction, partition, from, to).await?);
                 for (first, next) in holes {
                     sqlx::query(
                         "INSERT INTO missing (partition, first_offset, next_offset, found_ms)
@@ -130,47 +168,35 @@ macro_rules! reconcile_store {
                     .execute(&mut *transaction)
                     .await?;
                 }
-                let (results, duplicates, malformed, found): (i64, i64, i64, i64) = sqlx::query_as(
-                    "WITH r AS (SELECT origin_offset AS o FROM results
-                            WHERE origin_partition = $1 AND origin_offset >= $2 AND origin_offset < $3),
-                        d AS (SELECT origin_offset AS o FROM duplicates
-                            WHERE origin_partition = $1 AND origin_offset >= $2 AND origin_offset < $3),
-                        m AS (SELECT \"offset\" AS o FROM malformed
-                            WHERE topic = 'tweets' AND partition = $1 AND \"offset\" >= $2 AND \"offset\" < $3)
-                     SELECT (SELECT count(*) FROM r), (SELECT count(*) FROM d), (SELECT count(*) FROM m),
-                        (SELECT count(*) FROM (SELECT o FROM r UNION SELECT o FROM d UNION SELECT o FROM m) AS u)",
-                )
-                .bind(partition)
-                .bind(from)
-                .bind(to)
-                .fetch_one(&mut *transaction)
-                .await?;
-                let (_, b_expected, b_results, b_malformed, b_duplicates, b_doubled) =
+                let (_, expected, results, malformed, unreadable, duplicates, doubled) =
                     before.unwrap_or_default();
                 let mut reconciled = crate::sink::Reconciled {
                     partition,
                     next_offset: to,
-                    expected: b_expected + to - from,
-                    results: b_results + results,
-                    malformed: b_malformed + malformed,
-                    duplicates: b_duplicates + duplicates,
-                    doubled: b_doubled + results + duplicates + malformed - found,
+                    expected: expected + to - from,
+                    results: results + found.results,
+                    malformed: malformed + found.malformed,
+                    unreadable: unreadable + found.unreadable,
+                    duplicates: duplicates + found.duplicates,
+                    doubled: doubled + found.doubled(),
                     missing: 0,
                     checked_ms: now_ms,
                 };
                 sqlx::query(
-                    "INSERT INTO reconciled (partition, next_offset, expected, results, malformed, duplicates, doubled,
-                        checked_ms)
-                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+                    "INSERT INTO reconciled (partition, next_offset, expected, results, malformed, unreadable, duplicates,
+                        doubled, checked_ms)
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
                      ON CONFLICT (partition) DO UPDATE SET next_offset = excluded.next_offset,
                         expected = excluded.expected, results = excluded.results, malformed = excluded.malformed,
-                        duplicates = excluded.duplicates, doubled = excluded.doubled, checked_ms = excluded.checked_ms",
+                        unreadable = excluded.unreadable, duplicates = excluded.duplicates, doubled = excluded.doubled,
+                        checked_ms = excluded.checked_ms",
                 )
                 .bind(partition)
                 .bind(reconciled.next_offset)
                 .bind(reconciled.expected)
                 .bind(reconciled.results)
                 .bind(reconciled.malformed)
+                .bind(reconciled.unreadable)
                 .bind(reconciled.duplicates)
                 .bind(reconciled.doubled)
                 .bind(now_ms)
@@ -185,6 +211,42 @@ macro_rules! reconcile_store {
                 .await?;
                 transaction.commit().await?;
                 Ok(reconciled)
+            }
+
+            /// As what the offsets from `from` to before `to` are stored. A record without a readable answer that was refused
+            /// besides is malformed.
+            async fn found(
+                connection: &mut $connection,
+                partition: i64,
+                from: i64,
+                to: i64,
+            ) -> Result<crate::sink::reconcile::Found, sqlx::Error> {
+                let (results, malformed, unreadable, duplicates, places) = sqlx::query_as(
+                    "WITH r AS (SELECT origin_offset AS o FROM results
+                            WHERE origin_partition = $1 AND origin_offset >= $2 AND origin_offset < $3),
+                        d AS (SELECT origin_offset AS o FROM duplicates
+                            WHERE origin_partition = $1 AND origin_offset >= $2 AND origin_offset < $3),
+                        m AS (SELECT origin_offset AS o FROM malformed WHERE topic = 'tweets'
+                            AND origin_partition = $1 AND origin_offset >= $2 AND origin_offset < $3),
+                        u AS (SELECT DISTINCT origin_offset AS o FROM malformed WHERE topic <> 'tweets'
+                            AND origin_partition = $1 AND origin_offset >= $2 AND origin_offset < $3
+                            AND origin_offset NOT IN (SELECT o FROM m))
+                     SELECT (SELECT count(*) FROM r), (SELECT count(*) FROM m), (SELECT count(*) FROM u),
+                        (SELECT count(*) FROM d), (SELECT count(*) FROM (
+                            SELECT o FROM r UNION SELECT o FROM d UNION SELECT o FROM m UNION SELECT o FROM u) AS places)",
+                )
+                .bind(partition)
+                .bind(from)
+                .bind(to)
+                .fetch_one(connection)
+                .await?;
+                Ok(crate::sink::reconcile::Found {
+                    results,
+                    malformed,
+                    unreadable,
+                    duplicates,
+                    places,
+                })
             }
 
             /// Offsets from `from` to before `to` that are stored nowhere, as ranges in order.
@@ -203,8 +265,8 @@ macro_rules! reconcile_store {
                                 WHERE origin_partition = $1 AND origin_offset >= $2 AND origin_offset < $3
                             UNION SELECT origin_offset FROM duplicates
                                 WHERE origin_partition = $1 AND origin_offset >= $2 AND origin_offset < $3
-                            UNION SELECT \"offset\" FROM malformed
-                                WHERE topic = 'tweets' AND partition = $1 AND \"offset\" >= $2 AND \"offset\" < $3
+                            UNION SELECT origin_offset FROM malformed
+                                WHERE origin_partition = $1 AND origin_offset >= $2 AND origin_offset < $3
                         ) AS found
                      ) AS gaps WHERE after > o + 1 ORDER BY o LIMIT $4",
                 )

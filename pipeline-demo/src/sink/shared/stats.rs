@@ -21,21 +21,46 @@ macro_rules! stats_store {
 
         #[async_trait::async_trait]
         impl crate::stats::StatsStore for $storage {
-            async fn totals(
+            async fn sums(
                 &self,
                 window: &crate::stats::Window,
-                limit: i64,
-            ) -> Result<Vec<(String, String, i64, i64)>, crate::sink::StorageError> {
+            ) -> Result<Vec<(String, i64, i64)>, crate::sink::StorageError> {
                 sqlx::query_as(
-                    "SELECT kind, release, CAST(sum(count) AS bigint), CAST(sum(sentiment_micros) AS bigint)
+                    "SELECT kind, CAST(sum(count) AS bigint), CAST(sum(sentiment_micros) AS bigint)
                      FROM aggregates WHERE kind IN ('total', 'late', 'malformed', 'duplicate')
                         AND bucket_s >= $1 AND bucket_s < $2 AND (CAST($3 AS text) IS NULL OR release = $3)
-                     GROUP BY kind, release HAVING sum(count) <> 0 ORDER BY 3 DESC, 2 LIMIT $4",
+                     GROUP BY kind",
                 )
                 .bind(window.from_s)
                 .bind(window.to_s)
                 .bind(&window.release)
-                .bind(limit)
+                .fetch_all(&self.pool)
+                .await
+                .map_err(|error| $failed("add its counts up", error))
+            }
+
+            async fn totals(
+                &self,
+                window: &crate::stats::Window,
+                releases_max: i64,
+            ) -> Result<Vec<(String, String, i64, i64)>, crate::sink::StorageError> {
+                sqlx::query_as(
+                    "WITH kinds AS (
+                        SELECT kind, release, CAST(sum(count) AS bigint) AS total,
+                            CAST(sum(sentiment_micros) AS bigint) AS micros
+                        FROM aggregates WHERE kind IN ('total', 'late', 'malformed', 'duplicate')
+                            AND bucket_s >= $1 AND bucket_s < $2 AND (CAST($3 AS text) IS NULL OR release = $3)
+                        GROUP BY kind, release HAVING sum(count) <> 0
+                     ), largest AS (
+                        SELECT release FROM kinds GROUP BY release ORDER BY max(total) DESC, release LIMIT $4
+                     )
+                     SELECT kind, release, total, micros FROM kinds WHERE release IN (SELECT release FROM largest)
+                     ORDER BY total DESC, release, kind",
+                )
+                .bind(window.from_s)
+                .bind(window.to_s)
+                .bind(&window.release)
+                .bind(releases_max)
                 .fetch_all(&self.pool)
                 .await
                 .map_err(|error| $failed("add its counts up", error))
@@ -131,15 +156,27 @@ macro_rules! stats_store {
                 let added = async {
                     let mut transaction = self.begin().await?;
                     if let Some(key) = key {
+                        let digest = crate::stats::fingerprint(counters);
                         let new = sqlx::query(
-                            "INSERT INTO counter_posts (key, posted_ms) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+                            "INSERT INTO counter_posts (key, posted_ms, digest) VALUES ($1, $2, $3)
+                             ON CONFLICT DO NOTHING",
                         )
                         .bind(key)
                         .bind(now_ms)
+                        .bind(&digest)
                         .execute(&mut *transaction)
                         .await?;
                         if new.rows_affected() == 0 {
-                            return Ok(crate::stats::Added::Before);
+                            let before: Option<String> =
+                                sqlx::query_scalar("SELECT digest FROM counter_posts WHERE key = $1")
+                                    .bind(key)
+                                    .fetch_one(&mut *transaction)
+                                    .await?;
+                            // Of a post of an earlier version it is not known what it was.
+                            return Ok(match before {
+                                Some(before) if before != digest => crate::stats::Added::Other,
+                                Some(_) | None => crate::stats::Added::Before,
+                            });
                         }
                     }
                     for (name, labels, value) in counters {

@@ -79,7 +79,7 @@ impl SqliteStorage {
             "DELETE FROM malformed WHERE (topic, partition, offset) IN (
                 SELECT topic, partition, offset FROM malformed AS m WHERE stored_ms < $1 AND NOT EXISTS (
                     SELECT 1 FROM reconciled AS r
-                    WHERE m.topic = 'tweets' AND r.partition = m.partition AND r.next_offset <= m.offset)
+                    WHERE r.partition = m.origin_partition AND r.next_offset <= m.origin_offset)
                 LIMIT $2)",
             "DELETE FROM duplicates WHERE (origin_partition, origin_offset) IN (
                 SELECT origin_partition, origin_offset FROM duplicates WHERE stored_ms < $1 AND NOT EXISTS (

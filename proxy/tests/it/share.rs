@@ -57,6 +57,20 @@ fn the_band_is_that_of_the_binomial_distribution() {
     assert_eq!(band(10_000, 0.999_9), (9_994, 10_000));
 }
 
+/// What the proxy has reported of this table: requests of stable, and of the canary.
+fn reported(controller: &Controller, seq: u64) -> (u32, u32) {
+    controller.look(|ledger| {
+        let epochs = ledger.epochs.values();
+        let cells = epochs
+            .filter(|epoch| epoch.generation.seq == seq)
+            .flat_map(|epoch| &epoch.cells);
+        cells.fold((0, 0), |(stable, canary), cell| match cell.arm {
+            Arm::Stable => (stable + cell.requests, canary),
+            Arm::Canary => (stable, canary + cell.requests),
+        })
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f20_the_observed_share_is_in_its_binomial_band_and_the_report_is_what_the_backends_saw() {
     let stable = Backend::named("stable").await;
@@ -89,17 +103,7 @@ async fn f20_the_observed_share_is_in_its_binomial_band_and_the_report_is_what_t
             assert_eq!(seen.0 + seen.1, REQUESTS);
             sent += REQUESTS;
             controller.all_ended(sent).await;
-            let reported = controller.look(|ledger| {
-                let epochs = ledger.epochs.values();
-                let cells = epochs
-                    .filter(|epoch| epoch.generation.seq == seq)
-                    .flat_map(|epoch| &epoch.cells);
-                cells.fold((0, 0), |(stable, canary), cell| match cell.arm {
-                    Arm::Stable => (stable + cell.requests, canary),
-                    Arm::Canary => (stable, canary + cell.requests),
-                })
-            });
-            assert_eq!(reported, seen, "the report at {share} bp");
+            assert_eq!(reported(&controller, seq), seen, "the report at {share} bp");
             println!("{share} bp: {} of {REQUESTS}, {low} to {high}", seen.1);
             if (low..=high).contains(&seen.1) {
                 break;
@@ -249,17 +253,7 @@ async fn f20_one_request_in_ten_thousand_comes_to_the_canary_or_to_stable_and_is
             assert_eq!(seen, (after.0 - before.0, after.1 - before.1));
             sent += REQUESTS;
             controller.all_ended(sent).await;
-            let reported = controller.look(|ledger| {
-                let epochs = ledger.epochs.values();
-                let cells = epochs
-                    .filter(|epoch| epoch.generation.seq == seq)
-                    .flat_map(|epoch| &epoch.cells);
-                cells.fold((0, 0), |(stable, canary), cell| match cell.arm {
-                    Arm::Stable => (stable + cell.requests, canary),
-                    Arm::Canary => (stable, canary + cell.requests),
-                })
-            });
-            assert_eq!(reported, seen, "the report at {share} bp");
+            assert_eq!(reported(&controller, seq), seen, "the report at {share} bp");
             if (low..=high).contains(&seen.1) {
                 break;
             }

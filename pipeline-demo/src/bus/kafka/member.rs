@@ -57,6 +57,9 @@ const LEAVE_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long librdkafka may take to go to the beginning of a partition.
 const SEEK_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// How long it is left alone when it could not.
+const SEEK_PAUSE: Duration = Duration::from_secs(1);
+
 /// A member of a group.
 pub(super) struct Member {
     topic: String,
@@ -311,6 +314,9 @@ impl Poller {
                 }
                 Ok(Err(error)) => {
                     warn!(%error, partition, "kafka: its beginning could not be gone to, trying again");
+                    self.shared.state().anew.insert(partition);
+                    sleep(SEEK_PAUSE).await;
+                    self.shared.wanted.notify_one();
                 }
                 Err(_) => {}
             }

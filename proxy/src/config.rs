@@ -16,10 +16,6 @@ use crate::tls::CertificateFiles;
 /// Longest drain that may be asked for: an hour. Longer than any orchestrator waits, so more is a slip of the unit.
 const DRAIN_SECONDS_MAX: u64 = 3_600;
 
-/// How long what is in flight at an endpoint that left the table may take when a controller leads: it waits for 30 s until it
-/// stops the endpoint's task, so this is over first, and what was cut is known before the task is gone.
-const LEAVING_MAX: Duration = Duration::from_secs(25);
-
 /// Longest name of a proxy; it stands in URLs and in every report.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -94,8 +90,8 @@ pub struct Args {
     /// How long nothing may pass on a stream: server-sent events, gRPC, an upgraded connection such as a WebSocket
     #[arg(long, value_name = "SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=604_800))]
     pub stream_idle_seconds: u64,
-    /// How long answers, streams and upgraded connections may go on at an endpoint that the table no longer has
-    /// [default: 25 with --controller, else without a limit]
+    /// How long answers, streams and upgraded connections may go on at an endpoint that the table no longer has [default: until
+    /// its task ends]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub leaving_seconds: Option<u64>,
     /// How long a client may keep a connection without a request
@@ -299,7 +295,6 @@ impl TryFrom<Args> for Config {
         if args.drain_seconds > DRAIN_SECONDS_MAX {
             return Err(ConfigError::Drain(args.drain_seconds));
         }
-        let is_led = args.controller.is_some();
         let source = match (args.routes, args.controller, args.state_dir) {
             (Some(file), None, None) => Source::File(file),
             (None, Some(url), Some(state_dir)) => Source::Controller {
@@ -324,10 +319,7 @@ impl TryFrom<Args> for Config {
                 idle_max: Duration::from_secs(args.idle_seconds),
                 answer_idle_max: Duration::from_secs(args.answer_idle_seconds),
                 stream_idle_max: Duration::from_secs(args.stream_idle_seconds),
-                leaving_max: args
-                    .leaving_seconds
-                    .map(Duration::from_secs)
-                    .or_else(|| is_led.then_some(LEAVING_MAX)),
+                leaving_max: args.leaving_seconds.map(Duration::from_secs),
             },
             certificate: args
                 .tls_cert
@@ -439,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_that_leave_have_a_limit_where_a_controller_stops_them() {
+    fn endpoints_that_leave_have_no_limit_but_the_one_that_is_given() {
         let leaving = |args: &[&str]| config(args).unwrap().clients.leaving_max;
         let alone = ["--routes", "r.json"];
         let led = [
@@ -450,9 +442,8 @@ mod tests {
             "--name",
             "p",
         ];
-        assert_eq!(leaving(&alone), None);
-        assert_eq!(leaving(&led), Some(LEAVING_MAX));
         for source in [&alone[..], &led] {
+            assert_eq!(leaving(source), None);
             let given = [source, &["--leaving-seconds", "7"]].concat();
             assert_eq!(leaving(&given), Some(Duration::from_secs(7)));
         }

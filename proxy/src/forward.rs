@@ -104,8 +104,17 @@ pub(crate) struct Tunnel {
     pub(crate) upstream: Watched,
     /// When the time of its endpoint is over, because it left the table.
     pub(crate) gone: Pin<Box<WaitForCancellationFutureOwned>>,
-    _lease: Option<Lease>,
+    lease: Option<Lease>,
     _admitted: Admitted,
+}
+
+impl Tunnel {
+    /// It broke, on one of its sides.
+    pub(crate) fn broke(&self) {
+        if let Some(lease) = &self.lease {
+            lease.peer().broke_off();
+        }
+    }
 }
 
 impl Flight {
@@ -421,7 +430,7 @@ impl Forward {
         *lock(tunnel) = Some(Tunnel {
             upstream,
             gone,
-            _lease: lease,
+            lease,
             _admitted: admitted,
         });
         let (mut head, _) = response.into_parts();
@@ -723,7 +732,12 @@ impl Relay {
             return;
         };
         let (outcome, refusal) = match fault {
-            AnswerFault::Broken(_) => (Some(Outcome::Reset), None),
+            AnswerFault::Broken(_) => {
+                if let Some(lease) = &flight.lease {
+                    lease.peer().broke_off();
+                }
+                (Some(Outcome::Reset), None)
+            }
             AnswerFault::Stopped => (Some(Outcome::Timeout), Some(Refusal::AnswerStopped)),
             // The client's own part in it is as large as the release's.
             AnswerFault::Idle => (None, Some(Refusal::AnswerStopped)),

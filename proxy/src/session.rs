@@ -343,7 +343,10 @@ impl Session {
         tokio::select! {
             both = both => match both {
                 Ok((sent, received)) => debug!(sent, received, "an upgraded connection ended"),
-                Err(error) => debug!(%error, "an upgraded connection broke"),
+                Err(error) => {
+                    debug!(%error, "an upgraded connection broke");
+                    tunnel.broke();
+                }
             },
             () = self.shared.cut.cancelled() => debug!("an upgraded connection was cut"),
             () = &mut tunnel.gone => debug!("an upgraded connection was cut: its endpoint left"),

@@ -153,6 +153,8 @@ pub(crate) struct Peer {
     /// For HTTP/2 the connections of each worker, which its requests share.
     shared: Box<[Arc<SharedWires>]>,
     leaving: Mutex<Leaving>,
+    /// What broke off after it left the table and was not told yet.
+    broken_off: AtomicU32,
     /// Connections without work by worker, last used last. Only the watch takes the lock of another worker.
     idle: Box<[Mutex<IdleWires>]>,
 }
@@ -175,6 +177,7 @@ impl Peer {
             dial,
             shared: (0..workers.max(1)).map(|_| Arc::default()).collect(),
             leaving: Mutex::default(),
+            broken_off: AtomicU32::new(0),
             in_flight: AtomicU32::new(0),
             healthy: AtomicBool::new(true),
             timeouts: AtomicU32::new(0),
@@ -468,6 +471,14 @@ impl Peer {
             leaving.over.cancel();
         }
         is_first
+    }
+
+    /// Something in flight here broke off. It is taken note of if the table has this endpoint no more: then its task was ended
+    /// with work left.
+    pub(crate) fn broke_off(&self) {
+        if lock(&self.leaving).since.is_some() {
+            self.broken_off.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Waits until its time is over, because it left the table.

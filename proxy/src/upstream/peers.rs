@@ -1,6 +1,7 @@
 //! All endpoints, by what tells them apart, and the watch over them.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -103,6 +104,22 @@ impl Peers {
         }
     }
 
+    /// Says what broke off at endpoints that had left the table, since the last time.
+    fn tell_broken_off(&self) {
+        for (key, peer) in &*lock(&self.known) {
+            let requests = peer.broken_off.swap(0, Ordering::Relaxed);
+            if requests > 0 {
+                warn!(
+                    service = %key.route,
+                    release = %key.release,
+                    endpoint = %key.address,
+                    requests,
+                    "an endpoint that left the table broke off what it still had to do: its task was ended before"
+                );
+            }
+        }
+    }
+
     /// Forgets endpoints that no table and no request holds any more.
     pub(crate) fn forget_unused(&self) {
         lock(&self.known).retain(|_, peer| Arc::strong_count(peer) > 1 || peer.in_flight() > 0);
@@ -160,6 +177,7 @@ impl Peers {
     }
 
     async fn watch_once(&self) {
+        self.tell_broken_off();
         self.forget_unused();
         let now = Instant::now();
         self.end_leaving(now);

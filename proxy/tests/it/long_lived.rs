@@ -142,6 +142,8 @@ async fn f22_long_lived_connections_outlive_their_release_until_its_task_ends_or
     // The end of a task is the end of its streams, and no good one.
     drop(ending);
     assert_eq!(next(&mut ends).await, None);
+    let told = "an endpoint that left the table broke off what it still had to do";
+    proxy.logs(told, 1).await;
     lasting.send("third");
     assert_eq!(next(&mut lasts).await.unwrap(), "third");
 

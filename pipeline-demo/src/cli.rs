@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use friday_proxy::health;
 use serde_json::{Value, json};
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -109,6 +110,13 @@ impl Served {
     fn or_any_port(self) -> ServerConfig {
         self.or((Ipv4Addr::LOCALHOST, 0).into())
     }
+}
+
+#[derive(Debug, Args)]
+struct Threads {
+    /// Threads: cores that it can use at most. On one it spends the least for each task; more instances use more cores too
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: u32,
 }
 
 #[derive(Debug, Args)]
@@ -216,6 +224,8 @@ struct Feed {
     #[arg(long, value_enum)]
     pin: Option<Pin>,
     #[command(flatten)]
+    threads: Threads,
+    #[command(flatten)]
     served: Served,
     #[command(flatten)]
     labels: Labels,
@@ -238,6 +248,8 @@ struct Work {
     /// What is wrong with this release
     #[arg(long, value_enum, default_value = "good")]
     fault: Fault,
+    #[command(flatten)]
+    threads: Threads,
     /// How long requests in flight may take once told to stop
     #[arg(long, value_name = "N", default_value = "10", value_parser = seconds)]
     drain_seconds: Duration,
@@ -307,6 +319,43 @@ impl Cli {
         } else {
             logs.init();
         }
+    }
+
+    /// What the subcommand runs on: one thread or more where it has `--threads`, else one for each core.
+    ///
+    /// A task in the pipeline waits a dozen times for a moment. Where threads share the work, each of these moments may wake another
+    /// of them, and that costs more than the work.
+    ///
+    /// # Errors
+    /// The system gives no threads or no descriptors.
+    pub fn runtime(&self) -> std::io::Result<Runtime> {
+        let threads = match &self.command {
+            Command::Feed(Feed { threads, .. }) | Command::Work(Work { threads, .. }) => {
+                Some(threads.threads)
+            }
+            Command::Produce(_)
+            | Command::Subscribe(_)
+            | Command::Ingest(_)
+            | Command::Replay(_)
+            | Command::Lint(_)
+            | Command::Sink(_)
+            | Command::Query(_)
+            | Command::Stats(_)
+            | Command::Jobs(_)
+            | Command::Health(_)
+            | Command::Demo(_)
+            | Command::Friday { .. }
+            | Command::Serve(_)
+            | Command::Proxy(_) => None,
+        };
+        let mut builder = match threads {
+            Some(1) => Builder::new_current_thread(),
+            Some(_) | None => Builder::new_multi_thread(),
+        };
+        if let Some(threads) = threads {
+            builder.worker_threads(threads as usize);
+        }
+        builder.enable_all().build()
     }
 
     /// Runs the subcommand until it ends or the process is told to stop, and prints its record. A `pipeline.yml` that is

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use pipeline_demo::cli::Cli;
 
@@ -10,12 +11,15 @@ use pipeline_demo::cli::Cli;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     pipeline_demo::demo::die_with_parent();
     let cli = Cli::parse();
     cli.start_logs();
-    match cli.run().await {
+    let ended = cli
+        .runtime()
+        .context("no threads could be started")
+        .and_then(|runtime| runtime.block_on(cli.run()));
+    match ended {
         Ok(code) => code,
         Err(error) => {
             // The whole chain, once.

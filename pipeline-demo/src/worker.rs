@@ -259,7 +259,8 @@ impl Worker {
             .observe(started.elapsed().as_secs_f64());
         let kind = [(header::CONTENT_TYPE, "application/json")];
         let sentiment = kind_of(&result.features);
-        let mut answer = (StatusCode::OK, kind, json!(result).to_string()).into_response();
+        let body = serde_json::to_vec(&result).expect("its keys are text");
+        let mut answer = (StatusCode::OK, kind, body).into_response();
         if let Some(sentiment) = sentiment {
             answer.headers_mut().insert(SENTIMENT_HEADER, sentiment);
         }

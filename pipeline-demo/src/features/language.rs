@@ -26,6 +26,82 @@ const LEFT_OUT: [Lang; 13] = [
     Lang::Zul,
 ];
 
+/// What X says of a tweet's language (`lang`; docs.x.com, "Supported languages") in the codes that the library has. Sorted. `in`
+/// and `iw` are what Indonesian and Hebrew were called once. What X has no language for (`und`, `zxx`, `qme` and the like) is
+/// not there.
+const OF_X: [(&str, &str); 70] = [
+    ("am", "amh"),
+    ("ar", "ara"),
+    ("bg", "bul"),
+    ("bn", "ben"),
+    ("bo", "bod"),
+    ("bs", "bos"),
+    ("ca", "cat"),
+    ("ckb", "ckb"),
+    ("cs", "ces"),
+    ("cy", "cym"),
+    ("da", "dan"),
+    ("de", "deu"),
+    ("dv", "div"),
+    ("el", "ell"),
+    ("en", "eng"),
+    ("es", "spa"),
+    ("et", "est"),
+    ("eu", "eus"),
+    ("fa", "pes"),
+    ("fi", "fin"),
+    ("fr", "fra"),
+    ("gu", "guj"),
+    ("he", "heb"),
+    ("hi", "hin"),
+    ("hr", "hrv"),
+    ("ht", "hat"),
+    ("hu", "hun"),
+    ("hy", "hye"),
+    ("id", "ind"),
+    ("in", "ind"),
+    ("is", "isl"),
+    ("it", "ita"),
+    ("iw", "heb"),
+    ("ja", "jpn"),
+    ("ka", "kat"),
+    ("km", "khm"),
+    ("kn", "kan"),
+    ("ko", "kor"),
+    ("lo", "lao"),
+    ("lt", "lit"),
+    ("lv", "lav"),
+    ("ml", "mal"),
+    ("mr", "mar"),
+    ("my", "mya"),
+    ("ne", "nep"),
+    ("nl", "nld"),
+    ("no", "nob"),
+    ("or", "ori"),
+    ("pa", "pan"),
+    ("pl", "pol"),
+    ("ps", "pus"),
+    ("pt", "por"),
+    ("ro", "ron"),
+    ("ru", "rus"),
+    ("sd", "snd"),
+    ("si", "sin"),
+    ("sk", "slk"),
+    ("sl", "slv"),
+    ("sr", "srp"),
+    ("sv", "swe"),
+    ("ta", "tam"),
+    ("te", "tel"),
+    ("th", "tha"),
+    ("tl", "tgl"),
+    ("tr", "tur"),
+    ("ug", "uig"),
+    ("uk", "ukr"),
+    ("ur", "urd"),
+    ("vi", "vie"),
+    ("zh", "cmn"),
+];
+
 static DETECTOR: LazyLock<Detector> = LazyLock::new(|| Detector::with_denylist(LEFT_OUT.to_vec()));
 
 pub(super) struct Language;
@@ -35,8 +111,12 @@ impl Feature for Language {
         "language"
     }
 
-    /// `code` is ISO 639-3, `und` where nothing can be said; `reliable` is false for most very short texts.
+    /// `code` is ISO 639-3, `und` where nothing can be said; `reliable` is false for most very short texts of which X does
+    /// not say anything.
     fn of(&self, tweet: &Tweet) -> Value {
+        if let Some(code) = tweet.lang.as_deref().and_then(told) {
+            return json!({"code": code, "reliable": true});
+        }
         match DETECTOR.detect(&tweet.text) {
             Some(info) => json!({"code": info.lang().code(), "reliable": info.is_reliable()}),
             None => json!({"code": "und", "reliable": false}),
@@ -44,8 +124,17 @@ impl Feature for Language {
     }
 }
 
+/// The code for what X says, whatever the script or the country.
+fn told(lang: &str) -> Option<&'static str> {
+    let primary = lang.split('-').next()?;
+    let at = OF_X.binary_search_by_key(&primary, |(lang, _)| lang).ok()?;
+    Some(OF_X[at].1)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
     use crate::features::tweet;
 
@@ -61,6 +150,32 @@ mod tests {
             ("", "und"),
         ] {
             assert_eq!(Language.of(&tweet(text))["code"], code, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_x_says_is_not_looked_for() {
+        let of = |lang: &str| {
+            let tweet = Tweet {
+                lang: Some(lang.to_owned()),
+                ..tweet("Heute ist das Wetter endlich wieder richtig schön.")
+            };
+            Language.of(&tweet)
+        };
+        for (lang, code) in [("en", "eng"), ("zh-TW", "cmn"), ("in", "ind")] {
+            assert_eq!(of(lang), json!({"code": code, "reliable": true}), "{lang}");
+        }
+        for lang in ["und", "zxx", "qme", ""] {
+            assert_eq!(of(lang)["code"], "deu", "{lang}");
+        }
+    }
+
+    #[test]
+    fn what_x_says_and_what_is_found_have_the_same_codes() {
+        assert!(OF_X.is_sorted_by_key(|(lang, _)| lang));
+        let told: HashSet<&str> = OF_X.iter().map(|(_, code)| *code).collect();
+        for lang in Lang::all().iter().filter(|lang| !LEFT_OUT.contains(lang)) {
+            assert!(told.contains(lang.code()), "{lang:?}");
         }
     }
 

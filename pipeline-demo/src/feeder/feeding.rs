@@ -138,6 +138,10 @@ impl<'a> Feeding<'a> {
             if let Some(reason) = self.not_sent.take() {
                 return Err(FeederError::Pin { reason });
             }
+            // All that have ended at once: a turn for each of them would cost as much as a turn for all.
+            while let Some(ended) = self.tasks.try_join_next() {
+                self.ended(ended??);
+            }
             self.send_ready(shutdown);
             let room = self.room();
             let hurry = self.next_deadline();

@@ -33,7 +33,9 @@ fn a_tweet_takes_the_first_route_that_may_be_its_own_and_without_one_every_stage
         ("4", "en", &retweet, &every[..]),
         ("1", "en", &retweet, &["hashtags", "mentions"]),
         ("1", "fr", &retweet, &["hashtags"]),
-        ("1", "fr", &serde_json::json!(null), &every),
+        ("1", "und", &serde_json::json!(null), &every),
+        // Every stage that it may go through: X says that it is not English, whatever the words are.
+        ("1", "fr", &serde_json::json!(null), &every[..3]),
     ] {
         let data = serde_json::json!({"id": "1", "author_id": author, "lang": lang, "text": text,
             "referenced_tweets": references});

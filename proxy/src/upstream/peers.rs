@@ -120,9 +120,12 @@ impl Peers {
         }
     }
 
-    /// Forgets endpoints that no table and no request holds any more.
+    /// Forgets endpoints that no table and no request holds any more, and of which nothing is left to be told.
     pub(crate) fn forget_unused(&self) {
-        lock(&self.known).retain(|_, peer| Arc::strong_count(peer) > 1 || peer.in_flight() > 0);
+        lock(&self.known).retain(|_, peer| {
+            let is_told = peer.broken_off.load(Ordering::Relaxed) == 0;
+            Arc::strong_count(peer) > 1 || peer.in_flight() > 0 || !is_told
+        });
     }
 
     /// Each endpoint with requests in flight.
